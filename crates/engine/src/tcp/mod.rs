@@ -1,0 +1,19 @@
+//! TCP: one [`Connection`] is one connection's state machine, RFC 9293.
+//!
+//! The shard calls it: segments in by [`Connection::handle_segment`], timers by
+//! [`Connection::handle_timers`], segments out by [`Connection::poll_segment`]. Read first: the
+//! types of the seam in `seam.rs`, then `connection.rs` (state), `receive.rs` (the numbered steps of
+//! RFC 9293 section 3.10.7.4) and `transmit.rs`.
+
+pub mod connection;
+pub mod seam;
+pub mod segment;
+pub mod time_wait;
+
+pub use connection::Connection;
+pub use seam::{
+    Disposition, IcmpError, Setup, State, TcpCounters, TcpInfo, TcpLimits, TimerOutcome,
+    Unreachable,
+};
+pub use segment::{Flags, Malformed, Options, Outgoing, Segment, SeqNumber, Timestamps};
+pub use time_wait::{TimeWait, TimeWaitAnswer};

@@ -1,0 +1,273 @@
+//! The types that cross the seam between the shard and a TCP connection.
+//!
+//! Owns what a connection is made from ([`Setup`], [`TcpLimits`]), what its steps answer
+//! ([`Disposition`], [`TimerOutcome`]), and what it counts ([`TcpCounters`]). No behaviour.
+
+use std::net::SocketAddr;
+
+use super::segment::{Outgoing, SeqNumber};
+use crate::SocketOptions;
+
+/// What the shard gives a new connection.
+#[derive(Clone, Debug)]
+pub struct Setup<'a> {
+    /// Our address and port.
+    pub local: SocketAddr,
+    /// The peer's address and port.
+    pub remote: SocketAddr,
+    /// Initial send sequence number, keyed as RFC 6528 asks.
+    pub iss: SeqNumber,
+    /// Added to the millisecond clock to give TSval, keyed per connection (RFC 7323 section 5.4).
+    pub timestamp_offset: u32,
+    /// Largest payload of a segment without options: path MTU less IP and TCP headers
+    /// (RFC 6691). It is what we announce, and bounds what we send.
+    pub mss: u16,
+    /// Socket options; a listener's template for a passive connection.
+    pub options: SocketOptions,
+    /// Sizes and time limits.
+    pub limits: &'a TcpLimits,
+}
+
+/// Sizes and time limits of TCP that an operator may choose.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct TcpLimits {
+    /// Largest receive window in bytes; also decides the window scale we announce.
+    pub receive_buffer_max: u32,
+    /// Most bytes of the send stream kept beyond the first unacknowledged one.
+    pub send_buffer_max: u32,
+    /// SYN retransmissions before an active open fails (Linux tcp_syn_retries).
+    pub syn_retries: u8,
+    /// SYN-ACK retransmissions before a passive open is dropped (Linux tcp_synack_retries).
+    pub synack_retries: u8,
+    /// How long a connection that was closed by its owner may stay in FIN-WAIT-2, in microseconds
+    /// (Linux tcp_fin_timeout).
+    pub fin_wait_2_us: u64,
+}
+
+impl Default for TcpLimits {
+    fn default() -> TcpLimits {
+        TcpLimits {
+            receive_buffer_max: 1 << 20,
+            send_buffer_max: 1 << 20,
+            syn_retries: 6,
+            synack_retries: 5,
+            fin_wait_2_us: 60_000_000,
+        }
+    }
+}
+
+/// State of a connection, RFC 9293 section 3.3.2. LISTEN is the shard's; TIME-WAIT lives on as a
+/// [`super::TimeWait`] record.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Hash)]
+pub enum State {
+    /// SYN sent, nothing heard.
+    SynSent,
+    /// SYN sent and received, ours not acknowledged.
+    SynReceived,
+    /// Both directions open.
+    Established,
+    /// Our side closed, its FIN not yet acknowledged (possibly not yet sent).
+    FinWait1,
+    /// Our FIN is acknowledged, the peer's side is open.
+    FinWait2,
+    /// The peer closed, our side is open.
+    CloseWait,
+    /// Both closed at the same time, our FIN not yet acknowledged.
+    Closing,
+    /// The peer closed first, our FIN not yet acknowledged (possibly not yet sent).
+    LastAck,
+    /// Both FINs acknowledged; the record answers for this connection.
+    TimeWait,
+    /// Gone: reset, timed out, or closed in order.
+    Closed,
+}
+
+/// What the shard has to do after a segment. After every one of them it looks at
+/// [`super::Connection::take_changed`], [`super::Connection::wants_transmit`] and
+/// [`super::Connection::next_timeout`].
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+#[must_use]
+pub enum Disposition {
+    /// Nothing special.
+    Continue,
+    /// The handshake has just completed.
+    Established,
+    /// Send this now, a RST for a segment that belongs to no state of ours; nothing else changed.
+    Reply(Outgoing),
+    /// Both directions are done: take [`super::Connection::time_wait_record`], let the record
+    /// answer from now on, and send this last acknowledgement if there is one.
+    EnterTimeWait(Option<Outgoing>),
+    /// The connection is over without a word to send: the peer reset or refused it.
+    Reset,
+    /// The connection is over in order: the peer acknowledged our FIN after its own.
+    Closed,
+    /// The connection is over by us; send this RST.
+    Aborted(Outgoing),
+}
+
+/// What the shard has to do after timers.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+#[must_use]
+pub enum TimerOutcome {
+    /// Look at [`super::Connection::wants_transmit`] and [`super::Connection::next_timeout`].
+    Continue,
+    /// The connection is over (timed out, or FIN-WAIT-2 lasted too long); send this RST if there
+    /// is one. Progress carries the error.
+    Closed(Option<Outgoing>),
+}
+
+/// Why a destination cannot be reached, from ICMP or ICMPv6.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Unreachable {
+    /// No route to the network.
+    Network,
+    /// No route to the host, or administratively prohibited.
+    Host,
+    /// No protocol or port there: the only hard errors of RFC 1122 section 4.2.3.9 beside
+    /// fragmentation needed.
+    Port,
+}
+
+/// An ICMP error about a segment of ours, already matched to the connection.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum IcmpError {
+    /// Destination unreachable, or hop limit exceeded.
+    Unreachable(Unreachable),
+    /// Packet too big: `mss` is what the reported MTU leaves for TCP payload without options.
+    PacketTooBig {
+        /// The new largest payload.
+        mss: u16,
+    },
+}
+
+/// Declares the counters with their names and texts in one list.
+macro_rules! tcp_counters {
+    ($($(#[doc = $text:literal])+ $name:ident,)+) => {
+        /// What connections count. Segment totals are the shard's; these are decisions.
+        #[derive(Clone, PartialEq, Eq, Debug, Default)]
+        pub struct TcpCounters {
+            $($(#[doc = $text])+ pub $name: u64,)+
+        }
+
+        impl TcpCounters {
+            /// Every counter as (name, text, value).
+            pub fn list(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
+                [$((stringify!($name), concat!($($text),+), self.$name),)+].into_iter()
+            }
+        }
+    };
+}
+
+tcp_counters! {
+    /// Segments of new data or FIN sent.
+    data_segments_sent,
+    /// Bytes of new data sent.
+    data_bytes_sent,
+    /// Bytes received in order and stored.
+    data_bytes_received,
+    /// Segments sent again.
+    retransmitted_segments,
+    /// Retransmission time-outs.
+    retransmission_timeouts,
+    /// Fast retransmissions begun.
+    fast_retransmits,
+    /// Duplicate acknowledgements received.
+    duplicate_acks_received,
+    /// Acknowledgements sent without data.
+    pure_acks_sent,
+    /// Acknowledgements sent because the delay ran out.
+    delayed_acks_sent,
+    /// Challenge acknowledgements sent, RFC 5961.
+    challenge_acks_sent,
+    /// Challenge acknowledgements not sent because of their rate limit.
+    challenge_acks_limited,
+    /// Zero window probes sent.
+    window_probes_sent,
+    /// Keep-alive probes sent.
+    keepalive_probes_sent,
+    /// Connections reset by the peer.
+    resets_received,
+    /// Connections given up for lack of an answer.
+    timed_out,
+    /// Established: active and passive handshakes completed.
+    established,
+    /// Segments taken by the established fast path.
+    fast_path_segments,
+    /// Data stored out of order, in bytes.
+    out_of_order_bytes,
+    /// Dropped: sequence number outside the window.
+    drop_out_of_window,
+    /// Dropped: older than the last timestamp, RFC 7323 section 5.
+    drop_old_timestamp,
+    /// Dropped: acknowledges what was never sent, or is too old (RFC 5961 section 5).
+    drop_bad_ack,
+    /// Dropped: neither ACK, SYN nor RST where one is needed.
+    drop_no_ack,
+    /// Dropped: RST whose sequence number does not match exactly, RFC 5961 section 3.
+    drop_bad_reset,
+    /// Dropped: SYN on a synchronised connection, RFC 5961 section 4.
+    drop_unexpected_syn,
+    /// Data dropped: memory for it is short.
+    drop_no_memory,
+    /// Data dropped: too many holes before it.
+    drop_too_many_ranges,
+    /// Data discarded after the application shut its receive side down.
+    discarded_after_shutdown,
+    /// Dropped: data for a connection the application has closed; answered with RST.
+    drop_after_close,
+    /// ICMP errors ignored because their quoted sequence number is not in flight, RFC 5927.
+    drop_bad_icmp,
+}
+
+/// A connection's inner numbers for display; the fields of Linux's `tcp_info` that exist here.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct TcpInfo {
+    /// State.
+    pub state: State,
+    /// 0 open, 1 disorder, 3 recovery, 4 loss (Linux's tcpi_ca_state).
+    pub congestion_state: u8,
+    /// Time-outs in a row.
+    pub backoff: u8,
+    /// Timestamps are on.
+    pub timestamps: bool,
+    /// Both sides allowed SACK.
+    pub sack_permitted: bool,
+    /// Shift of the peer's window, and of ours, when scaling is on.
+    pub window_scale: Option<(u8, u8)>,
+    /// Retransmission time-out in microseconds.
+    pub rto_us: u32,
+    /// Smoothed round trip in microseconds, zero before the first sample.
+    pub srtt_us: u32,
+    /// Mean deviation of the round trip in microseconds.
+    pub rttvar_us: u32,
+    /// Smallest round trip seen, in microseconds; `u32::MAX` before the first sample.
+    pub min_rtt_us: u32,
+    /// Payload of a full segment we send.
+    pub send_mss: u16,
+    /// Estimate of the payload of a full segment of the peer.
+    pub receive_mss: u16,
+    /// Congestion window in bytes.
+    pub cwnd: u32,
+    /// Slow start threshold in bytes; `u32::MAX` before the first loss.
+    pub ssthresh: u32,
+    /// Window the peer offers, in bytes.
+    pub send_window: u32,
+    /// Window we offer, in bytes.
+    pub receive_window: u32,
+    /// Bytes sent and not acknowledged.
+    pub unacknowledged: u64,
+    /// Bytes written by the application and not sent.
+    pub not_sent: u64,
+    /// Bytes received in order and not consumed.
+    pub receive_queue: u64,
+    /// Segments sent again over the connection's life.
+    pub retransmits: u32,
+    /// Bytes acknowledged by the peer.
+    pub bytes_acked: u64,
+    /// Bytes received in order.
+    pub bytes_received: u64,
+    /// Microseconds since data was last sent, and last received.
+    pub last_data_sent_us: u64,
+    /// Microseconds since data was last received.
+    pub last_data_received_us: u64,
+}
