@@ -1,1 +1,44 @@
-//! Under construction.
+//! The sans-IO heart of Haypile: one [`Shard`] is one core's Ethernet, ARP, NDP, IPv4, IPv6, ICMP
+//! and TCP, with its flows, listeners, neighbours and timers.
+//!
+//! Nothing here does input or output, reads a clock or draws randomness: time, frames and seeds are
+//! arguments. `handle_*` says that something arrived, `poll_*` asks what to do next, everything
+//! else is a command of an application. Read [`shard`] first, then `shard/receive.rs` for the way
+//! of a packet in, `shard/transmit.rs` for the way out, and [`tcp`] for what a connection does.
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod counters;
+pub mod drop_reason;
+pub mod error;
+pub mod event;
+pub mod limits;
+pub mod options;
+pub mod shard;
+pub mod socket_id;
+pub mod streams;
+pub mod tcp;
+pub mod time;
+
+// mod flow_table;
+// mod lists;
+// mod listeners;
+// mod neighbours;
+// mod ports;
+// mod reassembly;
+// mod slab;
+// mod time_wait_table;
+// mod timer_wheel;
+
+pub use config::{Cidr, Route, ShardConfig};
+pub use counters::{Counter, Counters};
+pub use drop_reason::DropReason;
+pub use error::{ConfigError, ConnectError, ListenError, ParseCidrError, SocketError};
+pub use event::{Event, Progress};
+pub use limits::Limits;
+pub use options::{Close, ListenOptions, SocketOption, SocketOptions};
+pub use shard::{Shard, SocketState, SocketSummary};
+pub use socket_id::SocketId;
+pub use streams::{RxMeta, Streams, TxMeta};
+pub use tcp::{State, TcpCounters, TcpInfo, TcpLimits};
+pub use time::Instant;

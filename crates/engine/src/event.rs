@@ -1,0 +1,57 @@
+//! What a shard tells its owner: connections accepted, their progress, names forgotten.
+//!
+//! Drained with [`crate::Shard::poll_event`] after each burst. Progress is coalesced: it describes
+//! a connection at the moment it is taken, and at most one is queued per connection.
+
+use std::net::SocketAddr;
+
+use crate::error::SocketError;
+use crate::socket_id::SocketId;
+
+/// One thing the owner of a shard has to know.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// The handshake completed on a listener and nobody holds the connection yet. Always comes
+    /// before any [`Event::Progress`] of that id.
+    Accepted {
+        /// The listener that the connection arrived on.
+        listener: SocketId,
+        /// The new connection.
+        id: SocketId,
+        /// Our address and port.
+        local: SocketAddr,
+        /// The peer's address and port.
+        remote: SocketAddr,
+    },
+    /// The state of a connection as of now.
+    Progress {
+        /// The connection.
+        id: SocketId,
+        /// Its state.
+        progress: Progress,
+    },
+    /// The shard has forgotten the id; nothing comes for it again. Comes only after `close` of the
+    /// connection, or after `close` of its listener when nobody had claimed it. Until then an id
+    /// stays valid, whatever happened to the connection.
+    Released {
+        /// The forgotten connection.
+        id: SocketId,
+    },
+}
+
+/// How far a connection has come. Positions count bytes from the first data byte of a direction.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
+pub struct Progress {
+    /// The handshake is complete (stays true afterwards).
+    pub connected: bool,
+    /// Bytes received in order, so readable up to here.
+    pub rx_end: u64,
+    /// The peer has sent its FIN and everything before it has arrived.
+    pub rx_fin: bool,
+    /// Bytes the peer has acknowledged: their memory may be used again.
+    pub tx_acked: u64,
+    /// What ended the connection, if something did.
+    pub error: Option<SocketError>,
+    /// Both directions are done, or the connection failed: nothing will change any more.
+    pub finished: bool,
+}
