@@ -1,1 +1,16 @@
-//! Under construction.
+//! Deterministic simulation of whole hosts: real `haypile-engine` shards in virtual time, joined by a switch whose ports
+//! lose, duplicate, reorder, corrupt and delay frames by seed. Only tests and experiments use this crate.
+//! Read [`world`] first (how time moves), then [`application`] (what the simulated programs do and check).
+#![forbid(unsafe_code)]
+
+pub mod application;
+pub mod fault;
+pub mod host;
+pub mod memory;
+pub mod random;
+pub mod scenario;
+pub mod world;
+
+pub use fault::FaultPlan;
+pub use scenario::{Outcome, Scenario};
+pub use world::World;

@@ -1,0 +1,140 @@
+//! One simulated host: a real engine shard, the memory of its streams and the programs on its connections.
+//! Driven by [`crate::world`].
+
+use crate::application::{Application, Script, stream_key};
+use crate::memory::Memory;
+use crate::random::Random;
+use haypile_engine::{Event, Instant, RxMeta, Shard, SocketId};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+/// A host of the world.
+pub struct Host {
+    /// Its stack.
+    pub shard: Shard,
+    /// Its Ethernet address.
+    pub mac: [u8; 6],
+    /// Where its bytes live.
+    pub memory: Memory,
+    /// The programs that run, by the connection's index; ordered so that a run repeats.
+    programs: BTreeMap<(u32, u32), Application>,
+    /// Programs that are over.
+    finished: Vec<Application>,
+    /// What a program on an accepted connection does; the listener's connections take one each from the front.
+    accept_scripts: Vec<Script>,
+    frame: Vec<u8>,
+}
+
+fn key(id: SocketId) -> (u32, u32) {
+    (id.index(), id.generation())
+}
+
+impl Host {
+    /// A host around `shard`.
+    pub fn new(shard: Shard, mac: [u8; 6], frame_len: usize) -> Host {
+        Host {
+            shard,
+            mac,
+            memory: Memory::default(),
+            programs: BTreeMap::new(),
+            finished: Vec::new(),
+            accept_scripts: Vec::new(),
+            frame: vec![0; frame_len],
+        }
+    }
+
+    /// Adds a script that the next accepted connection without one follows.
+    pub fn on_accept(&mut self, script: Script) {
+        self.accept_scripts.insert(0, script);
+    }
+
+    /// Starts a program on connection `id`.
+    pub fn start(&mut self, id: SocketId, local: SocketAddr, remote: SocketAddr, script: Script) {
+        self.memory.set_send_key(id, stream_key(local, remote));
+        self.programs.insert(key(id), Application::new(id, local, remote, script));
+    }
+
+    /// Programs that still run.
+    pub fn running(&self) -> usize {
+        self.programs.len()
+    }
+
+    /// Programs that are over.
+    pub fn finished(&self) -> &[Application] {
+        &self.finished
+    }
+
+    /// A frame arrives.
+    pub fn handle_frame(&mut self, now: Instant, frame: &[u8]) {
+        let meta = RxMeta { checksum_valid: false };
+        self.shard.handle_frame(now, frame, meta, &mut self.memory);
+    }
+
+    /// Timers, events and programs of this moment, then every frame the stack wants to send, into `out`.
+    ///
+    /// # Errors
+    /// What a program found wrong.
+    pub fn turn(
+        &mut self,
+        now: Instant,
+        random: &mut Random,
+        out: &mut Vec<Vec<u8>>,
+    ) -> Result<(), String> {
+        if self.shard.poll_timeout().is_some_and(|at| at <= now) {
+            self.shard.handle_timers(now, &mut self.memory);
+        }
+        self.handle_events()?;
+        self.run_programs(now, random)?;
+        self.transmit(now, out);
+        self.handle_events()
+    }
+
+    /// When this host next has something to do of itself.
+    pub fn wakes_at(&self) -> Option<u64> {
+        let programs = self.programs.values().filter_map(Application::wakes_at).min();
+        let timer = self.shard.poll_timeout().map(Instant::us);
+        [programs, timer].into_iter().flatten().min()
+    }
+
+    fn handle_events(&mut self) -> Result<(), String> {
+        while let Some(event) = self.shard.poll_event() {
+            match event {
+                Event::Accepted { id, local, remote, .. } => {
+                    self.shard.claimed(id);
+                    let script =
+                        self.accept_scripts.pop().ok_or("a connection too many was accepted")?;
+                    self.start(id, local, remote, script);
+                }
+                Event::Progress { id, progress } => {
+                    if let Some(program) = self.programs.get_mut(&key(id)) {
+                        program.observe(progress);
+                    }
+                }
+                Event::Released { id } => {
+                    self.memory.forget(id);
+                    if self.programs.contains_key(&key(id)) {
+                        return Err(format!("{id:?} was released under its program"));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn run_programs(&mut self, now: Instant, random: &mut Random) -> Result<(), String> {
+        let Host { shard, memory, programs, finished, .. } = self;
+        for program in programs.values_mut() {
+            program.run(now, shard, memory, random)?;
+        }
+        let over: Vec<_> =
+            programs.iter().filter(|(_, p)| p.verdict().is_some()).map(|(k, _)| *k).collect();
+        finished.extend(over.into_iter().filter_map(|key| programs.remove(&key)));
+        Ok(())
+    }
+
+    fn transmit(&mut self, now: Instant, out: &mut Vec<Vec<u8>>) {
+        while let Some(meta) = self.shard.poll_transmit(now, &mut self.frame, &mut self.memory) {
+            out.push(self.frame[..meta.len].to_vec());
+        }
+    }
+}
