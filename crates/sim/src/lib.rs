@@ -8,6 +8,7 @@ pub mod fault;
 pub mod host;
 pub mod memory;
 pub mod random;
+pub mod replay;
 pub mod scenario;
 pub mod world;
 
