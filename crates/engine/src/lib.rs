@@ -20,15 +20,17 @@ pub mod streams;
 pub mod tcp;
 pub mod time;
 
-// mod flow_table;
-// mod lists;
+mod flow_table;
+mod keys;
+mod lists;
 // mod listeners;
 // mod neighbours;
-// mod ports;
+mod ports;
 // mod reassembly;
-// mod slab;
-// mod time_wait_table;
-// mod timer_wheel;
+mod routing;
+mod slab;
+mod time_wait_table;
+mod timer_wheel;
 
 pub use config::{Cidr, Route, ShardConfig};
 pub use counters::{Counter, Counters};

@@ -50,11 +50,11 @@ fn texts_are_distinct() {
 #[test]
 fn totals_add_up() {
     let mut counters = Counters::new();
-    counters.drop_frame(DropReason::TcpPaws);
-    counters.drop_frame(DropReason::TcpPaws);
+    counters.drop_frame(DropReason::TcpMalformed);
+    counters.drop_frame(DropReason::TcpMalformed);
     counters.drop_frame(DropReason::ArpMalformed);
     counters.add(Counter::BytesSent, 7);
-    assert_eq!(counters.dropped(DropReason::TcpPaws), 2);
+    assert_eq!(counters.dropped(DropReason::TcpMalformed), 2);
     assert_eq!(counters.dropped_total(), counters.drops().map(|(_, n)| n).sum::<u64>());
     assert_eq!(counters.iter().map(|(_, n)| n).sum::<u64>(), 7);
 }
