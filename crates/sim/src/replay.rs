@@ -147,7 +147,8 @@ impl<'a> Player<'a> {
         let (seq_shift, ack_shift) = (self.byte()? as i8, self.byte()? as i8);
         let stretch = 1i32 << (self.byte()? % 20);
         let window = self.half()?;
-        let options = self.take(usize::from(self.byte()? % 11) * 4).to_vec();
+        let options_len = usize::from(self.byte()? % 11) * 4;
+        let options = self.take(options_len).to_vec();
         let payload_len = usize::from(self.half()?) % 1400;
         let payload = self.take(payload_len).to_vec();
         let to_listener = self.heard.our_port == LISTEN_PORT || stretch & 1 == 1;
@@ -184,7 +185,10 @@ impl<'a> Player<'a> {
                 self.sent += u64::from(self.half()?);
                 self.shard.send_ready(self.now, id, self.sent);
             }
-            1 => self.shard.receive_consumed(self.now, id, u64::from(self.half()?)),
+            1 => {
+                let position = u64::from(self.half()?);
+                self.shard.receive_consumed(self.now, id, position);
+            }
             2 => self.shard.shutdown_send(self.now, id),
             3 => self.shard.shutdown_receive(self.now, id),
             4 => self.close(id, Close::Graceful),
