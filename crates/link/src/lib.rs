@@ -1,1 +1,31 @@
-//! Under construction.
+//! Haypile's ports: what carries Ethernet frames between the service and a network, and the calls
+//! that set such links up. Used by the service (its port), by the `haypile` binary (namespaces and
+//! addresses of the demo) and by tests. Start with `port.rs`, then `tap.rs`.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`port`] | the [`port::Port`] trait: bursts of frames in and out, features, counters |
+//! | [`tap`] | an Ethernet interface of the kernel whose other end is this process |
+//! | [`memory`] | two ports joined in this process, for tests |
+//! | [`capture`] | a decorator that writes what passes to a pcapng file |
+//! | [`netlink`], [`netns`] | interfaces, addresses, routes; network namespaces |
+//! | [`address_plan`] | which free addresses a private service takes |
+//!
+//! All `unsafe` code of the crate is in `sys.rs`.
+
+#![warn(missing_docs)]
+#![deny(unsafe_code)]
+
+pub mod address_plan;
+pub mod capture;
+mod error;
+pub mod memory;
+pub mod netlink;
+pub mod netns;
+pub mod port;
+#[allow(unsafe_code)]
+mod sys;
+pub mod tap;
+mod virtio;
+
+pub use error::LinkError;

@@ -1,0 +1,247 @@
+//! Owns the contract between the service and whatever carries its frames: the [`Port`] trait, the
+//! frames that cross it, what a port can do ([`Features`]) and what it counted ([`PortCounters`]).
+//! Called by the service's link loop; implemented by `tap.rs`, `memory.rs` and the decorator
+//! `capture.rs`. Ethernet frames are without preamble and frame check sequence.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use haypile_shm::pool::{Frame, FramePool};
+
+/// Bytes before a frame to be sent that belong to the port: it may write its own header there.
+///
+/// 18 puts the IP header, 14 bytes into the frame, on a 32-byte boundary of the chunk.
+pub const TX_HEADROOM: usize = 18;
+
+/// Length of an Ethernet header, in bytes (IEEE 802.3; no VLAN tag).
+pub const ETHERNET_HEADER_LEN: usize = 14;
+
+/// Length of an 802.1Q tag, in bytes: a received frame may exceed the MTU by this much.
+pub const VLAN_TAG_LEN: usize = 4;
+
+/// A received frame; whoever holds it owns its chunk and gives it back with `FramePool::free`.
+#[derive(Debug)]
+pub struct RxFrame {
+    /// The chunk.
+    pub frame: Frame,
+    /// Where the Ethernet header starts in the chunk, in bytes.
+    pub offset: u16,
+    /// Length of the Ethernet frame, in bytes.
+    pub len: u16,
+    /// The transport checksum was verified already, or the frame never left memory.
+    pub checksum_valid: bool,
+}
+
+impl RxFrame {
+    /// The Ethernet frame.
+    pub fn bytes<'a>(&self, pool: &'a FramePool) -> &'a [u8] {
+        &pool.bytes(&self.frame)[usize::from(self.offset)..][..usize::from(self.len)]
+    }
+}
+
+/// A frame to be sent.
+#[derive(Debug)]
+pub struct TxFrame {
+    /// The chunk.
+    pub frame: Frame,
+    /// Where the Ethernet header starts in the chunk: at least [`TX_HEADROOM`], in bytes.
+    pub offset: u16,
+    /// Length of the Ethernet frame, in bytes.
+    pub len: u16,
+}
+
+impl TxFrame {
+    /// A frame of `len` bytes that was written right behind the headroom.
+    pub fn new(frame: Frame, len: u16) -> TxFrame {
+        TxFrame { frame, offset: TX_HEADROOM as u16, len }
+    }
+
+    /// The Ethernet frame.
+    pub fn bytes<'a>(&self, pool: &'a FramePool) -> &'a [u8] {
+        &pool.bytes(&self.frame)[usize::from(self.offset)..][..usize::from(self.len)]
+    }
+}
+
+/// What a port does for its user, as negotiated (not as hoped for).
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
+pub struct Features {
+    /// Received frames may come with their transport checksum verified ([`RxFrame::checksum_valid`]).
+    pub rx_checksum: bool,
+    /// The port fills in transport checksums of frames sent.
+    pub tx_checksum: bool,
+    /// The port takes frames beyond the MTU and segments them.
+    pub tx_segmentation: bool,
+    /// Further queues can be opened on the same interface.
+    pub multi_queue: bool,
+}
+
+/// What happened on a port since it was opened. All count upwards and never reset.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
+pub struct PortCounters {
+    /// Frames received and handed on.
+    pub rx_frames: u64,
+    /// Bytes of those frames.
+    pub rx_bytes: u64,
+    /// Dropped on receive: too long for a chunk of the pool.
+    pub rx_too_long: u64,
+    /// Dropped on receive: shorter than an Ethernet header.
+    pub rx_too_short: u64,
+    /// Dropped on receive: a batch still to be segmented, which was not negotiated.
+    pub rx_unsegmented: u64,
+    /// Received with a transport checksum that its sender left unfinished; handed on as valid.
+    pub rx_partial_checksum: u64,
+    /// Bursts cut short because the pool had no free chunk.
+    pub rx_no_chunk: u64,
+    /// Frames sent.
+    pub tx_frames: u64,
+    /// Bytes of those frames.
+    pub tx_bytes: u64,
+    /// Dropped on send: longer than the MTU allows, or without room for the port's header.
+    pub tx_too_long: u64,
+    /// Dropped on send: shorter than an Ethernet header.
+    pub tx_too_short: u64,
+    /// Dropped on send: the other side refused the frame.
+    pub tx_refused: u64,
+    /// Bursts cut short because the other side took no more for now; the rest was kept.
+    pub tx_blocked: u64,
+    /// Bursts received and frames sent while the interface was down; the frames were dropped.
+    pub interface_down: u64,
+}
+
+impl PortCounters {
+    /// Number of counters.
+    pub const COUNT: usize = 14;
+
+    /// Every counter with its name, in a fixed order.
+    pub fn named(&self) -> [(&'static str, u64); PortCounters::COUNT] {
+        [
+            ("rx_frames", self.rx_frames),
+            ("rx_bytes", self.rx_bytes),
+            ("rx_too_long", self.rx_too_long),
+            ("rx_too_short", self.rx_too_short),
+            ("rx_unsegmented", self.rx_unsegmented),
+            ("rx_partial_checksum", self.rx_partial_checksum),
+            ("rx_no_chunk", self.rx_no_chunk),
+            ("tx_frames", self.tx_frames),
+            ("tx_bytes", self.tx_bytes),
+            ("tx_too_long", self.tx_too_long),
+            ("tx_too_short", self.tx_too_short),
+            ("tx_refused", self.tx_refused),
+            ("tx_blocked", self.tx_blocked),
+            ("interface_down", self.interface_down),
+        ]
+    }
+}
+
+/// One queue of frames to and from somewhere. Used by one thread at a time; never blocks.
+pub trait Port: Send {
+    /// Receives up to `max` frames into chunks of `pool` and appends them to `out`; returns how
+    /// many. Fewer than `max` means that nothing more waits, or that the pool is empty.
+    ///
+    /// # Errors
+    /// Only when the port is of no more use (the interface was removed, or the pool's chunks are
+    /// smaller than the MTU needs). What can be lost on a network is counted, not returned.
+    fn rx_burst(
+        &mut self,
+        pool: &mut FramePool,
+        out: &mut Vec<RxFrame>,
+        max: usize,
+    ) -> io::Result<usize>;
+
+    /// Sends from the front of `frames`, removes and frees what was sent (or dropped and counted),
+    /// and returns how many those were. What could not be sent now stays.
+    ///
+    /// # Errors
+    /// As [`Port::rx_burst`].
+    fn tx_burst(&mut self, pool: &mut FramePool, frames: &mut Vec<TxFrame>) -> io::Result<usize>;
+
+    /// What this port does, as negotiated.
+    fn features(&self) -> Features;
+
+    /// The largest IP packet, in bytes.
+    fn mtu(&self) -> u16;
+
+    /// The Ethernet address of our end.
+    fn mac(&self) -> [u8; 6];
+
+    /// Readable when [`Port::rx_burst`] would return frames (or after a full link has room again).
+    fn wait_fd(&self) -> BorrowedFd<'_>;
+
+    /// What was counted so far.
+    fn counters(&self) -> PortCounters;
+
+    /// One line that names the link and its mode.
+    fn describe(&self) -> String;
+}
+
+impl<P: Port + ?Sized> Port for Box<P> {
+    fn rx_burst(
+        &mut self,
+        pool: &mut FramePool,
+        out: &mut Vec<RxFrame>,
+        max: usize,
+    ) -> io::Result<usize> {
+        (**self).rx_burst(pool, out, max)
+    }
+
+    fn tx_burst(&mut self, pool: &mut FramePool, frames: &mut Vec<TxFrame>) -> io::Result<usize> {
+        (**self).tx_burst(pool, frames)
+    }
+
+    fn features(&self) -> Features {
+        (**self).features()
+    }
+
+    fn mtu(&self) -> u16 {
+        (**self).mtu()
+    }
+
+    fn mac(&self) -> [u8; 6] {
+        (**self).mac()
+    }
+
+    fn wait_fd(&self) -> BorrowedFd<'_> {
+        (**self).wait_fd()
+    }
+
+    fn counters(&self) -> PortCounters {
+        (**self).counters()
+    }
+
+    fn describe(&self) -> String {
+        (**self).describe()
+    }
+}
+
+/// A locally administered, individual Ethernet address (IEEE 802, section 8.2) that depends only on
+/// `seed`: the same configuration gives the same address.
+pub fn local_mac(seed: &str) -> [u8; 6] {
+    // FNV-1a, 64 bits: spreads short names well; nothing here needs to resist an adversary.
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    for byte in seed.bytes() {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+    let bytes = hash.to_be_bytes();
+    let mut mac =
+        [bytes[0], bytes[1], bytes[2], bytes[3] ^ bytes[6], bytes[4], bytes[5] ^ bytes[7]];
+    mac[0] = mac[0] & !GROUP_BIT | LOCAL_BIT;
+    mac
+}
+
+const GROUP_BIT: u8 = 0x01;
+const LOCAL_BIT: u8 = 0x02;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn local_mac_is_individual_local_stable_and_differs_by_seed() {
+        let first = local_mac("haypile0");
+        assert_eq!(first, local_mac("haypile0"));
+        assert_ne!(first, local_mac("haypile1"));
+        for seed in ["", "a", "haypile0", "198.18.0.2"] {
+            assert_eq!(local_mac(seed)[0] & 0x03, LOCAL_BIT);
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Owns every `unsafe` block of this crate: thin safe wrappers over the few system calls that the
+//! standard library does not offer (ioctl of /dev/net/tun, netlink sockets, unshare, setns). Called
+//! by `tap.rs`, `netlink.rs` and `netns.rs`; nothing here runs once per packet.
+
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// Length of an interface name with its final zero byte (`IFNAMSIZ`).
+pub(crate) const INTERFACE_NAME_SIZE: usize = libc::IFNAMSIZ;
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// TUNSETIFF: makes (or, for a further queue, joins) the interface; returns the name the kernel
+/// gave it. `name` may end in `%d`: the kernel then takes the first free number.
+pub(crate) fn tun_set_interface(
+    device: BorrowedFd<'_>,
+    name: &str,
+    flags: libc::c_int,
+) -> io::Result<String> {
+    if name.is_empty() || name.len() >= INTERFACE_NAME_SIZE || name.contains('\0') {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    // SAFETY: `ifreq` is plain data (integers, byte arrays, a nullable pointer in a union): all
+    // zeros is a valid value of it.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    for (target, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *target = byte as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    // SAFETY: TUNSETIFF reads and writes exactly one `ifreq`, which lives until the call returns.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &mut request) })?;
+    let given: Vec<u8> =
+        request.ifr_name.iter().map(|&c| c as u8).take_while(|&byte| byte != 0).collect();
+    String::from_utf8(given).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+}
+
+/// TUNSETVNETHDRSZ: the length of the header before each frame, in bytes.
+pub(crate) fn tun_set_header_size(device: BorrowedFd<'_>, size: i32) -> io::Result<()> {
+    // SAFETY: the request reads one `int` through the pointer, which is valid during the call.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETVNETHDRSZ, &size) }).map(drop)
+}
+
+/// TUNSETVNETLE: the fields of that header are little-endian.
+pub(crate) fn tun_set_header_little_endian(device: BorrowedFd<'_>) -> io::Result<()> {
+    let enabled: libc::c_int = 1;
+    // SAFETY: the request reads one `int` through the pointer, which is valid during the call.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETVNETLE, &enabled) }).map(drop)
+}
+
+/// TUNSETOFFLOAD: what the kernel may leave undone in the frames it hands out (`TUN_F_*`).
+pub(crate) fn tun_set_offload(device: BorrowedFd<'_>, flags: u32) -> io::Result<()> {
+    // SAFETY: the request takes its argument by value; no memory is passed.
+    check(unsafe {
+        libc::ioctl(device.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(flags))
+    })
+    .map(drop)
+}
+
+/// A netlink socket of the route family, in the calling thread's network namespace, with extended
+/// and short acknowledgements, and a receive time-out so that no call waits for ever.
+pub(crate) fn netlink_route_socket(timeout_s: i64) -> io::Result<OwnedFd> {
+    // SAFETY: no memory is passed.
+    let raw = check(unsafe {
+        libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_ROUTE)
+    })?;
+    // SAFETY: `raw` was just returned by socket(2) and nothing else owns it.
+    let socket = unsafe { OwnedFd::from_raw_fd(raw) };
+    let timeout = libc::timeval { tv_sec: timeout_s, tv_usec: 0 };
+    // SAFETY: pointer and length describe `timeout`, which lives until the call returns.
+    check(unsafe {
+        libc::setsockopt(
+            raw,
+            libc::SOL_SOCKET,
+            libc::SO_RCVTIMEO,
+            (&raw const timeout).cast(),
+            mem::size_of_val(&timeout) as libc::socklen_t,
+        )
+    })?;
+    // Old kernels know neither; both only make errors more readable and shorter.
+    for option in [NETLINK_CAP_ACK, NETLINK_EXT_ACK] {
+        let enabled: libc::c_int = 1;
+        // SAFETY: pointer and length describe `enabled`, which lives until the call returns.
+        let _ = check(unsafe {
+            libc::setsockopt(
+                raw,
+                libc::SOL_NETLINK,
+                option,
+                (&raw const enabled).cast(),
+                mem::size_of_val(&enabled) as libc::socklen_t,
+            )
+        });
+    }
+    Ok(socket)
+}
+
+const NETLINK_CAP_ACK: libc::c_int = 10;
+const NETLINK_EXT_ACK: libc::c_int = 11;
+
+/// Sends one message to the kernel.
+pub(crate) fn netlink_send(socket: BorrowedFd<'_>, message: &[u8]) -> io::Result<()> {
+    // SAFETY: pointer and length describe `message`; a netlink socket without a peer sends to the
+    // kernel.
+    let sent = unsafe { libc::send(socket.as_raw_fd(), message.as_ptr().cast(), message.len(), 0) };
+    if sent < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if sent as usize != message.len() {
+        return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
+    }
+    Ok(())
+}
+
+/// Receives one datagram; returns its length and the sender's port (0 = the kernel). A datagram
+/// longer than `buffer` is an error, never a silent cut.
+pub(crate) fn netlink_receive(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+) -> io::Result<(usize, u32)> {
+    // SAFETY: `sockaddr_nl` is plain integers: all zeros is a valid value of it.
+    let mut sender: libc::sockaddr_nl = unsafe { mem::zeroed() };
+    let mut sender_len = mem::size_of_val(&sender) as libc::socklen_t;
+    // SAFETY: pointer and length describe `buffer`; `sender` and `sender_len` are valid for writes
+    // of the size given in `sender_len`.
+    let received = unsafe {
+        libc::recvfrom(
+            socket.as_raw_fd(),
+            buffer.as_mut_ptr().cast(),
+            buffer.len(),
+            libc::MSG_TRUNC,
+            (&raw mut sender).cast(),
+            &mut sender_len,
+        )
+    };
+    if received < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if received as usize > buffer.len() {
+        return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
+    }
+    Ok((received as usize, sender.nl_pid))
+}
+
+/// unshare(2): the calling thread (for user namespaces: the whole, single-threaded process) leaves
+/// the named namespaces for new ones.
+pub(crate) fn unshare(flags: libc::c_int) -> io::Result<()> {
+    // SAFETY: no memory is passed; namespaces do not affect memory safety.
+    check(unsafe { libc::unshare(flags) }).map(drop)
+}
+
+/// setns(2): the calling thread enters a network namespace.
+pub(crate) fn set_network_namespace(namespace: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: no memory is passed; the descriptor is borrowed for the call.
+    check(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) }).map(drop)
+}
+
+/// The effective user and group of the process.
+pub(crate) fn effective_user_and_group() -> (u32, u32) {
+    // SAFETY: both calls take nothing and cannot fail.
+    unsafe { (libc::geteuid(), libc::getegid()) }
+}
+
+/// eventfd(2), non-blocking and close-on-exec, counter zero.
+pub(crate) fn event_descriptor() -> io::Result<OwnedFd> {
+    // SAFETY: no memory is passed.
+    let raw = check(unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) })?;
+    // SAFETY: `raw` was just returned by eventfd(2) and nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
