@@ -1,0 +1,234 @@
+//! Messages on the control connection, one per process: attach, map, watchers, adoption. Some carry
+//! descriptors, named beside each. Word 0 is the kind.
+
+use super::{Malformed, Message, pair, unpair, word32};
+
+/// Bytes of the token that names a trust domain.
+pub const DOMAIN_TOKEN_BYTES: usize = 16;
+
+type Token = [u8; DOMAIN_TOKEN_BYTES];
+
+/// Application to service.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum ControlRequest {
+    /// First message of a process. Answered by `Welcome`.
+    Hello {
+        /// `PROTOCOL_VERSION` of the application.
+        version: u32,
+        /// The trust domain to join; zero: a new one.
+        domain: Token,
+    },
+    /// From a forked child, on the connection inherited from its parent, with one descriptor: an
+    /// end of a socket pair, which becomes the child's own control connection. Not answered.
+    AttachChild,
+    /// Asks for a socket table. Answered by `TableMapped`.
+    MapTable {
+        /// Which table of the domain.
+        index: u32,
+    },
+    /// Asks for an arena. Answered by `ArenaMapped`.
+    MapArena {
+        /// Which arena of the domain.
+        index: u32,
+    },
+    /// Starts a watcher, with one descriptor: the end of its doorbell that the service rings.
+    /// Answered by `WatcherMade`; the ring may be used from then on.
+    NewWatcher {
+        /// Which watcher of this process.
+        watcher: u32,
+    },
+    /// Ends a watcher. Not answered.
+    DropWatcher {
+        /// Which watcher of this process.
+        watcher: u32,
+    },
+    /// Asks what socket a placeholder stands for, with one descriptor: the placeholder. Answered by
+    /// `Adopted`.
+    Adopt,
+}
+
+/// Service to application.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum ControlReply {
+    /// Answer to `Hello`, with four descriptors: channel, status, socket table 0, wake socket. No
+    /// descriptors if `errno` is not 0.
+    Welcome {
+        /// 0 or a positive errno; `EPROTO`: the versions differ.
+        errno: i32,
+        /// `PROTOCOL_VERSION` of the service.
+        version: u32,
+        /// The number of this process in owner words.
+        process_id: u32,
+        /// How long a blocking call should spin before it sleeps, in microseconds.
+        spin_us: u32,
+        /// The trust domain, to hand on by the environment.
+        domain: Token,
+    },
+    /// Answer to `MapTable`, with the descriptor of the table unless it failed.
+    TableMapped {
+        /// Which table.
+        index: u32,
+        /// 0 or a positive errno.
+        errno: i32,
+    },
+    /// Answer to `MapArena`, with the descriptor of the arena unless it failed.
+    ArenaMapped {
+        /// Which arena.
+        index: u32,
+        /// 0 or a positive errno.
+        errno: i32,
+    },
+    /// Answer to `NewWatcher`.
+    WatcherMade {
+        /// Which watcher.
+        watcher: u32,
+        /// 0 or a positive errno.
+        errno: i32,
+    },
+    /// Answer to `Adopt`.
+    Adopted {
+        /// 0 or a positive errno; `ENOENT`: a socket of the kernel.
+        errno: i32,
+        /// The socket.
+        slot: u32,
+        /// Its generation.
+        generation: u32,
+        /// What it is.
+        kind: SocketKind,
+    },
+}
+
+/// What a socket is.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum SocketKind {
+    /// Neither connected nor listening.
+    Plain = 0,
+    /// A connection, or a connection attempt.
+    Connection = 1,
+    /// A listener.
+    Listener = 2,
+}
+
+/// The numbers of the kinds.
+mod kind {
+    pub const HELLO: u64 = 0x201;
+    pub const ATTACH_CHILD: u64 = 0x202;
+    pub const MAP_TABLE: u64 = 0x203;
+    pub const MAP_ARENA: u64 = 0x204;
+    pub const NEW_WATCHER: u64 = 0x205;
+    pub const DROP_WATCHER: u64 = 0x206;
+    pub const ADOPT: u64 = 0x207;
+    pub const WELCOME: u64 = 0x301;
+    pub const TABLE_MAPPED: u64 = 0x303;
+    pub const ARENA_MAPPED: u64 = 0x304;
+    pub const WATCHER_MADE: u64 = 0x305;
+    pub const ADOPTED: u64 = 0x307;
+}
+
+fn token_words(token: Token) -> [u64; 2] {
+    let value = u128::from_ne_bytes(token);
+    [value as u64, (value >> 64) as u64]
+}
+
+fn words_token(words: [u64; 2]) -> Token {
+    (u128::from(words[0]) | u128::from(words[1]) << 64).to_ne_bytes()
+}
+
+impl ControlRequest {
+    /// As a message.
+    pub fn encode(&self) -> Message {
+        match *self {
+            ControlRequest::Hello { version, domain } => {
+                let [a, b] = token_words(domain);
+                [kind::HELLO, u64::from(version), a, b, 0, 0, 0, 0]
+            }
+            ControlRequest::AttachChild => [kind::ATTACH_CHILD, 0, 0, 0, 0, 0, 0, 0],
+            ControlRequest::MapTable { index } => number(kind::MAP_TABLE, index),
+            ControlRequest::MapArena { index } => number(kind::MAP_ARENA, index),
+            ControlRequest::NewWatcher { watcher } => number(kind::NEW_WATCHER, watcher),
+            ControlRequest::DropWatcher { watcher } => number(kind::DROP_WATCHER, watcher),
+            ControlRequest::Adopt => [kind::ADOPT, 0, 0, 0, 0, 0, 0, 0],
+        }
+    }
+
+    /// From a message.
+    pub fn decode(message: &Message) -> Result<ControlRequest, Malformed> {
+        // The version comes before everything else, whatever it is.
+        let value = || word32(message[1]);
+        Ok(match message[0] {
+            kind::HELLO => ControlRequest::Hello {
+                version: value()?,
+                domain: words_token([message[2], message[3]]),
+            },
+            kind::ATTACH_CHILD => ControlRequest::AttachChild,
+            kind::MAP_TABLE => ControlRequest::MapTable { index: value()? },
+            kind::MAP_ARENA => ControlRequest::MapArena { index: value()? },
+            kind::NEW_WATCHER => ControlRequest::NewWatcher { watcher: value()? },
+            kind::DROP_WATCHER => ControlRequest::DropWatcher { watcher: value()? },
+            kind::ADOPT => ControlRequest::Adopt,
+            _ => return Err(Malformed),
+        })
+    }
+}
+
+fn number(kind: u64, value: u32) -> Message {
+    [kind, u64::from(value), 0, 0, 0, 0, 0, 0]
+}
+
+fn numbered(kind: u64, value: u32, errno: i32) -> Message {
+    [kind, pair(value, errno as u32), 0, 0, 0, 0, 0, 0]
+}
+
+impl ControlReply {
+    /// As a message.
+    pub fn encode(&self) -> Message {
+        match *self {
+            ControlReply::Welcome { errno, version, process_id, spin_us, domain } => {
+                let [a, b] = token_words(domain);
+                let first = pair(version, errno as u32);
+                [kind::WELCOME, first, pair(process_id, spin_us), a, b, 0, 0, 0]
+            }
+            ControlReply::TableMapped { index, errno } => {
+                numbered(kind::TABLE_MAPPED, index, errno)
+            }
+            ControlReply::ArenaMapped { index, errno } => {
+                numbered(kind::ARENA_MAPPED, index, errno)
+            }
+            ControlReply::WatcherMade { watcher, errno } => {
+                numbered(kind::WATCHER_MADE, watcher, errno)
+            }
+            ControlReply::Adopted { errno, slot, generation, kind } => {
+                let socket = pair(slot, generation);
+                [kind::ADOPTED, pair(kind as u32, errno as u32), socket, 0, 0, 0, 0, 0]
+            }
+        }
+    }
+
+    /// From a message.
+    pub fn decode(message: &Message) -> Result<ControlReply, Malformed> {
+        let (first, second) = unpair(message[1]);
+        let errno = second as i32;
+        Ok(match message[0] {
+            kind::WELCOME => {
+                let (process_id, spin_us) = unpair(message[2]);
+                let domain = words_token([message[3], message[4]]);
+                ControlReply::Welcome { errno, version: first, process_id, spin_us, domain }
+            }
+            kind::TABLE_MAPPED => ControlReply::TableMapped { index: first, errno },
+            kind::ARENA_MAPPED => ControlReply::ArenaMapped { index: first, errno },
+            kind::WATCHER_MADE => ControlReply::WatcherMade { watcher: first, errno },
+            kind::ADOPTED => {
+                let (slot, generation) = unpair(message[2]);
+                let kind = match first {
+                    0 => SocketKind::Plain,
+                    1 => SocketKind::Connection,
+                    2 => SocketKind::Listener,
+                    _ => return Err(Malformed),
+                };
+                ControlReply::Adopted { errno, slot, generation, kind }
+            }
+            _ => return Err(Malformed),
+        })
+    }
+}

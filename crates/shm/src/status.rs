@@ -1,0 +1,102 @@
+//! The status segment: a few words about the service as a whole, which every application maps
+//! read-only. Today: whether the service sleeps, and its epoch.
+
+use core::sync::atomic::{AtomicU32, Ordering};
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+use crate::limits::PROTOCOL_VERSION;
+use crate::segment::{Segment, SharedLayout};
+use crate::sleep::SleepFlag;
+use crate::sys::{Errno, Fd, Result};
+
+/// Bytes of the status segment.
+pub const STATUS_SIZE: usize = 4096;
+
+#[repr(C)]
+struct StatusLayout {
+    sleeping: AtomicU32,
+    epoch: AtomicU32,
+    version: AtomicU32,
+}
+
+// SAFETY: `repr(C)`, atomics only.
+unsafe impl SharedLayout for StatusLayout {}
+
+/// The service's side.
+#[derive(Debug)]
+pub struct ServiceStatus {
+    segment: Segment,
+}
+
+impl ServiceStatus {
+    /// Makes the segment; the service is awake.
+    pub fn create() -> Result<ServiceStatus> {
+        let segment = Segment::create_for_readers("haypile-status", STATUS_SIZE)?;
+        let status = ServiceStatus { segment };
+        status.layout().version.store(PROTOCOL_VERSION, Ordering::Relaxed);
+        Ok(status)
+    }
+
+    fn layout(&self) -> &StatusLayout {
+        // `create` made the segment larger than the layout.
+        self.segment.view(0).expect("the status segment holds its layout")
+    }
+
+    /// The descriptor to send to applications: it can be mapped for reading only. Owned by `self`.
+    pub fn fd(&self) -> RawFd {
+        // `create` keeps the descriptor.
+        self.segment.fd().unwrap_or(-1)
+    }
+
+    /// Announces sleep. Look at every request ring once more after this, then sleep.
+    pub fn prepare_sleep(&self) {
+        SleepFlag::new(&self.layout().sleeping).prepare_sleep();
+    }
+
+    /// Takes the announcement back; also after a sleep.
+    pub fn awake(&self) {
+        SleepFlag::new(&self.layout().sleeping).awake();
+    }
+
+    /// Sets the epoch, a number that grows whenever the service starts anew.
+    pub fn set_epoch(&self, epoch: u32) {
+        self.layout().epoch.store(epoch, Ordering::Release);
+    }
+}
+
+/// An application's side.
+#[derive(Clone, Debug)]
+pub struct AppStatus {
+    segment: Arc<Segment>,
+}
+
+impl AppStatus {
+    /// Maps the segment; the descriptor is closed.
+    pub fn open(fd: impl Into<Fd>) -> Result<AppStatus> {
+        let segment = Segment::from_fd_read_only(fd, STATUS_SIZE)?;
+        let status = AppStatus { segment: Arc::new(segment) };
+        match status.layout().version.load(Ordering::Relaxed) {
+            PROTOCOL_VERSION => Ok(status),
+            _ => Err(Errno::EPROTO),
+        }
+    }
+
+    fn layout(&self) -> &StatusLayout {
+        // `open` checked the size.
+        self.segment.view(0).expect("the status segment holds its layout")
+    }
+
+    /// After a request was published: true if the service must be rung.
+    pub fn service_sleeping(&self) -> bool {
+        SleepFlag::new(&self.layout().sleeping).is_sleeping()
+    }
+
+    /// The service's epoch.
+    pub fn epoch(&self) -> u32 {
+        self.layout().epoch.load(Ordering::Acquire)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests;

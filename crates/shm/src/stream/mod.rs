@@ -1,0 +1,79 @@
+//! One socket as the service and its applications share it: a record of 512 bytes in a table, and
+//! the bytes of both directions in chunks of arena memory. `layout` says what lies where,
+//! `service` holds the private truth, `application` is what a process may do.
+//!
+//! ```text
+//! position p of a direction lies in chunk slot (p / CHUNK_SIZE) % FIFO_SLOTS, at p % CHUNK_SIZE
+//!
+//! receive:   rx_head ............ rx_tail ......... out-of-order bytes, in place already
+//!            application reads    service commits   (the service alone knows of them)
+//! send:      tx_head ............ tx_tail ......... tx_limit ......... tx_room
+//!            acknowledged         application       chunks granted    grantable when asked for
+//! ```
+//!
+//! Who writes what: the service `rx_tail`, `tx_head`, `tx_limit`, the chunk numbers; the
+//! applications `rx_head`, `tx_tail`. Every position is stored with release after the bytes or the
+//! chunk numbers it stands for, and loaded with acquire before they are used.
+
+mod address;
+mod application;
+mod layout;
+mod service;
+
+pub use application::{AppStream, Chunks, ReadOutcome, StreamError, WriteOutcome};
+pub use service::{Hostile, OfferState, ServiceStream};
+
+/// Bits of the status word of a record.
+pub mod status {
+    /// The handshake has completed.
+    pub const CONNECTED: u32 = 1 << 0;
+    /// `rx_tail` is the end of the stream: the peer sends no more.
+    pub const RX_FIN: u32 = 1 << 1;
+    /// The connection has failed; the error word has or had the reason.
+    pub const FAILED: u32 = 1 << 2;
+    /// Both directions are done, or the connection has failed.
+    pub const FINISHED: u32 = 1 << 3;
+    /// A listener.
+    pub const LISTENING: u32 = 1 << 4;
+    /// The service has let the socket go: nothing will happen on it any more.
+    pub const CLOSED: u32 = 1 << 5;
+    /// A connection attempt is under way.
+    pub const CONNECTING: u32 = 1 << 6;
+    /// The application has shut down its sending direction.
+    pub const TX_SHUT: u32 = 1 << 7;
+    /// The application has shut down its receiving direction.
+    pub const RX_SHUT: u32 = 1 << 8;
+}
+
+use crate::limits::{CHUNK_SIZE, FIFO_SLOTS};
+
+/// The chunk slot of a stream position.
+#[inline]
+fn slot_of(position: u64) -> usize {
+    (position / CHUNK_SIZE as u64) as usize % FIFO_SLOTS
+}
+
+/// The chunk boundary at or below a stream position.
+#[inline]
+fn chunk_floor(position: u64) -> u64 {
+    position - position % CHUNK_SIZE as u64
+}
+
+/// Bytes from a stream position to the end of its chunk, at most `most`.
+#[inline]
+fn piece_len(position: u64, most: usize) -> usize {
+    most.min(CHUNK_SIZE - chunk_offset_of(position))
+}
+
+/// Where in its chunk a stream position lies.
+#[inline]
+fn chunk_offset_of(position: u64) -> usize {
+    (position % CHUNK_SIZE as u64) as usize
+}
+
+#[cfg(all(test, not(loom)))]
+mod hostile_tests;
+#[cfg(all(test, loom))]
+mod loom_tests;
+#[cfg(all(test, not(loom)))]
+mod tests;

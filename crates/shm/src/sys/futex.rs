@@ -1,0 +1,106 @@
+//! Sleeping on a word of shared memory. Both waits are interruptible by signals.
+
+use core::sync::atomic::AtomicU32;
+use core::time::Duration;
+
+use super::{Errno, process::clock_monotonic_ns, syscall4, syscall6};
+
+/// Why a futex wait came back.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Waited {
+    /// Woken, or spuriously.
+    Woken,
+    /// The word had another value already.
+    Changed,
+    /// A signal handler ran.
+    Interrupted,
+    /// The time is over.
+    TimedOut,
+}
+
+fn outcome(result: super::Result<usize>) -> Waited {
+    match result {
+        Ok(_) => Waited::Woken,
+        Err(Errno::EINTR) => Waited::Interrupted,
+        Err(Errno::ETIMEDOUT) => Waited::TimedOut,
+        // EAGAIN, and whatever a kernel may refuse: the caller looks again.
+        Err(_) => Waited::Changed,
+    }
+}
+
+/// Sleeps while `word` is `expected`, at most `timeout`. With a time-out, any signal handler ends
+/// the wait; without one, handlers installed with `SA_RESTART` do not.
+pub fn wait(word: &AtomicU32, expected: u32, timeout: Option<Duration>) -> Waited {
+    let time = timeout.map(timespec);
+    let pointer = time.as_ref().map_or(core::ptr::null(), core::ptr::from_ref);
+    // SAFETY: the word and the time outlive the call; the kernel only reads them.
+    outcome(unsafe {
+        syscall4(
+            libc::SYS_futex,
+            word.as_ptr() as usize,
+            libc::FUTEX_WAIT as usize,
+            expected as usize,
+            pointer as usize,
+        )
+    })
+}
+
+/// One entry of `futex_waitv(2)`.
+#[repr(C)]
+struct WaitEntry {
+    value: u64,
+    address: u64,
+    flags: u32,
+    reserved: u32,
+}
+
+/// Sleeps while `word` is `expected`, until `deadline_ns` on the monotonic clock. Unlike [`wait`]
+/// with a time-out it goes on after handlers installed with `SA_RESTART`, like the kernel's own
+/// blocking calls: this is the wait for blocking socket calls.
+pub fn wait_until(word: &AtomicU32, expected: u32, deadline_ns: u64) -> Waited {
+    const FUTEX_32: u32 = 2;
+    let entry = WaitEntry {
+        value: u64::from(expected),
+        address: word.as_ptr() as u64,
+        flags: FUTEX_32,
+        reserved: 0,
+    };
+    let time = timespec(Duration::from_nanos(deadline_ns));
+    // SAFETY: entry, word and time outlive the call; the kernel only reads them.
+    let result = unsafe {
+        syscall6(
+            libc::SYS_futex_waitv as usize,
+            core::ptr::from_ref(&entry) as usize,
+            1,
+            0,
+            core::ptr::from_ref(&time) as usize,
+            libc::CLOCK_MONOTONIC as usize,
+            0,
+        )
+    };
+    match result {
+        Err(Errno::ENOSYS | Errno::EPERM) => {
+            let left = deadline_ns.saturating_sub(clock_monotonic_ns());
+            wait(word, expected, Some(Duration::from_nanos(left)))
+        }
+        other => outcome(other),
+    }
+}
+
+/// Wakes up to `count` sleepers; returns how many there were.
+pub fn wake(word: &AtomicU32, count: u32) -> usize {
+    let count = count.min(i32::MAX as u32) as usize;
+    // SAFETY: the kernel uses the address as a key only.
+    unsafe {
+        syscall4(libc::SYS_futex, word.as_ptr() as usize, libc::FUTEX_WAKE as usize, count, 0)
+    }
+    .unwrap_or(0)
+}
+
+/// The kernel's 64-bit time.
+pub(super) fn timespec(time: Duration) -> libc::timespec {
+    libc::timespec {
+        tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(time.subsec_nanos()),
+    }
+}

@@ -1,0 +1,65 @@
+//! Processes, threads, time and limits.
+
+use std::os::fd::RawFd;
+
+use super::{Fd, Result, syscall4};
+
+/// The process id as the kernel knows it.
+pub fn getpid() -> i32 {
+    // SAFETY: touches no memory.
+    unsafe { syscall4(libc::SYS_getpid, 0, 0, 0, 0) }.unwrap_or(0) as i32
+}
+
+/// The thread id as the kernel knows it.
+pub fn gettid() -> i32 {
+    // SAFETY: touches no memory.
+    unsafe { syscall4(libc::SYS_gettid, 0, 0, 0, 0) }.unwrap_or(0) as i32
+}
+
+/// A descriptor that becomes readable when process `pid` ends.
+pub fn pidfd_open(pid: i32) -> Result<Fd> {
+    // SAFETY: touches no memory.
+    unsafe { syscall4(libc::SYS_pidfd_open, pid as usize, 0, 0, 0) }
+        .map(|fd| Fd::from_raw(fd as RawFd))
+}
+
+/// Nanoseconds on the monotonic clock, by the vdso (libc's `clock_gettime`, which nobody
+/// interposes).
+pub fn clock_monotonic_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call writes one timespec.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Microseconds on the monotonic clock.
+pub fn clock_monotonic_us() -> u64 {
+    clock_monotonic_ns() / 1000
+}
+
+/// Soft and hard limit of open descriptors.
+pub fn rlimit_nofile() -> Result<(u64, u64)> {
+    let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    prlimit_nofile(core::ptr::null(), &mut limit)?;
+    Ok((limit.rlim_cur, limit.rlim_max))
+}
+
+/// Sets the soft and hard limit of open descriptors.
+pub fn set_rlimit_nofile(soft: u64, hard: u64) -> Result<()> {
+    let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
+    prlimit_nofile(&limit, core::ptr::null_mut())
+}
+
+fn prlimit_nofile(new: *const libc::rlimit64, old: *mut libc::rlimit64) -> Result<()> {
+    // SAFETY: both pointers are null or point to one rlimit64 of a caller in this file.
+    unsafe {
+        syscall4(libc::SYS_prlimit64, 0, libc::RLIMIT_NOFILE as usize, new as usize, old as usize)
+    }
+    .map(drop)
+}
+
+/// Gives the rest of this time slice to another thread.
+pub fn sched_yield() {
+    // SAFETY: touches no memory.
+    let _: Result<usize> = unsafe { syscall4(libc::SYS_sched_yield, 0, 0, 0, 0) };
+}
