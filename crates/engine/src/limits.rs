@@ -77,6 +77,8 @@ pub struct Limits {
     pub neighbours: u32,
     /// Packets that wait for one neighbour's address.
     pub packets_per_neighbour: u32,
+    /// Neighbours that are begun to be asked for in a second.
+    pub neighbour_requests_per_second: u32,
     /// Datagrams in reassembly.
     pub reassembly_contexts: u32,
     /// Datagrams in reassembly from one source.
@@ -110,6 +112,7 @@ impl Default for Limits {
             time_wait: 262_144,
             neighbours: 1024,
             packets_per_neighbour: 8,
+            neighbour_requests_per_second: 200,
             reassembly_contexts: 256,
             reassembly_contexts_per_source: 16,
             reassembly_bytes: 4 << 20,
