@@ -1,0 +1,125 @@
+//! The command itself: services that stay, programs that join them, exit statuses, errors, ends.
+
+use crate::support::process::ended_by;
+use crate::support::stage::{on_stage, service};
+use crate::support::{PATIENCE, content, http, inspect, nginx, python, script, wait_until};
+use std::time::{Duration, Instant};
+
+#[test]
+fn sigterm_ends_a_service_cleanly() {
+    on_stage("sigterm_ends_a_service_cleanly", &["nginx", "curl"], |stage| {
+        content::write(&stage.served("page"), 100_000);
+        for signal in ["TERM", "INT"] {
+            let service_process = stage.serve();
+            assert_eq!(stage.interfaces().len(), 1);
+            let server = nginx::start(stage, 8080);
+            http::fetch(stage, &http::url(service(8080), "page"), &stage.path("fetched"), 10);
+            let asked = Instant::now();
+            service_process.signal(signal);
+            let ended = service_process.finish(Duration::from_secs(10));
+            let seconds = asked.elapsed().as_secs_f64();
+            assert_eq!(ended.status.code(), Some(0), "SIG{signal}: {}", ended.err);
+            assert!(seconds < 3.0, "SIG{signal}: ended after {seconds:.2} s");
+            stage.say(&format!("SIG{signal}: ended after {seconds:.2} s"));
+            assert_eq!(stage.interfaces(), Vec::<String>::new());
+            let sockets: Vec<String> =
+                stage.control_files().into_iter().filter(|name| name.ends_with(".sock")).collect();
+            assert_eq!(sockets, Vec::<String>::new());
+            server.terminate();
+        }
+    });
+}
+
+#[test]
+fn two_programs_share_a_service() {
+    on_stage("two_programs_share_a_service", &["nginx", "python3", "curl"], |stage| {
+        content::write(&stage.served("page"), 100_000);
+        let _service = stage.serve();
+        let _nginx = nginx::start(stage, 8080);
+        let root = stage.text("root");
+        let mut python_server =
+            stage.run(&[python(), &script("http_server.py"), "198.18.0.2", "8081", &root]);
+        python_server.wait_for_output("ready");
+        for port in [8080, 8081] {
+            http::fetch(stage, &http::url(service(port), "page"), &stage.path("fetched"), 10);
+            content::assert_same(&stage.served("page"), &stage.path("fetched"));
+        }
+        let listed = inspect::sockets(stage);
+        let owners = |port: u16| {
+            let end = format!(":{port}");
+            let mut listeners = listed.iter().filter(|socket| {
+                inspect::state(socket) == "LISTEN"
+                    && socket["local"].as_str().is_some_and(|local| local.ends_with(&end))
+            });
+            let listener = listeners.next().unwrap_or_else(|| panic!("{end} in {listed:?}"));
+            let owners = listener["owners"].as_array().into_iter().flatten();
+            owners.filter_map(|owner| owner["pid"].as_u64()).collect::<Vec<u64>>()
+        };
+        let program = |pid: &u64| inspect::program_of(*pid as u32);
+        let nginx_owners: Vec<String> = owners(8080).iter().map(program).collect();
+        let python_owners: Vec<String> = owners(8081).iter().map(program).collect();
+        assert!(!nginx_owners.is_empty(), "{listed:?}");
+        assert!(nginx_owners.iter().all(|name| name == "nginx"), "{nginx_owners:?}");
+        assert!(!python_owners.is_empty(), "{listed:?}");
+        assert!(python_owners.iter().all(|name| name.contains("python")), "{python_owners:?}");
+    });
+}
+
+#[test]
+fn exit_statuses_are_passed_on() {
+    on_stage("exit_statuses_are_passed_on", &[], |stage| {
+        let _service = stage.serve();
+        for code in [0, 1, 7, 200] {
+            let line = format!("exit {code}");
+            let ended = stage.run(&["sh", "-c", &line]).finish(PATIENCE);
+            assert_eq!(ended.status.code(), Some(code), "{}", ended.err);
+        }
+        let killed = stage.run(&["sh", "-c", "kill -TERM $$"]).finish(PATIENCE).status;
+        let as_shells_do = killed.code() == Some(128 + 15) || ended_by(killed) == Some(15);
+        assert!(as_shells_do, "a program that SIGTERM ended: {killed}");
+    });
+}
+
+#[test]
+fn a_private_service_ends_with_its_program() {
+    on_stage("a_private_service_ends_with_its_program", &["python3", "curl"], |stage| {
+        let ended = stage.run_alone(&["sh", "-c", "exit 9"]).finish(PATIENCE);
+        assert_eq!(ended.status.code(), Some(9), "{}", ended.err);
+        content::write(&stage.served("page"), 100_000);
+        let root = stage.text("root");
+        let words = [python(), "-m", "http.server", "-b", "198.18.0.2", "-d", &root, "8080"];
+        let mut server = stage.run_alone(&words);
+        stage.wait_for_listener(service(8080), &mut server);
+        http::fetch(stage, &http::url(service(8080), "page"), &stage.path("fetched"), 10);
+        // A terminal's Ctrl-C reaches the whole group.
+        crate::support::process::send_signal("INT", &format!("-{}", server.pid()));
+        server.finish(PATIENCE);
+        wait_until("everything has ended", PATIENCE, || {
+            (stage.processes().is_empty() && stage.interfaces().is_empty()).then_some(())
+        });
+    });
+}
+
+#[test]
+fn mistakes_are_told_in_one_line() {
+    on_stage("mistakes_are_told_in_one_line", &[], |stage| {
+        let mistakes: [(&str, &[&str]); 5] = [
+            ("run", &["--", "no-such-program-anywhere"]),
+            ("run", &["--", "/etc/passwd"]),
+            ("ss", &[]),
+            ("serve", &["--addr", "198.18.0.999/24"]),
+            ("serve", &["--link", "tap:a-name-that-is-much-too-long"]),
+        ];
+        for (subcommand, words) in mistakes {
+            let mut command = stage.haypile(subcommand);
+            command.args(words);
+            let ended = stage.start_command("mistake", command).finish(PATIENCE);
+            let what = format!("{subcommand} {words:?}");
+            assert!(!ended.status.success(), "{what} succeeded");
+            assert_eq!(ended.err.trim().lines().count(), 1, "{what}:\n{}", ended.err);
+            assert!(!ended.err.contains("panicked"), "{what}:\n{}", ended.err);
+        }
+        let ended = stage.start_command("usage", stage.haypile("no-such-subcommand"));
+        assert_eq!(ended.finish(PATIENCE).status.code(), Some(2));
+    });
+}

@@ -1,0 +1,18 @@
+//! Unmodified programs on Haypile, end to end: every test makes a network namespace of its own, starts the
+//! `haypile` binary and real programs in it, and checks afterwards that nothing of them is left.
+//! Run by `cargo test` as root; without the right to make a namespace, or without a program that a test
+//! needs, the test says `skipped: why` and passes. Read `support/stage.rs` first.
+//!
+//! The acceptance run raises the sizes: `HAYPILE_E2E_BIG` (bytes of the big file), `HAYPILE_E2E_REQUESTS`,
+//! `HAYPILE_E2E_KILLS`, `HAYPILE_E2E_IDLE` (seconds), `HAYPILE_E2E_SEED`.
+#![forbid(unsafe_code)]
+
+mod clients;
+mod command_line;
+mod death;
+mod hostile;
+mod kinds_of_servers;
+mod load;
+mod reach;
+mod support;
+mod transfer;

@@ -1,0 +1,156 @@
+//! Who reaches what: ping, loopback beside Haypile, programs that are none of Haypile's business, and what the
+//! wire looks like to a protocol analyser.
+
+use crate::support::process::Process;
+use crate::support::stage::{INTERFACE, Stage, on_stage, service, service6};
+use crate::support::{PATIENCE, content, http, inspect, nginx, python, script, wait_until};
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::time::Duration;
+
+#[test]
+fn the_service_answers_ping() {
+    on_stage("the_service_answers_ping", &["ping"], |stage| {
+        let _service = stage.serve();
+        let both = ["198.18.0.2", "2001:2::2"];
+        // 8000 bytes travel as fragments in both directions.
+        for (address, size) in both.iter().flat_map(|address| [(address, "56"), (address, "8000")])
+        {
+            let words = ["ping", "-c", "5", "-i", "0.2", "-W", "5", "-s", size, address];
+            let output = stage.output(&words, PATIENCE).expect_success("ping").out;
+            assert!(output.contains(" 0% packet loss"), "{output}");
+            let times = output.lines().rfind(|line| line.contains("min/avg/max"));
+            stage.say(&format!("ping -s {size} {address}: {}", times.unwrap_or("?").trim()));
+        }
+        // The kernel's own addresses are not taken over.
+        for own in ["127.0.0.1", "::1", "198.18.0.1"] {
+            stage.output(&["ping", "-c", "1", "-W", "5", own], PATIENCE).expect_success(own);
+        }
+    });
+}
+
+#[test]
+fn a_wildcard_listener_answers_in_both_worlds() {
+    on_stage(
+        "a_wildcard_listener_answers_in_both_worlds",
+        &["python3", "curl", "nginx"],
+        |stage| {
+            content::write(&stage.served("page"), 300_000);
+            let _service = stage.serve();
+            let v4 = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 8080);
+            let v6 = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), 8081);
+            let root = stage.text("root");
+            let program = script("http_server.py");
+            let mut one = stage.run(&[python(), &program, "0.0.0.0", "8080", &root]);
+            let mut two = stage.run(&[python(), &program, "::", "8081", &root]);
+            one.wait_for_output("ready");
+            two.wait_for_output("ready");
+            let wildcard = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 8082);
+            let _nginx = nginx::start_on(stage, "nginx", &[wildcard]);
+            let nginx_at = |address: [u8; 4]| SocketAddr::new(IpAddr::from(address), 8082);
+            let everywhere = [
+                v4,
+                service(8080),
+                v6,
+                service6(8081),
+                service(8081),
+                nginx_at([127, 0, 0, 1]),
+                nginx_at([198, 18, 0, 2]),
+            ];
+            for address in everywhere.iter().cycle().take(everywhere.len() * 3) {
+                let file = stage.path("fetched");
+                http::fetch(stage, &http::url(*address, "page"), &file, 10);
+                content::assert_same(&stage.served("page"), &file);
+            }
+            inspect::wait_for_rest(stage, Duration::from_secs(10));
+        },
+    );
+}
+
+#[test]
+fn a_loopback_program_is_left_to_the_kernel() {
+    on_stage("a_loopback_program_is_left_to_the_kernel", &["python3", "curl"], |stage| {
+        content::write(&stage.served("page"), 300_000);
+        let _service = stage.serve();
+        let root = stage.text("root");
+        let program = script("http_server.py");
+        let mut server = stage.run(&[python(), &program, "127.0.0.1", "8080", &root]);
+        server.wait_for_output("ready");
+        let loopback = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 8080);
+        http::fetch(stage, &http::url(loopback, "page"), &stage.path("fetched"), 10);
+        content::assert_same(&stage.served("page"), &stage.path("fetched"));
+        let refused = TcpStream::connect_timeout(&service(8080), Duration::from_secs(5));
+        let why = refused.expect_err("nobody listens on the service's address").kind();
+        assert_eq!(why, std::io::ErrorKind::ConnectionRefused);
+        let listed = inspect::sockets(stage);
+        assert!(!listed.iter().any(|socket| inspect::state(socket) == "LISTEN"), "{listed:?}");
+        // A client's connections to loopback are the kernel's too.
+        let (file, address) = (stage.text("again"), http::url(loopback, "page"));
+        let words = [&http::CURL[..], &["10", "--output", &file, &address]].concat();
+        stage.run(&words).finish(PATIENCE).expect_success("curl to loopback");
+        content::assert_same(&stage.served("page"), &stage.path("again"));
+    });
+}
+
+/// Starts a capture of the interface and waits until it has begun.
+fn start_capture(stage: &Stage, file: &str) -> Process {
+    let mut capture = stage.start(&["tshark", "-q", "-n", "-i", INTERFACE, "-w", file]);
+    wait_until("the capture has begun", PATIENCE, || {
+        capture.assert_alive();
+        // The file appears when the packet socket is open.
+        fs::metadata(file).ok().filter(|metadata| metadata.len() > 0)
+    });
+    capture
+}
+
+/// How many frames of the capture match a display filter.
+fn count(stage: &Stage, file: &str, filter: &str) -> usize {
+    let checks = ["-o", "tcp.check_checksum:TRUE", "-o", "ip.check_checksum:TRUE"];
+    let words = [&["tshark", "-n", "-r", file][..], &checks, &["-Y", filter]].concat();
+    // Its status is of no use: a file that is still being written may end amid a packet.
+    stage.output(&words, PATIENCE).out.lines().count()
+}
+
+#[test]
+fn an_analyser_finds_nothing_wrong_on_the_wire() {
+    let needs = ["tshark", "nginx", "curl"];
+    on_stage("an_analyser_finds_nothing_wrong_on_the_wire", &needs, |stage| {
+        content::write(&stage.served("page"), 100_000);
+        let _service = stage.serve();
+        let _server = nginx::start_on(stage, "nginx", &[service(8080), service6(8080)]);
+        let outside = stage.text("outside.pcapng");
+        let capture = start_capture(stage, &outside);
+        let requests = 5;
+        for address in [service(8080), service6(8080)].into_iter().cycle().take(requests) {
+            http::fetch(stage, &http::url(address, "page"), &stage.path("fetched"), 10);
+        }
+        inspect::wait_for_rest(stage, Duration::from_secs(10));
+        // Packets wait in the capture's buffers: a later one in the file means that all are there.
+        wait_until("the capture has written everything", PATIENCE, || {
+            stage.output(&["ping", "-c", "1", "198.18.0.2"], PATIENCE).expect_success("ping");
+            (count(stage, &outside, "icmp.type == 8") > 0).then_some(())
+        });
+        capture.signal("INT");
+        capture.finish(PATIENCE).expect_success("tshark");
+        check_capture(stage, &outside, requests);
+    });
+}
+
+fn check_capture(stage: &Stage, file: &str, requests: usize) {
+    let ours = "(ip.src == 198.18.0.2 || ipv6.src == 2001:2::2)";
+    assert_eq!(count(stage, file, "tcp.flags.syn == 1 && tcp.flags.ack == 1"), requests);
+    assert_eq!(count(stage, file, &format!("{ours} && tcp.flags.fin == 1")), requests);
+    assert_eq!(count(stage, file, "_ws.malformed"), 0);
+    // Frames of the kernel may carry checksums that the kernel leaves to its offloads.
+    let bad = "(tcp.checksum.status == \"Bad\" || ip.checksum.status == \"Bad\")";
+    assert_eq!(count(stage, file, &format!("{ours} && {bad}")), 0);
+    assert_eq!(count(stage, file, &format!("{ours} && tcp.flags.reset == 1")), 0);
+    for wrong in ["retransmission", "lost_segment", "out_of_order", "window_full", "duplicate_ack"]
+    {
+        let number = count(stage, file, &format!("tcp.analysis.{wrong}"));
+        // A window that the kernel's reader fills is no fault; everything else is one without loss.
+        assert!(number == 0 || wrong == "window_full", "{number} frames with {wrong}");
+    }
+    let frames = count(stage, file, "tcp");
+    stage.say(&format!("{frames} frames for {requests} requests of 100000 bytes, none wrong"));
+}

@@ -1,0 +1,111 @@
+//! Bytes arrive as they were sent: files of all sizes from python and nginx on Haypile, uploads too.
+
+use crate::support::stage::{on_stage, service, service6};
+use crate::support::{content, http, nginx, python, setting};
+use std::time::Duration;
+
+/// Sizes around the borders of segments, windows and chunks, and one of many windows.
+const SIZES: [u64; 8] = [0, 1, 1459, 1460, 1461, 65_536, 100_000, 20 << 20];
+
+#[test]
+fn python_serves_files_over_both_families() {
+    on_stage("python_serves_files_over_both_families", &["python3", "curl"], |stage| {
+        for size in SIZES {
+            content::write(&stage.served(&size.to_string()), size);
+        }
+        let root = stage.text("root");
+        // One wildcard IPv6 listener serves both families; the service is private to this program.
+        let words = [python(), "-m", "http.server", "--bind", "::", "--directory", &root, "8080"];
+        let mut server = stage.run_alone(&words);
+        for address in [service(8080), service6(8080)] {
+            stage.wait_for_listener(address, &mut server);
+            for size in SIZES {
+                let (name, file) = (size.to_string(), stage.path("fetched"));
+                let seconds = http::fetch(stage, &http::url(address, &name), &file, 60);
+                content::assert_same(&stage.served(&name), &file);
+                if size > 1 << 20 {
+                    let rate = size as f64 / seconds / 1e6;
+                    stage.say(&format!("{size} bytes from {address}: {rate:.0} MB/s"));
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn nginx_workers_send_and_store_a_big_file() {
+    on_stage("nginx_workers_send_and_store_a_big_file", &["nginx", "curl"], |stage| {
+        let size = setting("HAYPILE_E2E_BIG", 64 << 20);
+        let limit_s = 60 + size / (4 << 20);
+        content::write(&stage.served("big"), size);
+        let service_process = stage.serve();
+        let addresses = [service(8080), service6(8080)];
+        let server = nginx::start_on(stage, "nginx", &addresses);
+        let rate = |seconds: f64| size as f64 / seconds / 1e6;
+        for address in addresses {
+            let file = stage.path("fetched");
+            let seconds = http::fetch(stage, &http::url(address, "big"), &file, limit_s);
+            content::assert_same(&stage.served("big"), &file);
+            stage.say(&format!("GET {size} bytes from {address}: {:.0} MB/s", rate(seconds)));
+            if !nginx::can_put() {
+                stage.say("skipped: this nginx stores no uploads (no dav module)");
+                continue;
+            }
+            let target = http::url(address, "up/big");
+            let seconds = http::upload(stage, &target, &stage.served("big"), limit_s);
+            content::assert_same(&stage.served("big"), &stage.served("up/big"));
+            std::fs::remove_file(stage.served("up/big")).expect("remove the upload");
+            stage.say(&format!("PUT {size} bytes to {address}: {:.0} MB/s", rate(seconds)));
+        }
+        server.terminate();
+        service_process.terminate();
+    });
+}
+
+#[test]
+fn many_transfers_at_once_stay_apart() {
+    on_stage("many_transfers_at_once_stay_apart", &["nginx", "curl"], |stage| {
+        const FILES: u64 = 8;
+        for file in 0..FILES {
+            content::write(&stage.served(&file.to_string()), (1 << 20) * (file + 1) + file * 777);
+        }
+        let _service = stage.serve();
+        let _server = nginx::start(stage, 8080);
+        let fetches: Vec<_> = (0..FILES * 2)
+            .map(|number| {
+                let file = number % FILES;
+                let target = stage.path(&format!("fetched{number}"));
+                let (address, out) =
+                    (http::url(service(8080), &file.to_string()), target.display().to_string());
+                let words = [&http::CURL[..], &["60", "--output", &out, &address]].concat();
+                (file, target, stage.start(&words))
+            })
+            .collect();
+        for (file, target, process) in fetches {
+            process.finish(Duration::from_secs(65)).expect_success("fetch one of many");
+            content::assert_same(&stage.served(&file.to_string()), &target);
+        }
+    });
+}
+
+#[test]
+fn a_slow_reader_gets_every_byte() {
+    on_stage("a_slow_reader_gets_every_byte", &["nginx", "curl"], |stage| {
+        let size = 6 << 20;
+        content::write(&stage.served("big"), size);
+        let _service = stage.serve();
+        let _server = nginx::start(stage, 8080);
+        let (out, address) = (stage.text("slow"), http::url(service(8080), "big"));
+        let slowly = ["60", "--limit-rate", "3M", "--output", &out, &address];
+        let words = [&http::CURL[..], &slowly].concat();
+        let slow = stage.start(&words);
+        // Others are not held up by it.
+        for number in 0..5 {
+            let file = stage.path(&format!("fast{number}"));
+            http::fetch(stage, &address, &file, 30);
+            content::assert_same(&stage.served("big"), &file);
+        }
+        slow.finish(Duration::from_secs(65)).expect_success("the slow reader");
+        content::assert_same(&stage.served("big"), &stage.path("slow"));
+    });
+}
