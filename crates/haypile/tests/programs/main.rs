@@ -14,5 +14,6 @@ mod hostile;
 mod kinds_of_servers;
 mod load;
 mod reach;
+mod semantics;
 mod support;
 mod transfer;

@@ -136,6 +136,30 @@ fn an_analyser_finds_nothing_wrong_on_the_wire() {
     });
 }
 
+#[test]
+fn a_capture_from_inside_shows_the_same() {
+    let needs = ["tshark", "nginx", "curl"];
+    on_stage("a_capture_from_inside_shows_the_same", &needs, |stage| {
+        content::write(&stage.served("page"), 100_000);
+        let _service = stage.serve();
+        let _server = nginx::start(stage, 8080);
+        let inside = stage.text("inside.pcapng");
+        let capture = |words: &[&str]| {
+            let mut command = stage.haypile("capture");
+            command.args(words);
+            stage.start_command("capture", command).finish(PATIENCE).expect_success("capture");
+        };
+        capture(&["--write", &inside]);
+        let requests = 5;
+        for _ in 0..requests {
+            http::fetch(stage, &http::url(service(8080), "page"), &stage.path("fetched"), 10);
+        }
+        inspect::wait_for_rest(stage, Duration::from_secs(10));
+        capture(&["--stop"]);
+        check_capture(stage, &inside, requests);
+    });
+}
+
 fn check_capture(stage: &Stage, file: &str, requests: usize) {
     let ours = "(ip.src == 198.18.0.2 || ipv6.src == 2001:2::2)";
     assert_eq!(count(stage, file, "tcp.flags.syn == 1 && tcp.flags.ack == 1"), requests);

@@ -1,0 +1,54 @@
+//! The socket calls answer as the kernel's do: one program runs through many situations on the kernel's stack
+//! and on Haypile, and what it prints has to be the same.
+
+use crate::support::process::Finished;
+use crate::support::stage::{Stage, on_stage};
+use crate::support::{inspect, python, script};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// The printed lines by situation.
+fn answers(finished: Finished, where_run: &str) -> BTreeMap<String, String> {
+    let out = finished.expect_success(where_run).out;
+    let pairs = out.lines().filter_map(|line| line.split_once(": "));
+    pairs.map(|(situation, answer)| (situation.to_string(), answer.to_string())).collect()
+}
+
+fn compare(stage: &Stage, loopback: &str, address: &str) {
+    let _service = stage.serve();
+    let program = script("semantics.py");
+    let on_kernel = stage.output(&[python(), &program, loopback, "7000"], LIMIT);
+    let want = answers(on_kernel, "on the kernel's stack");
+    let on_haypile = stage.run(&[python(), &program, address, "7001"]).finish(LIMIT);
+    let got = answers(on_haypile, "on Haypile");
+    let mut different = Vec::new();
+    for situation in want.keys().chain(got.keys().filter(|key| !want.contains_key(*key))) {
+        let answer = |side: &BTreeMap<String, String>| {
+            side.get(situation).map_or("nothing".to_string(), String::clone)
+        };
+        if answer(&want) != answer(&got) {
+            let (kernel, haypile) = (answer(&want), answer(&got));
+            different.push(format!("{situation}: kernel {kernel}, haypile {haypile}"));
+        }
+    }
+    stage.say(&format!("{} answers compared, {} differ", want.len(), different.len()));
+    assert!(want.len() > 100, "the kernel gave only {} answers", want.len());
+    assert!(different.is_empty(), "answers differ:\n{}", different.join("\n"));
+    inspect::wait_for_rest(stage, Duration::from_secs(10));
+}
+
+#[test]
+fn calls_answer_as_the_kernels_do() {
+    on_stage("calls_answer_as_the_kernels_do", &["python3"], |stage| {
+        compare(stage, "127.0.0.1", "198.18.0.2");
+    });
+}
+
+#[test]
+fn calls_answer_as_the_kernels_do_over_ipv6() {
+    on_stage("calls_answer_as_the_kernels_do_over_ipv6", &["python3"], |stage| {
+        compare(stage, "::1", "2001:2::2");
+    });
+}
