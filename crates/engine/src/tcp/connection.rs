@@ -1,98 +1,300 @@
-//! One TCP connection: its state, and the commands of its owner.
+//! One TCP connection: its state, its owner's commands, and what it shows.
 //!
-//! (Signatures; the state machine follows.)
+//! The shard owns connections and calls them; after every call it looks at
+//! [`Connection::take_changed`], [`Connection::wants_transmit`] and [`Connection::next_timeout`].
+//! The work is spread over the neighbouring files, all of them `impl Connection`:
+//! `handshake.rs` (opening), `receive.rs` (segments in), `loss.rs` (acknowledgements and repair),
+//! `window.rs` (receive window and acknowledgements we owe), `transmit.rs` (segments out),
+//! `timers.rs`, `close.rs`, `icmp.rs`. Sequence numbers are offsets; see `sequence_space.rs`.
+//!
+//! ```text
+//! send     una          nxt           tail         receive   consumed     nxt          edge
+//!   acked   |  in flight | not sent    |             read     |  readable  | may arrive |
+//! ```
 
-use super::seam::{Disposition, IcmpError, Setup, State, TcpCounters, TcpInfo, TimerOutcome};
-use super::segment::{Outgoing, Segment, SeqNumber};
+use std::net::SocketAddr;
+
+use super::assembler::Assembler;
+use super::congestion::{Congestion, CongestionControl};
+use super::loss::Loss;
+use super::rtt::RoundTrip;
+use super::seam::{Parameters, Setup, State, TcpInfo};
+use super::segment::TIMESTAMPS_LEN;
+use super::sequence_space::{SYN_OFFSET, SequenceSpace, offset_of_position, position};
 use super::time_wait::TimeWait;
-use crate::{Close, Instant, Progress, SocketId, SocketOption, Streams};
+use super::timers::{Timer, Timers};
+use crate::{Instant, Progress, SocketError, SocketOption, SocketOptions};
+
+/// Our half of the sequence space, RFC 9293 section 3.3.1.
+#[derive(Debug)]
+pub(super) struct SendSpace {
+    /// SND.UNA: oldest offset not acknowledged.
+    pub(super) una: u64,
+    /// SND.NXT: one past the highest offset sent; never goes back.
+    pub(super) nxt: u64,
+    /// One past the last byte the application has written; the FIN's offset once `fin_queued`.
+    pub(super) tail: u64,
+    /// One past the last segment sent that was not full (Minshall's variant of Nagle).
+    pub(super) small_end: u64,
+    pub(super) space: SequenceSpace,
+    /// SND.WND: bytes the peer takes beyond `una`.
+    pub(super) window: u32,
+    /// Largest window the peer has offered.
+    pub(super) window_max: u32,
+    /// SND.WL1 and SND.WL2 as the low halves of their offsets.
+    pub(super) wl1: u32,
+    pub(super) wl2: u32,
+    /// Largest payload without options.
+    pub(super) mss: u16,
+    /// Shift of the windows that the peer sends.
+    pub(super) shift: u8,
+}
+
+/// The peer's half of the sequence space.
+#[derive(Debug)]
+pub(super) struct ReceiveSpace {
+    /// RCV.NXT: next offset expected.
+    pub(super) nxt: u64,
+    /// One past the last offset we promised to take; never goes back.
+    pub(super) edge: u64,
+    /// RCV.NXT of the last acknowledgement sent.
+    pub(super) acked: u64,
+    /// The application has read up to here.
+    pub(super) consumed: u64,
+    /// Offset of the peer's FIN, once seen; `u64::MAX` before.
+    pub(super) fin_at: u64,
+    /// Data from here on is discarded, after the receive side was shut down; `u64::MAX` before.
+    pub(super) discard_from: u64,
+    /// What lies beyond `nxt` already.
+    pub(super) out_of_order: Assembler,
+    /// Start of the current measurement of the application's reading, and `consumed` then.
+    pub(super) measured_at: Instant,
+    pub(super) measured_from: u64,
+    pub(super) space: SequenceSpace,
+    /// Buffer the window is cut from; grows up to the limit unless the application fixed it.
+    pub(super) buffer: u32,
+    /// Largest payload the peer has sent, an estimate of its segment size.
+    pub(super) mss: u16,
+    /// What we announced.
+    pub(super) mss_announced: u16,
+    /// Shift of the windows that we send.
+    pub(super) shift: u8,
+}
+
+/// Timestamps, RFC 7323.
+#[derive(Debug)]
+pub(super) struct TimestampClock {
+    /// Both sides use the option.
+    pub(super) on: bool,
+    /// Added to our milliseconds.
+    pub(super) offset: u32,
+    /// TS.Recent.
+    pub(super) recent: u32,
+    /// When TS.Recent was taken, in whole seconds.
+    pub(super) recent_at_s: u32,
+}
+
+impl TimestampClock {
+    /// TSval of this moment.
+    pub(super) fn value(&self, now: Instant) -> u32 {
+        self.offset.wrapping_add((now.us() / 1000) as u32)
+    }
+}
+
+/// An acknowledgement we owe.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(super) enum AckNeed {
+    /// None.
+    None,
+    /// One, when the delay runs out or something else is sent.
+    Delayed,
+    /// One, at once.
+    Now,
+}
+
+/// A probe to send.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(super) enum Probe {
+    /// None.
+    None,
+    /// The persist timer ran out: send what fits, or ask for the window.
+    Window,
+    /// The keep-alive timer ran out.
+    KeepAlive,
+}
 
 /// One TCP connection.
 #[derive(Debug)]
 pub struct Connection {
-    state: State,
+    pub(super) local: SocketAddr,
+    pub(super) remote: SocketAddr,
+    pub(super) send: SendSpace,
+    pub(super) receive: ReceiveSpace,
+    pub(super) rtt: RoundTrip,
+    pub(super) loss: Loss,
+    pub(super) congestion: Congestion,
+    pub(super) timers: Timers,
+    pub(super) timestamps: TimestampClock,
+    pub(super) options: SocketOptions,
+    pub(super) parameters: Parameters,
+    /// When a segment last arrived.
+    pub(super) heard_at: Instant,
+    /// When data was last sent and last received.
+    pub(super) data_sent_at: Instant,
+    pub(super) data_received_at: Instant,
+    /// Since when the peer owes us progress: an acknowledgement, or an open window.
+    pub(super) waiting_since: Instant,
+    /// When the last challenge acknowledgement went out.
+    pub(super) challenged_at: Instant,
+    pub(super) state: State,
+    pub(super) error: Option<SocketError>,
+    /// An ICMP error that explains a later time-out.
+    pub(super) soft_error: Option<SocketError>,
+    pub(super) ack: AckNeed,
+    pub(super) probe: Probe,
+    /// Acknowledgements still to be sent without delay.
+    pub(super) quick_acks: u8,
+    /// Probes in a row (window or keep-alive) without an answer.
+    pub(super) probes_unanswered: u8,
+    /// Doublings of the persist timer.
+    pub(super) probe_backoff: u8,
+    /// The application answers what it gets, so acknowledgements can ride on its data.
+    pub(super) ping_pong: bool,
+    /// A SYN or SYN-ACK has to go out.
+    pub(super) syn_due: bool,
+    /// The application has closed its side: a FIN sits at `send.tail`.
+    pub(super) fin_queued: bool,
+    /// The owner has let go: nobody reads any more.
+    pub(super) orphaned: bool,
+    /// The handshake has completed at some time.
+    pub(super) connected: bool,
+    /// The connection was opened by the peer.
+    pub(super) passive: bool,
+    /// Both SYNs carried the window scale option.
+    pub(super) scaling: bool,
+    /// The peer's SYN allowed SACK.
+    pub(super) sack_permitted: bool,
+    /// The application fixed the receive buffer.
+    pub(super) buffer_fixed: bool,
+    /// Progress has changed.
+    pub(super) changed: bool,
 }
 
 impl Connection {
-    /// Starts an active open; the SYN comes out of [`Connection::poll_segment`].
-    pub fn open_active(_now: Instant, _setup: Setup<'_>) -> Connection {
-        Connection { state: State::SynSent }
+    /// What both ways of opening share: nothing sent, nothing heard.
+    pub(super) fn new(now: Instant, setup: &Setup<'_>, passive: bool) -> Connection {
+        let parameters = Parameters::new(setup.limits, &setup.options);
+        let options = setup.options;
+        let announced = match options.max_segment {
+            0 => setup.mss,
+            limit => setup.mss.min(limit),
+        };
+        let buffer = options.receive_buffer.min(parameters.receive_buffer_max);
+        Connection {
+            local: setup.local,
+            remote: setup.remote,
+            send: SendSpace {
+                una: SYN_OFFSET,
+                nxt: SYN_OFFSET,
+                tail: SYN_OFFSET + 1,
+                small_end: 0,
+                space: SequenceSpace::new(setup.iss),
+                window: 0,
+                window_max: 0,
+                wl1: 0,
+                wl2: 0,
+                mss: announced,
+                shift: 0,
+            },
+            receive: ReceiveSpace {
+                nxt: SYN_OFFSET,
+                edge: SYN_OFFSET,
+                acked: SYN_OFFSET,
+                consumed: SYN_OFFSET + 1,
+                fin_at: u64::MAX,
+                discard_from: u64::MAX,
+                out_of_order: Assembler::default(),
+                measured_at: now,
+                measured_from: SYN_OFFSET + 1,
+                space: SequenceSpace::new(Default::default()),
+                buffer,
+                mss: announced.min(super::window::RECEIVE_MSS_INITIAL),
+                mss_announced: announced,
+                shift: super::window::shift_for(parameters.receive_buffer_max),
+            },
+            rtt: RoundTrip::new(&parameters),
+            loss: Loss::new(),
+            congestion: Congestion::new(CongestionControl::Cubic),
+            timers: Timers::new(),
+            timestamps: TimestampClock {
+                on: true,
+                offset: setup.timestamp_offset,
+                recent: 0,
+                recent_at_s: 0,
+            },
+            options,
+            parameters,
+            heard_at: now,
+            data_sent_at: now,
+            data_received_at: now,
+            waiting_since: now,
+            challenged_at: Instant::default(),
+            state: if passive { State::SynReceived } else { State::SynSent },
+            error: None,
+            soft_error: None,
+            ack: AckNeed::None,
+            probe: Probe::None,
+            quick_acks: 0,
+            probes_unanswered: 0,
+            probe_backoff: 0,
+            ping_pong: false,
+            syn_due: true,
+            fin_queued: false,
+            orphaned: false,
+            connected: false,
+            passive,
+            scaling: true,
+            sack_permitted: false,
+            buffer_fixed: options.receive_buffer != crate::limits::RECEIVE_BUFFER_DEFAULT,
+            changed: false,
+        }
     }
 
-    /// Starts a passive open from a SYN that the listener admitted; the SYN-ACK comes out of
-    /// [`Connection::poll_segment`]. Payload of the SYN is not taken.
-    pub fn open_passive(_now: Instant, _setup: Setup<'_>, _syn: &Segment<'_>) -> Connection {
-        Connection { state: State::SynReceived }
+    /// Our address and port.
+    pub fn local(&self) -> SocketAddr {
+        self.local
     }
 
-    /// Takes a segment of this connection.
-    pub fn handle_segment(
-        &mut self,
-        _now: Instant,
-        _id: SocketId,
-        _segment: &Segment<'_>,
-        _streams: &mut impl Streams,
-        _counters: &mut TcpCounters,
-    ) -> Disposition {
-        Disposition::Continue
+    /// The peer's address and port.
+    pub fn remote(&self) -> SocketAddr {
+        self.remote
     }
 
-    /// Runs every timer that is due.
-    pub fn handle_timers(&mut self, _now: Instant, _counters: &mut TcpCounters) -> TimerOutcome {
-        TimerOutcome::Continue
-    }
-
-    /// The next segment to send, until `None`. Its payload must be read from the stream before the
-    /// connection sees another acknowledgement.
-    pub fn poll_segment(&mut self, _now: Instant, _counters: &mut TcpCounters) -> Option<Outgoing> {
-        None
-    }
-
-    /// When [`Connection::handle_timers`] wants to run next.
-    pub fn next_timeout(&self) -> Option<Instant> {
-        None
-    }
-
-    /// True when [`Connection::poll_segment`] may have something. Cheap; may be true in vain.
-    pub fn wants_transmit(&self, _now: Instant) -> bool {
-        false
+    /// Chooses the congestion control; meant for before the handshake, as it forgets the window.
+    pub fn set_congestion_control(&mut self, control: CongestionControl) {
+        let mss = self.segment_payload_max();
+        self.congestion = Congestion::new(control);
+        if self.connected {
+            self.congestion.start(mss, false);
+        }
     }
 
     /// What the application should know.
     pub fn progress(&self) -> Progress {
-        Progress::default()
+        let received = self.receive.nxt.min(self.receive.fin_at).min(self.receive.discard_from);
+        Progress {
+            connected: self.connected,
+            rx_end: position(received),
+            rx_fin: self.fin_received(),
+            tx_acked: position(self.send.una.min(self.send.tail)),
+            error: self.error,
+            finished: self.is_over(),
+        }
     }
 
     /// True when [`Connection::progress`] has changed since the last call.
     pub fn take_changed(&mut self) -> bool {
-        false
-    }
-
-    /// The application has written up to stream position `tail`; lower values are ignored, higher
-    /// ones clamped to the send buffer.
-    pub fn send_ready(&mut self, _now: Instant, _tail: u64) {}
-
-    /// The application has read up to stream position `position`.
-    pub fn receive_consumed(&mut self, _now: Instant, _position: u64) {}
-
-    /// No more data will be sent: FIN after what is there.
-    pub fn shutdown_send(&mut self, _now: Instant) {}
-
-    /// Data received from now on is acknowledged and discarded.
-    pub fn shutdown_receive(&mut self, _now: Instant) {}
-
-    /// The owner lets go. Returns a RST to send when there is one; look at
-    /// [`Connection::state`] to see whether it is over already.
-    pub fn close(&mut self, _now: Instant, _how: Close) -> Option<Outgoing> {
-        None
-    }
-
-    /// Changes one option.
-    pub fn set_option(&mut self, _now: Instant, _option: SocketOption) {}
-
-    /// Inner numbers for display.
-    pub fn info(&self, _now: Instant) -> TcpInfo {
-        unimplemented!()
+        std::mem::take(&mut self.changed)
     }
 
     /// State.
@@ -100,18 +302,172 @@ impl Connection {
         self.state
     }
 
-    /// The record that answers for this connection in TIME-WAIT.
-    pub fn time_wait_record(&self) -> TimeWait {
-        unimplemented!()
+    /// The options as they are now.
+    pub fn options(&self) -> &SocketOptions {
+        &self.options
     }
 
-    /// An ICMP error that quotes a segment of ours with this sequence number.
-    pub fn handle_icmp(
-        &mut self,
-        _now: Instant,
-        _error: IcmpError,
-        _quoted_seq: SeqNumber,
-        _counters: &mut TcpCounters,
-    ) {
+    /// True when nothing will change any more.
+    pub fn is_over(&self) -> bool {
+        matches!(self.state, State::Closed | State::TimeWait)
+    }
+
+    /// True when something the owner wrote, or a FIN, has not been acknowledged yet.
+    pub fn has_unfinished_data(&self) -> bool {
+        !self.is_over() && self.send.una < self.send.tail + u64::from(self.fin_queued)
+    }
+
+    /// When [`Connection::handle_timers`] wants to run next.
+    pub fn next_timeout(&self) -> Option<Instant> {
+        self.timers.next()
+    }
+
+    /// The application has written up to stream position `tail`; lower values are ignored, higher
+    /// ones cut to what the send buffer may hold.
+    pub fn send_ready(&mut self, now: Instant, tail: u64) {
+        if self.fin_queued || self.is_over() {
+            return;
+        }
+        let limit = self.send.una + u64::from(self.parameters.send_buffer_max);
+        let tail = offset_of_position(tail).min(limit);
+        if tail > self.send.tail {
+            if self.send.tail == self.send.nxt && self.in_flight() == 0 {
+                self.waiting_since = now;
+            }
+            self.send.tail = tail;
+        }
+    }
+
+    /// The application has read up to stream position `position`; values beyond what has arrived
+    /// are cut.
+    pub fn receive_consumed(&mut self, now: Instant, position: u64) {
+        let end = self.receive.nxt.min(self.receive.fin_at).min(self.receive.discard_from);
+        let consumed = offset_of_position(position).min(end);
+        if consumed > self.receive.consumed {
+            self.receive.consumed = consumed;
+            self.grow_receive_buffer(now);
+            self.offer_wider_window();
+        }
+    }
+
+    /// Changes one option.
+    pub fn set_option(&mut self, now: Instant, option: SocketOption) {
+        self.options.set(option);
+        match option {
+            SocketOption::KeepAlive(_) | SocketOption::KeepIdle(_) => self.arm_keep_alive(now),
+            SocketOption::ReceiveBuffer(_) => {
+                let limit = self.parameters.receive_buffer_max;
+                self.receive.buffer = self.options.receive_buffer.min(limit);
+                self.buffer_fixed = true;
+                self.offer_wider_window();
+            }
+            SocketOption::QuickAck(on) => {
+                self.ping_pong = !on;
+                if on && self.ack == AckNeed::Delayed {
+                    self.ack = AckNeed::Now;
+                }
+            }
+            SocketOption::MaxSegment(limit) if limit > 0 => {
+                self.send.mss = self.send.mss.min(limit);
+            }
+            SocketOption::UserTimeout(_) => self.clamp_retransmission_timer(now),
+            SocketOption::SynCount(count) if count > 0 => self.parameters.syn_retries = count,
+            SocketOption::FinWait2(seconds) if seconds > 0 => {
+                self.parameters.fin_wait_2_ms = seconds.saturating_mul(1000);
+            }
+            _ => {}
+        }
+    }
+
+    /// The record that answers for this connection in TIME-WAIT.
+    pub fn time_wait_record(&self) -> TimeWait {
+        TimeWait {
+            snd_nxt: self.send.space.wire(self.send.nxt),
+            rcv_nxt: self.receive.space.wire(self.receive.nxt),
+            receive_window: (self.receive.edge - self.receive.nxt) as u32,
+            window_shift: self.shift_sent(),
+            ts_recent: self.timestamps.on.then_some(self.timestamps.recent),
+            timestamp_offset: self.timestamps.offset,
+            answered_at: Instant::default(),
+        }
+    }
+
+    /// Inner numbers for display.
+    pub fn info(&self, now: Instant) -> TcpInfo {
+        TcpInfo {
+            state: self.state,
+            congestion_state: self.loss.linux_state(),
+            backoff: self.loss.backoff,
+            timestamps: self.timestamps.on,
+            sack_permitted: self.sack_permitted,
+            window_scale: self.scaling.then_some((self.send.shift, self.receive.shift)),
+            rto_us: self.rto_us().min(u64::from(u32::MAX)) as u32,
+            srtt_us: self.rtt.srtt_us,
+            rttvar_us: self.rtt.rttvar_us,
+            min_rtt_us: self.rtt.min_us,
+            send_mss: self.segment_payload_max() as u16,
+            receive_mss: self.receive.mss,
+            cwnd: self.congestion.cwnd,
+            ssthresh: self.congestion.ssthresh,
+            send_window: self.send.window,
+            receive_window: (self.receive.edge - self.receive.nxt) as u32,
+            unacknowledged: self.in_flight(),
+            not_sent: self.send.tail.saturating_sub(self.send.nxt),
+            receive_queue: self.progress().rx_end - position(self.receive.consumed),
+            retransmits: self.loss.retransmits,
+            bytes_acked: position(self.send.una.min(self.send.tail)),
+            bytes_received: position(self.receive.nxt.min(self.receive.fin_at)),
+            last_data_sent_us: now.since(self.data_sent_at),
+            last_data_received_us: now.since(self.data_received_at),
+        }
+    }
+
+    /// The peer's FIN has arrived with everything before it.
+    pub(super) fn fin_received(&self) -> bool {
+        self.receive.nxt > self.receive.fin_at
+    }
+
+    /// Our FIN was sent at least once.
+    pub(super) fn fin_sent(&self) -> bool {
+        self.fin_queued && self.send.nxt > self.send.tail
+    }
+
+    /// Bytes sent and not acknowledged, SYN and FIN included.
+    pub(super) fn in_flight(&self) -> u64 {
+        self.send.nxt - self.send.una
+    }
+
+    /// Payload of a full segment beside the options every segment carries.
+    pub(super) fn segment_payload_max(&self) -> u32 {
+        let options = if self.timestamps.on { TIMESTAMPS_LEN as u32 } else { 0 };
+        u32::from(self.send.mss).saturating_sub(options).max(1)
+    }
+
+    /// The retransmission time-out with its back-off.
+    pub(super) fn rto_us(&self) -> u64 {
+        let rto_us = u64::from(self.rtt.rto_us) << self.loss.backoff.min(31);
+        rto_us.min(u64::from(self.parameters.rto_max_us))
+    }
+
+    /// The connection is over; `error` tells why unless it ended in order.
+    pub(super) fn finish(&mut self, state: State, error: Option<SocketError>) {
+        self.state = state;
+        self.error = self.error.or(error);
+        self.timers.clear();
+        self.receive.out_of_order.clear();
+        self.ack = AckNeed::None;
+        self.probe = Probe::None;
+        self.syn_due = false;
+        self.changed = true;
+    }
+
+    /// Arms the keep-alive timer anew, or stops it.
+    pub(super) fn arm_keep_alive(&mut self, now: Instant) {
+        if self.options.keep_alive && self.connected && !self.is_over() {
+            let idle_us = u64::from(self.options.keep_idle_s) * 1_000_000;
+            self.timers.set(Timer::KeepAlive, self.heard_at.plus_us(idle_us).max(now));
+        } else {
+            self.timers.stop(Timer::KeepAlive);
+        }
     }
 }

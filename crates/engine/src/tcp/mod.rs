@@ -3,13 +3,26 @@
 //! The shard calls it: segments in by [`Connection::handle_segment`], timers by
 //! [`Connection::handle_timers`], segments out by [`Connection::poll_segment`]. Read first: the
 //! types of the seam in `seam.rs`, then `connection.rs` (state), `receive.rs` (the numbered steps of
-//! RFC 9293 section 3.10.7.4) and `transmit.rs`.
+//! RFC 9293 section 3.10.7.4) and `transmit.rs` (what is sent next).
 
+mod assembler;
+mod close;
+mod congestion;
 pub mod connection;
+mod handshake;
+mod icmp;
+mod loss;
+mod receive;
+mod rtt;
 pub mod seam;
 pub mod segment;
+mod sequence_space;
 pub mod time_wait;
+mod timers;
+mod transmit;
+mod window;
 
+pub use congestion::CongestionControl;
 pub use connection::Connection;
 pub use seam::{
     Disposition, IcmpError, Setup, State, TcpCounters, TcpInfo, TcpLimits, TimerOutcome,
@@ -17,3 +30,6 @@ pub use seam::{
 };
 pub use segment::{Flags, Malformed, Options, Outgoing, Segment, SeqNumber, Timestamps};
 pub use time_wait::{TimeWait, TimeWaitAnswer};
+
+#[cfg(test)]
+mod tests;

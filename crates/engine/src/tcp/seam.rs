@@ -1,7 +1,8 @@
 //! The types that cross the seam between the shard and a TCP connection.
 //!
 //! Owns what a connection is made from ([`Setup`], [`TcpLimits`]), what its steps answer
-//! ([`Disposition`], [`TimerOutcome`]), and what it counts ([`TcpCounters`]). No behaviour.
+//! ([`Disposition`], [`TimerOutcome`]), what it counts ([`TcpCounters`]) and what it shows
+//! ([`TcpInfo`]). No behaviour.
 
 use std::net::SocketAddr;
 
@@ -35,10 +36,24 @@ pub struct TcpLimits {
     pub receive_buffer_max: u32,
     /// Most bytes of the send stream kept beyond the first unacknowledged one.
     pub send_buffer_max: u32,
+    /// Retransmission time-out before the first sample, in microseconds (RFC 6298 section 2.1).
+    pub rto_initial_us: u64,
+    /// Least variance term of the retransmission time-out, in microseconds (Linux: 200 ms).
+    pub rto_min_us: u64,
+    /// Largest retransmission time-out, in microseconds (Linux: 120 s).
+    pub rto_max_us: u64,
+    /// Longest delay of an acknowledgement, in microseconds (Linux's quick one: 40 ms).
+    pub delayed_ack_us: u64,
+    /// Challenge acknowledgements a second for one connection (RFC 5961 section 7).
+    pub challenge_acks_per_second: u32,
     /// SYN retransmissions before an active open fails (Linux tcp_syn_retries).
     pub syn_retries: u8,
     /// SYN-ACK retransmissions before a passive open is dropped (Linux tcp_synack_retries).
     pub synack_retries: u8,
+    /// Doublings of the least time-out that unanswered data may wait (Linux tcp_retries2).
+    pub retries: u8,
+    /// The same for a connection that its owner has closed (Linux tcp_orphan_retries).
+    pub orphan_retries: u8,
     /// How long a connection that was closed by its owner may stay in FIN-WAIT-2, in microseconds
     /// (Linux tcp_fin_timeout).
     pub fin_wait_2_us: u64,
@@ -47,12 +62,78 @@ pub struct TcpLimits {
 impl Default for TcpLimits {
     fn default() -> TcpLimits {
         TcpLimits {
-            receive_buffer_max: 1 << 20,
-            send_buffer_max: 1 << 20,
+            receive_buffer_max: crate::limits::RECEIVE_BUFFER_MAX,
+            send_buffer_max: crate::limits::SEND_BUFFER_MAX,
+            rto_initial_us: 1_000_000,
+            rto_min_us: 200_000,
+            rto_max_us: 120_000_000,
+            delayed_ack_us: 40_000,
+            challenge_acks_per_second: 10,
             syn_retries: 6,
             synack_retries: 5,
+            retries: 15,
+            orphan_retries: 8,
             fin_wait_2_us: 60_000_000,
         }
+    }
+}
+
+/// The limits and options that a connection's timers need, in a quarter of the space.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(super) struct Parameters {
+    pub(super) receive_buffer_max: u32,
+    pub(super) send_buffer_max: u32,
+    pub(super) rto_initial_us: u32,
+    pub(super) rto_min_us: u32,
+    pub(super) rto_max_us: u32,
+    pub(super) delayed_ack_us: u32,
+    pub(super) challenge_interval_us: u32,
+    pub(super) fin_wait_2_ms: u32,
+    pub(super) syn_retries: u8,
+    pub(super) synack_retries: u8,
+    pub(super) retries: u8,
+    pub(super) orphan_retries: u8,
+}
+
+impl Parameters {
+    /// Takes what a connection keeps from the shard's limits and its own options.
+    pub(super) fn new(limits: &TcpLimits, options: &SocketOptions) -> Parameters {
+        let us = |us: u64| us.clamp(1, u64::from(u32::MAX)) as u32;
+        let retries = |count: u8| count.min(127);
+        let syn_retries = match options.syn_count {
+            0 => retries(limits.syn_retries),
+            count => count,
+        };
+        let fin_wait_2_ms = match options.fin_wait_2_s {
+            0 => us(limits.fin_wait_2_us / 1000),
+            seconds => seconds.saturating_mul(1000),
+        };
+        Parameters {
+            receive_buffer_max: limits.receive_buffer_max,
+            send_buffer_max: limits.send_buffer_max,
+            rto_initial_us: us(limits.rto_initial_us),
+            rto_min_us: us(limits.rto_min_us),
+            rto_max_us: us(limits.rto_max_us),
+            delayed_ack_us: us(limits.delayed_ack_us),
+            challenge_interval_us: 1_000_000 / limits.challenge_acks_per_second.max(1),
+            fin_wait_2_ms,
+            syn_retries,
+            synack_retries: retries(limits.synack_retries),
+            retries: retries(limits.retries),
+            orphan_retries: retries(limits.orphan_retries),
+        }
+    }
+
+    /// How long `retries` doublings of the least time-out take, in microseconds: Linux turns its
+    /// retry counts into times this way, so that the round trip does not matter.
+    pub(super) fn retry_time_us(&self, retries: u8) -> u64 {
+        let mut total_us = 0;
+        let mut rto_us = u64::from(self.rto_min_us);
+        for _ in 0..=retries {
+            total_us += rto_us;
+            rto_us = (rto_us * 2).min(u64::from(self.rto_max_us));
+        }
+        total_us
     }
 }
 
@@ -123,15 +204,16 @@ pub enum Unreachable {
     Network,
     /// No route to the host, or administratively prohibited.
     Host,
-    /// No protocol or port there: the only hard errors of RFC 1122 section 4.2.3.9 beside
-    /// fragmentation needed.
+    /// Nobody listens on the port; a hard error (RFC 1122 section 4.2.3.9).
     Port,
+    /// No TCP there; a hard error.
+    Protocol,
 }
 
 /// An ICMP error about a segment of ours, already matched to the connection.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub enum IcmpError {
-    /// Destination unreachable, or hop limit exceeded.
+    /// Destination unreachable, or hop limit exceeded (which counts as a host out of reach).
     Unreachable(Unreachable),
     /// Packet too big: `mss` is what the reported MTU leaves for TCP payload without options.
     PacketTooBig {
@@ -215,6 +297,14 @@ tcp_counters! {
     discarded_after_shutdown,
     /// Dropped: data for a connection the application has closed; answered with RST.
     drop_after_close,
+    /// Dropped: for a connection that is over.
+    drop_over,
+    /// Segments that brought only data received before.
+    duplicate_data_segments,
+    /// Times our window closed.
+    zero_windows_sent,
+    /// Reductions of the segment size taken from ICMP.
+    path_mtu_reductions,
     /// ICMP errors ignored because their quoted sequence number is not in flight, RFC 5927.
     drop_bad_icmp,
 }

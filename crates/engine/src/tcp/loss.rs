@@ -1,0 +1,237 @@
+//! What acknowledgements say: progress, loss, and how to repair it.
+//!
+//! RFC 5681 and RFC 6582 (NewReno) without SACK, told as one quantity: the bytes thought to be in
+//! the network ("pipe"). A duplicate acknowledgement means a segment has left it (`departed`, which
+//! is what RFC 6582 calls inflating the window, and gives limited transmit of RFC 3042 for free);
+//! `lost_from..lost_end` has left it too and waits to be sent again. A scoreboard for SACK will
+//! take the place of `departed`. Called by `receive.rs` and `timers.rs`; `transmit.rs` asks
+//! [`Connection::pipe`].
+
+use super::connection::Connection;
+use super::seam::TcpCounters;
+use super::sequence_space::SYN_OFFSET;
+use super::timers::Timer;
+use crate::Instant;
+
+/// Duplicate acknowledgements that show a loss, RFC 5681 section 3.2.
+const DUPLICATE_THRESHOLD: u16 = 3;
+
+/// Where a connection is in repairing losses.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(super) enum Phase {
+    /// Nothing is known to be lost.
+    Open,
+    /// Fast recovery until `recover` is acknowledged.
+    Recovery,
+    /// After a time-out, until `recover` is acknowledged.
+    Loss,
+}
+
+/// Loss state of one connection.
+#[derive(Debug)]
+pub(super) struct Loss {
+    /// What was sent when the last repair began; a new one needs progress beyond it.
+    pub(super) recover: u64,
+    /// To be sent again.
+    pub(super) lost_from: u64,
+    pub(super) lost_end: u64,
+    /// Bytes that left the network by the word of duplicate acknowledgements.
+    departed: u32,
+    /// Segments sent again over the connection's life.
+    pub(super) retransmits: u32,
+    pub(super) duplicates: u16,
+    pub(super) phase: Phase,
+    /// Time-outs in a row.
+    pub(super) backoff: u8,
+    /// The first retransmission of fast recovery goes out whatever the window says.
+    pub(super) retransmit_now: bool,
+}
+
+impl Loss {
+    /// All well.
+    pub(super) fn new() -> Loss {
+        Loss {
+            recover: SYN_OFFSET,
+            lost_from: 0,
+            lost_end: 0,
+            departed: 0,
+            retransmits: 0,
+            duplicates: 0,
+            phase: Phase::Open,
+            backoff: 0,
+            retransmit_now: false,
+        }
+    }
+
+    /// Linux's number for the phase, as `tcp_info` shows it.
+    pub(super) fn linux_state(&self) -> u8 {
+        match self.phase {
+            Phase::Open if self.duplicates > 0 => 1,
+            Phase::Open => 0,
+            Phase::Recovery => 3,
+            Phase::Loss => 4,
+        }
+    }
+
+    /// True when something waits to be sent again.
+    pub(super) fn has_lost(&self) -> bool {
+        self.lost_from < self.lost_end
+    }
+
+    /// Marks a range lost.
+    fn mark(&mut self, from: u64, end: u64) {
+        self.lost_from = from;
+        self.lost_end = end;
+    }
+
+    /// Forgets duplicates.
+    fn settle(&mut self) {
+        self.departed = 0;
+        self.duplicates = 0;
+    }
+}
+
+impl Connection {
+    /// Bytes thought to be in the network.
+    pub(super) fn pipe(&self) -> u32 {
+        let lost = self.loss.lost_end.saturating_sub(self.loss.lost_from);
+        let out = self.in_flight().saturating_sub(lost).saturating_sub(self.loss.departed.into());
+        out.min(u64::from(u32::MAX)) as u32
+    }
+
+    /// SND.UNA moves to `ack`, which acknowledges something new. `echo` is the timestamp echoed.
+    pub(super) fn advance_una(&mut self, now: Instant, ack: u64, echo: Option<u32>) {
+        let acked = (ack - self.send.una).min(u64::from(u32::MAX)) as u32;
+        self.send.una = ack;
+        self.waiting_since = now;
+        self.loss.backoff = 0;
+        self.soft_error = None;
+        self.changed = true;
+        self.take_round_trip_sample(now, echo);
+        self.loss.lost_from = self.loss.lost_from.max(ack);
+        match self.loss.phase {
+            Phase::Open => {
+                self.loss.settle();
+                let mss = self.segment_payload_max();
+                self.congestion.on_ack(now, ack, acked, mss, self.rtt.srtt_us);
+            }
+            Phase::Recovery => self.advance_in_recovery(ack, acked),
+            Phase::Loss => self.advance_in_loss(ack, acked),
+        }
+        // RFC 6298 section 5.2 and 5.3.
+        if self.in_flight() == 0 {
+            self.timers.stop(Timer::Retransmission);
+        } else {
+            self.timers.set(Timer::Retransmission, self.retransmission_deadline(now));
+        }
+    }
+
+    /// RFC 6298 section 3 and RFC 7323 section 4.1: our own clock where it applies, the echo where
+    /// something was sent again.
+    fn take_round_trip_sample(&mut self, now: Instant, echo: Option<u32>) {
+        if let Some(rtt_us) = self.rtt.take_timing(self.send.una, now) {
+            self.rtt.sample(rtt_us, &self.parameters);
+        } else if let Some(echo) = echo
+            && self.loss.phase != Phase::Open
+        {
+            let age_ms = self.timestamps.value(now).wrapping_sub(echo);
+            if age_ms < 1 << 24 {
+                self.rtt.sample(u64::from(age_ms) * 1000, &self.parameters);
+            }
+        }
+    }
+
+    /// RFC 6582 section 3.2 steps 2 and 3.
+    fn advance_in_recovery(&mut self, ack: u64, acked: u32) {
+        let mss = self.segment_payload_max();
+        if ack >= self.loss.recover {
+            let flight = self.in_flight().min(u64::from(u32::MAX)) as u32;
+            self.congestion.on_recovered(flight, mss);
+            self.loss.phase = Phase::Open;
+            self.loss.settle();
+            self.loss.mark(ack, ack);
+            return;
+        }
+        // A partial acknowledgement: the segment after it is lost too. Deflate by what it
+        // acknowledged, less the segment that is sent now.
+        self.loss.departed = self.loss.departed.saturating_sub(acked);
+        if acked >= mss {
+            self.loss.departed += mss;
+        }
+        self.loss.mark(ack, (ack + u64::from(mss)).min(self.send.nxt));
+        self.loss.retransmit_now = true;
+    }
+
+    /// After a time-out everything is sent again in slow start; what was not lost is skipped as
+    /// acknowledgements jump over it.
+    fn advance_in_loss(&mut self, ack: u64, acked: u32) {
+        let mss = self.segment_payload_max();
+        self.congestion.on_ack_in_loss(acked, mss);
+        self.loss.settle();
+        if ack >= self.loss.recover {
+            self.loss.phase = Phase::Open;
+        }
+    }
+
+    /// A duplicate acknowledgement, RFC 5681 section 2.
+    pub(super) fn handle_duplicate_ack(&mut self, counters: &mut TcpCounters) {
+        counters.duplicate_acks_received += 1;
+        if self.loss.phase == Phase::Loss {
+            return;
+        }
+        let mss = self.segment_payload_max();
+        self.loss.duplicates = self.loss.duplicates.saturating_add(1);
+        let limit = self.in_flight().min(u64::from(u32::MAX)) as u32;
+        self.loss.departed = self.loss.departed.saturating_add(mss).min(limit);
+        let enough = self.loss.duplicates == DUPLICATE_THRESHOLD;
+        // RFC 6582 section 3.2 step 1: duplicates of data that an earlier repair sent in vain are
+        // no news.
+        let is_news = self.send.una > self.loss.recover;
+        if self.loss.phase == Phase::Open && enough && is_news {
+            self.enter_recovery(counters);
+        }
+    }
+
+    /// RFC 5681 section 3.2 and RFC 6582: back off once, send the first hole.
+    fn enter_recovery(&mut self, counters: &mut TcpCounters) {
+        counters.fast_retransmits += 1;
+        let mss = self.segment_payload_max();
+        let flight = self.in_flight().min(u64::from(u32::MAX)) as u32;
+        self.congestion.on_loss(flight, mss);
+        self.loss.phase = Phase::Recovery;
+        self.loss.recover = self.send.nxt;
+        let end = (self.send.una + u64::from(mss)).min(self.send.nxt);
+        self.loss.mark(self.send.una, end);
+        self.loss.retransmit_now = true;
+        self.rtt.abandon_timing();
+    }
+
+    /// The retransmission timer ran out: all in flight counts as lost.
+    pub(super) fn start_loss_recovery(&mut self) {
+        let mss = self.segment_payload_max();
+        let flight = self.in_flight().min(u64::from(u32::MAX)) as u32;
+        let again = self.loss.phase == Phase::Loss && self.loss.backoff > 0;
+        self.congestion.on_timeout(flight, mss, again);
+        self.loss.settle();
+        self.loss.phase = Phase::Loss;
+        self.loss.recover = self.send.nxt;
+        self.loss.mark(self.send.una, self.send.nxt);
+        self.loss.retransmit_now = true;
+    }
+
+    /// The path takes smaller segments only: what is in flight was dropped for its size, which says
+    /// nothing about congestion (RFC 1191 section 6.5).
+    pub(super) fn resend_for_smaller_segments(&mut self) {
+        if self.in_flight() == 0 || !self.connected {
+            return;
+        }
+        self.loss.settle();
+        if self.loss.phase == Phase::Open {
+            self.loss.phase = Phase::Loss;
+        }
+        self.loss.recover = self.send.nxt;
+        self.loss.mark(self.send.una, self.send.nxt);
+        self.loss.retransmit_now = true;
+        self.rtt.abandon_timing();
+    }
+}

@@ -1,0 +1,12 @@
+//! Tests of the connection, written as scripts over a [`Pair`]: two hosts, a wire with scripted
+//! faults, and virtual time. Every segment passes through the header codec on its way.
+
+mod closing;
+mod flow;
+mod handshake;
+mod misbehaviour;
+mod pair;
+mod repair;
+mod soak;
+
+pub(super) use pair::{Fate, Pair, Side};
