@@ -63,6 +63,7 @@ impl LinkError {
             Some(libc::EOPNOTSUPP | libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT) => {
                 "this kernel was built or booted without it"
             }
+            Some(libc::ETIMEDOUT) => "check that the interface is up and has a carrier",
             Some(libc::ENETUNREACH) => "give the interface an address that reaches the gateway",
             Some(libc::EMFILE | libc::ENFILE) => "raise the limit of open files (ulimit -n)",
             Some(libc::ENOSPC) => "raise the limit in /proc/sys/user",

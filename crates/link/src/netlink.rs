@@ -12,6 +12,8 @@ mod tests;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::error::LinkError;
 use crate::sys;
@@ -27,6 +29,9 @@ const TIMEOUT_S: i64 = 5;
 const DUMP_ATTEMPTS: u32 = 16;
 /// Datagrams looked at before giving up on an answer (a list of 100,000 addresses fits).
 const DATAGRAMS_MAX: u32 = 10_000;
+/// The longest wait for a new address to receive; it takes less than a millisecond as a rule.
+const LOCAL_PATIENCE: Duration = Duration::from_secs(2);
+const LOCAL_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Where the far end of a veth pair is put.
 #[derive(Copy, Clone, Debug)]
@@ -83,7 +88,40 @@ impl Netlink {
     /// As [`Netlink::links`].
     pub fn routes(&mut self) -> Result<Vec<Route>, LinkError> {
         let request = Request::new(RTM_GETROUTE, NLM_F_REQUEST | NLM_F_DUMP, &[0; 12]);
-        self.dump("list the routes", request, RTM_NEWROUTE, list::parse_route)
+        self.dump("list the routes", request, RTM_NEWROUTE, list::parse_listed_route)
+    }
+
+    /// The route that a packet to `address` would take; `None` when there is none.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn route_to(&mut self, address: IpAddr) -> Result<Option<Route>, LinkError> {
+        let mut header = [0; 12];
+        header[0] = family(address);
+        header[1] = list::bits(address);
+        let request =
+            Request::new(RTM_GETROUTE, NLM_F_REQUEST, &header).attribute(RTA_DST, &octets(address));
+        self.get_route(request)
+            .map_err(|refusal| refusal.during(format!("find the route to {address}")))
+    }
+
+    /// Waits, 2 s at most, until packets to `address` are delivered on this machine. A new IPv6
+    /// address can be bound at once but receives only when the kernel has worked off a queue.
+    ///
+    /// # Errors
+    /// ETIMEDOUT when that does not happen: its interface is down, or has no carrier.
+    pub fn wait_until_local(&mut self, address: IpAddr) -> Result<(), LinkError> {
+        let deadline = Instant::now() + LOCAL_PATIENCE;
+        loop {
+            if self.route_to(address)?.is_some_and(|route| route.is_local()) {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                let attempt = format!("wait for the address {address} to receive");
+                return Err(LinkError::from_errno(attempt, libc::ETIMEDOUT));
+            }
+            thread::sleep(LOCAL_INTERVAL);
+        }
     }
 
     /// The interface of this name.
@@ -157,7 +195,8 @@ impl Netlink {
     }
 
     /// Adds an address with its on-link prefix. IPv6 addresses skip duplicate address detection
-    /// (RFC 4862 section 5.4), so that they work at once.
+    /// (RFC 4862 section 5.4), so that they can be bound at once; when they also receive is what
+    /// [`Netlink::wait_until_local`] tells.
     ///
     /// # Errors
     /// EEXIST when the interface has it already, EACCES when IPv6 is switched off there.
@@ -328,6 +367,30 @@ impl Netlink {
         Err(Refusal::unreadable())
     }
 
+    /// Sends a request for one route and waits for the answer.
+    fn get_route(&mut self, request: Request) -> Result<Option<Route>, Refusal> {
+        let request = request.finish(self.next_sequence());
+        sys::netlink_send(self.socket.as_fd(), &request).map_err(Refusal::System)?;
+        for _ in 0..DATAGRAMS_MAX {
+            let len = self.receive().map_err(Refusal::System)?;
+            for message in messages(&self.buffer[..len]) {
+                let message = message.map_err(|_| Refusal::unreadable())?;
+                match message.kind {
+                    _ if message.sequence != self.sequence => {}
+                    RTM_NEWROUTE => return Ok(list::parse_route(message.payload)),
+                    NLMSG_ERROR => {
+                        return match acknowledgement(&message) {
+                            Err(Refusal::Kernel(error, _)) if is_unreachable(&error) => Ok(None),
+                            other => other.map(|()| None),
+                        };
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Err(Refusal::unreadable())
+    }
+
     fn next_sequence(&mut self) -> u32 {
         self.sequence = self.sequence.wrapping_add(1);
         self.sequence
@@ -394,6 +457,11 @@ impl Netlink {
         }
         Err(io::Error::from_raw_os_error(libc::EPROTO))
     }
+}
+
+/// Whether the kernel's answer is that no route leads there.
+fn is_unreachable(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENETUNREACH | libc::EHOSTUNREACH))
 }
 
 /// Why a request came to nothing, before it is known how to name the attempt.

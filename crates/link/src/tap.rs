@@ -90,7 +90,7 @@ enum Sent {
 
 impl Tap {
     /// Makes the interface in the calling thread's network namespace, sets it up and gives it its
-    /// host addresses. IPv6 addresses work at once.
+    /// host addresses, which can be bound and receive when this returns.
     ///
     /// # Errors
     /// When the device cannot be opened, the name is taken, or the kernel refuses a setting; nothing
@@ -369,6 +369,9 @@ fn set_up_interface(name: &str, config: &TapConfig) -> Result<u32, LinkError> {
     netlink.set_up(index)?;
     for &(address, prefix_len) in &config.host_addresses {
         netlink.add_address(index, address, prefix_len)?;
+    }
+    for &(address, _) in &config.host_addresses {
+        netlink.wait_until_local(address)?;
     }
     Ok(index)
 }

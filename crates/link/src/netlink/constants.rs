@@ -52,6 +52,7 @@ pub(crate) const RTA_PRIORITY: u16 = 6;
 pub(crate) const RTA_TABLE: u16 = 15;
 pub(crate) const RTM_F_CLONED: u32 = 0x200;
 pub(crate) const RTN_UNICAST: u8 = 1;
+pub(crate) const RTN_LOCAL: u8 = 2;
 pub(crate) const RTPROT_STATIC: u8 = 4;
 pub(crate) const RT_TABLE_MAIN: u8 = 254;
 pub(crate) const RT_SCOPE_UNIVERSE: u8 = 0;

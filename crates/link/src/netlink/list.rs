@@ -24,6 +24,13 @@ pub struct Link {
     pub kind: Option<String>,
 }
 
+impl Route {
+    /// Whether what takes this route is delivered on this machine.
+    pub fn is_local(&self) -> bool {
+        self.kind == RTN_LOCAL
+    }
+}
+
 impl Link {
     /// Whether the interface is administratively up.
     pub fn is_up(&self) -> bool {
@@ -114,7 +121,12 @@ pub(super) fn parse_address(payload: &[u8]) -> Option<Address> {
     (prefix_len <= bits(address)).then_some(Address { link, address, prefix_len, flags })
 }
 
-/// Parses the payload of an RTM_NEWROUTE message; cached clones are left out.
+/// Parses the payload of an RTM_NEWROUTE message of a list; cached clones are left out.
+pub(super) fn parse_listed_route(payload: &[u8]) -> Option<Route> {
+    if u32_at(payload, 8)? & RTM_F_CLONED != 0 { None } else { parse_route(payload) }
+}
+
+/// Parses the payload of an RTM_NEWROUTE message.
 pub(super) fn parse_route(payload: &[u8]) -> Option<Route> {
     let family = *payload.first()?;
     let prefix_len = *payload.get(1)?;
@@ -123,7 +135,7 @@ pub(super) fn parse_route(payload: &[u8]) -> Option<Route> {
         AF_INET6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         _ => return None,
     };
-    if prefix_len > bits(unspecified) || u32_at(payload, 8)? & RTM_F_CLONED != 0 {
+    if prefix_len > bits(unspecified) {
         return None;
     }
     let mut route = Route {

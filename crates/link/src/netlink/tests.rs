@@ -84,7 +84,8 @@ proptest! {
             let _ = acknowledgement(&message);
             let _ = extended_message(&message);
         }
-        let _ = (list::parse_link(&bytes), list::parse_address(&bytes), list::parse_route(&bytes));
+        let _ = (list::parse_link(&bytes), list::parse_address(&bytes));
+        let _ = (list::parse_route(&bytes), list::parse_listed_route(&bytes));
         prop_assert!(attributes(&bytes).count() <= bytes.len() / 4 + 1);
     }
 }
@@ -158,6 +159,30 @@ fn addresses_routes_and_neighbours_are_added_and_listed() {
         assert_eq!(find(near, 25).unwrap().link, Some(index));
         assert_eq!(find(default, 0).unwrap().gateway, None);
         netlink.add_neighbour(index, gateway, [2, 0, 0, 0, 0, 9]).unwrap();
+    });
+}
+
+#[test]
+fn routes_to_an_address_tell_when_it_receives() {
+    in_namespace(|_| {
+        let mut netlink = Netlink::open().unwrap();
+        assert_eq!(netlink.route_to(V4).unwrap(), None);
+        assert_eq!(netlink.route_to(V6).unwrap(), None);
+        netlink.create_veth("left", "right", PeerNamespace::Same).unwrap();
+        let (left, right) =
+            (netlink.link_by_name("left").unwrap(), netlink.link_by_name("right").unwrap());
+        netlink.set_up(left.index).unwrap();
+        netlink.set_up(right.index).unwrap();
+        for (address, prefix_len) in [(V4, 24), (V6, 64)] {
+            netlink.add_address(left.index, address, prefix_len).unwrap();
+            netlink.wait_until_local(address).unwrap();
+            assert!(netlink.route_to(address).unwrap().unwrap().is_local());
+        }
+        let neighbour = IpAddr::V4(Ipv4Addr::new(198, 18, 7, 2));
+        let route = netlink.route_to(neighbour).unwrap().unwrap();
+        assert_eq!((route.is_local(), route.link), (false, Some(left.index)));
+        let late = netlink.wait_until_local(neighbour).unwrap_err();
+        assert_eq!(late.errno(), Some(libc::ETIMEDOUT));
     });
 }
 
