@@ -1,1 +1,118 @@
-//! Tests.
+//! Messages: every kind survives, and any words are decoded or refused.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn every_request() -> Vec<RequestBody> {
+    let address = "198.18.0.1:80".parse().unwrap();
+    let remote = "[2001:db8::1]:443".parse().unwrap();
+    vec![
+        RequestBody::Bind { address, reuse_address: true, reuse_port: false, v6only: true },
+        RequestBody::Bind {
+            address: remote,
+            reuse_address: false,
+            reuse_port: true,
+            v6only: false,
+        },
+        RequestBody::Listen { backlog: u32::MAX, v6only: true, reuse_port: false },
+        RequestBody::Connect { remote },
+        RequestBody::Open { v6: true },
+        RequestBody::Acceptor,
+        RequestBody::NotAcceptor,
+        RequestBody::Claim,
+        RequestBody::Refuse,
+        RequestBody::KickTx,
+        RequestBody::KickRx,
+        RequestBody::WantTx,
+        RequestBody::Shutdown { how: Shutdown::Read },
+        RequestBody::Shutdown { how: Shutdown::Write },
+        RequestBody::Shutdown { how: Shutdown::Both },
+        RequestBody::Close { abort: true },
+        RequestBody::SetOption { option: 7, value: -3 },
+        RequestBody::GetOption { option: u16::MAX },
+        RequestBody::TcpInfo { part: 2 },
+        RequestBody::Watch { watcher: 5, mask: ready::ALL, one_shot: true },
+        RequestBody::Unwatch { watcher: 127 },
+        RequestBody::Drained { watcher: 0 },
+        RequestBody::Shared { cookie: u64::MAX - 1 },
+    ]
+}
+
+#[test]
+fn every_request_survives() {
+    let mut kinds = std::collections::HashSet::new();
+    for body in every_request() {
+        let request = Request::about(1 << 31, u32::MAX, body).with_reply(63);
+        let message = request.encode();
+        assert_eq!(Request::decode(&message), Ok(request));
+        kinds.insert(message[0] as u16);
+    }
+    assert_eq!(kinds.len(), 20, "every kind is in the list");
+}
+
+#[test]
+fn events_and_replies_survive() {
+    let event = Ready { slot: 1, generation: 2, bits: ready::IN | ready::HUP };
+    assert_eq!(Ready::decode(&event.encode()), Ok(event));
+    assert_eq!(Offer::decode(&event.encode()), Err(Malformed));
+    let offer = Offer { listener: 1, listener_generation: 2, slot: 3, generation: 4 };
+    assert_eq!(Offer::decode(&offer.encode()), Ok(offer));
+    let local = Some("[::1]:9".parse().unwrap());
+    let reply = SocketReply { errno: NOT_OURS, slot: 3, generation: 4, local };
+    assert_eq!(SocketReply::decode(&reply.encode()), Ok(reply));
+    let reply = OptionReply::value(&[9; 60]);
+    assert_eq!(OptionReply::decode(&reply.encode()), Ok(reply));
+    assert_eq!(reply.bytes(), [9; OPTION_BYTES]);
+    assert_eq!(OptionReply::failure(22).bytes(), []);
+    assert_eq!(OptionReply::decode(&[u64::MAX; 7]), Err(Malformed));
+}
+
+#[test]
+fn control_messages_survive() {
+    let domain = core::array::from_fn(|index| index as u8 + 1);
+    for request in [
+        ControlRequest::Hello { version: 1, domain },
+        ControlRequest::AttachChild,
+        ControlRequest::MapTable { index: 3 },
+        ControlRequest::MapArena { index: 4 },
+        ControlRequest::NewWatcher { watcher: 5 },
+        ControlRequest::DropWatcher { watcher: 6 },
+        ControlRequest::Adopt,
+    ] {
+        assert_eq!(ControlRequest::decode(&request.encode()), Ok(request));
+        assert_eq!(ControlReply::decode(&request.encode()), Err(Malformed));
+    }
+    let (errno, version) = (-1, u32::MAX);
+    for reply in [
+        ControlReply::Welcome { errno, version, process_id: 7, spin_us: 50, domain },
+        ControlReply::TableMapped { index: 1, errno },
+        ControlReply::ArenaMapped { index: 2, errno: 12 },
+        ControlReply::WatcherMade { watcher: 3, errno: 0 },
+        ControlReply::Adopted { errno: 2, slot: 4, generation: 5, kind: SocketKind::Listener },
+    ] {
+        assert_eq!(ControlReply::decode(&reply.encode()), Ok(reply));
+        assert_eq!(ControlRequest::decode(&reply.encode()), Err(Malformed));
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_decoded_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        fuzz_decode(&bytes);
+    }
+
+    /// Known kinds with any words behind them: what random bytes alone would never reach.
+    #[test]
+    fn any_words_behind_a_known_kind(
+        kind in prop_oneof![0u64..24, 0x100u64..0x104, 0x200u64..0x209, 0x300u64..0x309],
+        high in any::<u64>(),
+        words in any::<[u64; 7]>(),
+        small in any::<bool>(),
+    ) {
+        let words = words.map(|word| if small { word % 5 } else { word });
+        let first = if kind < 24 { kind | high << 16 } else { kind };
+        let message = [first, words[0], words[1], words[2], words[3], words[4], words[5], words[6]];
+        fuzz_decode(message.map(u64::to_ne_bytes).as_flattened());
+    }
+}

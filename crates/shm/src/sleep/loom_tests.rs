@@ -1,1 +1,48 @@
-//! Loom models.
+//! Loom model of the sleep flag.
+
+use loom::sync::Arc;
+use loom::sync::atomic::{AtomicU32, Ordering};
+
+use super::SleepFlag;
+
+#[test]
+fn loom_sleeper_with_work_is_woken() {
+    loom::model(|| {
+        let words = Arc::new((AtomicU32::new(0), AtomicU32::new(0)));
+        let shared = Arc::clone(&words);
+        let producer = loom::thread::spawn(move || {
+            shared.1.store(1, Ordering::Relaxed);
+            SleepFlag::new(&shared.0).must_wake()
+        });
+        let flag = SleepFlag::new(&words.0);
+        flag.prepare_sleep();
+        let sleeps = words.1.load(Ordering::Relaxed) == 0;
+        if !sleeps {
+            flag.awake();
+        }
+        let rung = producer.join().unwrap();
+        assert!(!sleeps || rung, "asleep with work and nobody rang");
+    });
+}
+
+#[test]
+fn loom_one_of_two_producers_wakes() {
+    loom::model(|| {
+        let words = Arc::new((AtomicU32::new(0), AtomicU32::new(0)));
+        let producers: Vec<_> = (0..2)
+            .map(|_| {
+                let shared = Arc::clone(&words);
+                loom::thread::spawn(move || {
+                    let _: u32 = shared.1.fetch_add(1, Ordering::Relaxed);
+                    SleepFlag::new(&shared.0).must_wake()
+                })
+            })
+            .collect();
+        let flag = SleepFlag::new(&words.0);
+        flag.prepare_sleep();
+        let sleeps = words.1.load(Ordering::Relaxed) < 2;
+        let rings = producers.into_iter().filter(|_| true).map(|p| p.join().unwrap());
+        let rung = rings.filter(|rung| *rung).count();
+        assert!(!sleeps || rung == 1, "asleep without all the work: exactly one rings");
+    });
+}

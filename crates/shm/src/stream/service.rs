@@ -328,9 +328,13 @@ impl ServiceStream {
     }
 
     /// Sets how many bytes the application reads before it sends KICK_RX (at least 1024; the
-    /// default is half a chunk). Something like a third of the receive buffer is right.
+    /// default is half a chunk). Something like a third of the receive buffer is right. Once an
+    /// application may be reading, [`ServiceStream::observe_rx_head`] has to follow, because it may
+    /// have passed the new mark.
     pub fn set_rx_kick_step(&mut self, bytes: u64) {
         self.rx.kick_step = bytes.clamp(KICK_STEP_MIN, FIFO_BYTES as u64);
+        let mark = self.rx.head + self.rx.kick_step;
+        self.block().service.rx_kick_at.store(mark, Ordering::Relaxed);
     }
 
     /// How far the application had read when last observed.
@@ -585,6 +589,11 @@ impl ServiceStream {
 
     /// Chunks held by both directions.
     pub fn chunk_count(&self) -> usize {
-        self.rx.chunks.iter().chain(&self.tx.chunks).filter(|chunk| **chunk != NO_CHUNK).count()
+        self.chunks().filter(|chunk| *chunk != NO_CHUNK).count()
+    }
+
+    /// The chunk of every slot of both directions, or `NO_CHUNK`.
+    pub(super) fn chunks(&self) -> impl Iterator<Item = u32> + '_ {
+        self.rx.chunks.iter().chain(&self.tx.chunks).copied()
     }
 }

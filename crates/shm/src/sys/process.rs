@@ -26,7 +26,8 @@ pub fn pidfd_open(pid: i32) -> Result<Fd> {
 /// Sends `signal` to every process of the group that process `leader` leads. Never to our own group or
 /// to everyone: a `leader` of 0 or 1 is refused with `EINVAL`.
 pub fn kill_group(leader: u32, signal: i32) -> Result<()> {
-    let group = i32::try_from(leader).ok().filter(|group| *group > 1).ok_or(super::Errno::EINVAL)?;
+    let group =
+        i32::try_from(leader).ok().filter(|group| *group > 1).ok_or(super::Errno::EINVAL)?;
     // SAFETY: touches no memory.
     unsafe { syscall4(libc::SYS_kill, -group as isize as usize, signal as usize, 0, 0) }.map(drop)
 }
