@@ -23,8 +23,6 @@ pub struct Listener {
     pub local: SocketAddr,
     /// Takes no IPv4 although its address is `::`.
     pub v6only: bool,
-    /// Shares its port with others that say the same.
-    pub reuse_port: bool,
     /// Connections in the accept queue may be one more than this.
     pub backlog: u32,
     /// Options of its connections.

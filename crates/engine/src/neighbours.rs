@@ -19,6 +19,7 @@ use hashbrown::HashTable;
 
 use crate::counters::{Counter, Counters};
 use crate::keys::TableHash;
+use crate::limits::Limits;
 use crate::lists::{Links, List};
 use crate::rate_limit::RateLimit;
 use crate::slab::Slab;
@@ -46,6 +47,12 @@ enum State {
     Stale,
     Delay,
     Probe { tries: u8 },
+}
+
+impl State {
+    fn is_probing(self) -> bool {
+        matches!(self, State::Delay | State::Probe { .. })
+    }
 }
 
 /// One neighbour.
@@ -120,22 +127,18 @@ pub struct Neighbours {
     released: VecDeque<Released>,
     asking: RateLimit,
     packets_max: usize,
+    /// Entries that are about to be probed, or are.
+    probing: u32,
 }
 
 impl Neighbours {
-    /// An empty cache for at most `limit` neighbours with `packets_max` waiting packets each, that
-    /// begins to ask for at most `requests_per_second`.
-    pub fn new(
-        now: Instant,
-        seed: u64,
-        limit: usize,
-        packets_max: usize,
-        requests_per_second: u32,
-    ) -> Neighbours {
+    /// An empty cache.
+    pub fn new(now: Instant, seed: u64, limits: &Limits) -> Neighbours {
+        let requests_per_second = limits.neighbour_requests_per_second;
         Neighbours {
             table: HashTable::new(),
             hash: TableHash::new(seed),
-            entries: Slab::new(limit),
+            entries: Slab::new(limits.neighbours as usize),
             links: Links::default(),
             incomplete: List::new(),
             known: List::new(),
@@ -144,7 +147,8 @@ impl Neighbours {
             requests: VecDeque::new(),
             released: VecDeque::new(),
             asking: RateLimit::new(now, requests_per_second, requests_per_second),
-            packets_max,
+            packets_max: limits.packets_per_neighbour as usize,
+            probing: 0,
         }
     }
 
@@ -161,6 +165,7 @@ impl Neighbours {
         let expired = now.since(entry.confirmed_at) >= REACHABLE_US;
         if entry.state == State::Stale || (entry.state == State::Reachable && expired) {
             entry.state = State::Delay;
+            self.probing += 1;
             self.wheel.schedule(name.index(), now.plus_us(DELAY_US));
         }
         if now.since(entry.used_at) >= USE_GRAIN_US {
@@ -267,10 +272,16 @@ impl Neighbours {
         let Some(name) = self.find(addr) else { return };
         let Some(entry) = self.entries.get_mut(name) else { return };
         if !matches!(entry.state, State::Incomplete { .. }) {
+            self.probing -= u32::from(entry.state.is_probing());
             entry.state = State::Reachable;
             entry.confirmed_at = now;
             self.wheel.cancel(name.index());
         }
+    }
+
+    /// Whether some neighbour is about to be probed, so that [`Neighbours::confirm`] could spare it.
+    pub fn wants_hints(&self) -> bool {
+        self.probing > 0
     }
 
     /// Runs timers that are due, at most `budget` of them.
@@ -304,11 +315,6 @@ impl Neighbours {
             }
         }
         None
-    }
-
-    /// Whether [`Neighbours::poll_request`] may have something.
-    pub fn has_request(&self) -> bool {
-        !self.requests.is_empty()
     }
 
     /// The next neighbour whose packets need wait no longer.
@@ -387,6 +393,7 @@ impl Neighbours {
             self.links.remove(&mut self.incomplete, name.index());
             self.links.push_back(&mut self.known, name.index());
         }
+        self.probing -= u32::from(entry.state.is_probing());
         entry.mac = mac;
         entry.state = state;
         if state == State::Reachable {
@@ -432,6 +439,7 @@ impl Neighbours {
         if let Ok(place) = found {
             let _ = place.remove();
         }
+        self.probing -= u32::from(entry.state.is_probing());
         let list = match entry.state {
             State::Incomplete { .. } => &mut self.incomplete,
             _ => &mut self.known,

@@ -11,7 +11,7 @@ const COUNTERS: usize = 1024;
 const RANGE: u32 = EPHEMERAL_LAST as u32 - EPHEMERAL_FIRST as u32 + 1;
 
 /// The counters of all sequences.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Ports {
     counters: Vec<u32>,
 }
@@ -36,7 +36,7 @@ impl Ports {
         (offset, counter): (u32, u32),
         mut is_free: impl FnMut(u16) -> bool,
     ) -> Option<u16> {
-        let counter = &mut self.counters[counter as usize % COUNTERS];
+        let counter = self.counters.get_mut(counter as usize % COUNTERS)?;
         for _ in 0..RANGE {
             let place = offset.wrapping_add(*counter) % RANGE;
             *counter = counter.wrapping_add(1);

@@ -34,11 +34,6 @@ impl Routing {
         Routing { addresses: addresses.to_vec(), routes }
     }
 
-    /// Our addresses with their networks.
-    pub fn addresses(&self) -> &[Cidr] {
-        &self.addresses
-    }
-
     /// Whether `addr` is ours. Of a loopback network every address is.
     pub fn is_ours(&self, addr: IpAddr) -> bool {
         self.addresses

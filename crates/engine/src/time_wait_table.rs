@@ -64,6 +64,16 @@ impl TimeWaitTable {
         self.records.get_mut(name)
     }
 
+    /// A record, to look at.
+    pub fn get(&self, name: SocketId) -> Option<&Waiting> {
+        self.records.get(name)
+    }
+
+    /// How long a record has waited, in microseconds.
+    pub fn age_us(&self, now: Instant, waiting: &Waiting) -> u64 {
+        self.duration_us.saturating_sub(waiting.expires.since(now))
+    }
+
     /// Starts the wait anew.
     pub fn restart(&mut self, now: Instant, name: SocketId) {
         if let Some(waiting) = self.records.get_mut(name) {

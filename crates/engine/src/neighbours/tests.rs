@@ -13,10 +13,10 @@ struct Cache {
 }
 
 impl Cache {
-    fn new(limit: usize) -> Cache {
+    fn new(limit: u32) -> Cache {
         let now = Instant::from_us(60 * SECOND_US);
         Cache {
-            neighbours: Neighbours::new(now, 1, limit, 2, 1000),
+            neighbours: Neighbours::new(now, 1, &limits(limit, 1000)),
             counters: Counters::new(),
             now,
         }
@@ -40,6 +40,15 @@ impl Cache {
 
     fn requests(&mut self) -> usize {
         std::iter::from_fn(|| self.neighbours.poll_request()).count()
+    }
+}
+
+fn limits(neighbours: u32, requests: u32) -> Limits {
+    Limits {
+        neighbours,
+        packets_per_neighbour: 2,
+        neighbour_requests_per_second: requests,
+        ..Limits::default()
     }
 }
 
@@ -176,7 +185,7 @@ fn a_full_cache_gives_up_those_without_an_address_first() {
 #[test]
 fn asking_is_limited() {
     let now = Instant::from_us(0);
-    let mut neighbours = Neighbours::new(now, 1, 1000, 2, 10);
+    let mut neighbours = Neighbours::new(now, 1, &limits(1000, 10));
     let mut counters = Counters::new();
     let refused = (0..50)
         .filter(|&host| neighbours.resolve(now, ip(host), &mut counters) == Resolution::Refused)

@@ -1,18 +1,58 @@
 //! One core's network: everything between Ethernet frames and the streams of connections.
+//!
+//! The service makes one [`Shard`] per core and drives it: frames in by [`Shard::handle_frame`],
+//! time by [`Shard::handle_timers`], frames out by [`Shard::poll_transmit`], news by
+//! [`Shard::poll_event`], and the commands of applications in between. Read next: `receive.rs` (the
+//! way in), `tcp.rs` (where a SYN becomes a connection), `lifecycle.rs`, `transmit.rs` (the way out).
+
+mod arp;
+mod commands;
+mod entry;
+mod headers;
+mod icmp;
+mod icmp_errors;
+mod ipv4;
+mod ipv6;
+mod lifecycle;
+mod ndp;
+mod receive;
+mod tcp;
+mod timers;
+mod transmit;
+
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 
-use crate::{
-    Close, ConfigError, ConnectError, Counters, Event, Instant, ListenError, ListenOptions, RxMeta,
-    ShardConfig, SocketId, SocketOption, SocketOptions, Streams, TcpInfo, TxMeta,
-};
+use self::entry::{Entry, Socket};
+use self::lifecycle::QueuedEvent;
+use crate::config::ShardConfig;
+use crate::counters::Counters;
+use crate::error::ConfigError;
+use crate::flow_table::FlowTable;
+use crate::keys::Keys;
+use crate::limits::Limits;
+use crate::listeners::{Listener, Listeners};
+use crate::lists::{Links, List};
+use crate::neighbours::Neighbours;
+use crate::packets::{Buffers, ReplyQueue};
+use crate::ports::Ports;
+use crate::rate_limit::RateLimit;
+use crate::reassembly::Reassembly;
+use crate::routing::Routing;
+use crate::slab::Slab;
+use crate::socket_id::SocketId;
+use crate::tcp::State;
+use crate::time::Instant;
+use crate::time_wait_table::{TimeWaitTable, Waiting};
+use crate::timer_wheel::TimerWheel;
 
 /// What a socket is doing, for display.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub enum SocketState {
     /// A listener.
     Listen,
-    /// A connection or a TIME-WAIT record.
-    Tcp(crate::State),
+    /// A connection, or a TIME-WAIT record.
+    Tcp(State),
 }
 
 /// One line of a listing of sockets.
@@ -34,139 +74,210 @@ pub struct SocketSummary {
     pub timeout: Option<Instant>,
 }
 
-/// One core's network.
+/// One core's network. Single-threaded, and driven in this order, again and again:
+///
+/// 1. [`Shard::handle_frame`] for each frame that arrived, commands for each wish of an
+///    application, [`Shard::handle_timers`] once [`Shard::poll_timeout`] is reached;
+/// 2. [`Shard::poll_transmit`] until it has no frame left;
+/// 3. [`Shard::poll_event`] until it has no event left.
+///
+/// `now` may stand still from call to call, but must not go back.
+#[derive(Debug)]
 pub struct Shard {
+    mac: [u8; 6],
+    mtu: usize,
+    limits: Limits,
+    /// Time of the last call.
+    now: Instant,
     counters: Counters,
+    routing: Routing,
+    keys: Keys,
+    neighbours: Neighbours,
+    reassembly: Reassembly,
+    sockets: Slab<Socket>,
+    flows: FlowTable,
+    listeners: Listeners,
+    listener_count: usize,
+    ports: Ports,
+    time_wait: TimeWaitTable,
+    /// Connections in SYN-RECEIVED.
+    half_open: u32,
+    /// Places of connections in their listeners' queues.
+    queue_links: Links,
+    /// Connections that have something to send, in order of their turns.
+    ready: List,
+    /// Places in the ready list, or in the list of those that wait for a neighbour.
+    ready_links: Links,
+    /// One timer for each connection.
+    wheel: TimerWheel,
+    /// Reused by each call of `handle_timers`.
+    due: Vec<u32>,
+    events: VecDeque<QueuedEvent>,
+    replies: ReplyQueue,
+    /// IP packets to ourselves.
+    loopback: VecDeque<Vec<u8>>,
+    buffers: Buffers,
+    /// Of the last packet that was sent in fragments.
+    identification: u32,
+    error_limit: RateLimit,
+    echo_limit: RateLimit,
+    /// `poll_transmit` gave up its turn with work left.
+    unfinished: bool,
 }
 
-#[allow(unused_variables, clippy::unimplemented)]
 impl Shard {
-    /// Makes a shard.
+    /// Makes a shard. Its tables grow as they fill.
     ///
     /// # Errors
     /// What is wrong with the configuration.
     pub fn new(config: ShardConfig, now: Instant) -> Result<Shard, ConfigError> {
-        unimplemented!()
+        config.validate()?;
+        let ShardConfig { mac, mtu, addresses, routes, limits, secret, seed } = config;
+        Ok(Shard {
+            mac,
+            mtu: usize::from(mtu),
+            now,
+            counters: Counters::new(),
+            routing: Routing::new(&addresses, &routes),
+            keys: Keys::new(&secret),
+            neighbours: Neighbours::new(now, seed, &limits),
+            reassembly: Reassembly::new(
+                seed,
+                limits.reassembly_contexts as usize,
+                limits.reassembly_contexts_per_source as usize,
+                limits.reassembly_bytes,
+            ),
+            sockets: Slab::new(limits.connections as usize),
+            flows: FlowTable::new(seed),
+            listeners: Listeners::new(seed),
+            listener_count: 0,
+            ports: Ports::new(seed),
+            time_wait: TimeWaitTable::new(limits.time_wait as usize, 2 * limits.msl_us),
+            half_open: 0,
+            queue_links: Links::default(),
+            ready: List::new(),
+            ready_links: Links::default(),
+            wheel: TimerWheel::new(now),
+            due: Vec::new(),
+            events: VecDeque::new(),
+            replies: ReplyQueue::new(limits.replies as usize, limits.reply_bytes),
+            loopback: VecDeque::new(),
+            buffers: Buffers::default(),
+            identification: seed as u32,
+            error_limit: RateLimit::new(
+                now,
+                limits.icmp_errors_per_second,
+                limits.icmp_errors_burst,
+            ),
+            echo_limit: RateLimit::new(
+                now,
+                limits.echo_replies_per_second,
+                limits.echo_replies_per_second,
+            ),
+            unfinished: false,
+            limits,
+        })
     }
-    /// A frame arrived.
-    pub fn handle_frame(
-        &mut self,
-        now: Instant,
-        frame: &[u8],
-        meta: RxMeta,
-        streams: &mut impl Streams,
-    ) {
-        unimplemented!()
-    }
-    /// Time has passed.
-    pub fn handle_timers(&mut self, now: Instant, streams: &mut impl Streams) {
-        unimplemented!()
-    }
-    /// The next frame to send.
-    pub fn poll_transmit(
-        &mut self,
-        now: Instant,
-        out: &mut [u8],
-        streams: &mut impl Streams,
-    ) -> Option<TxMeta> {
-        unimplemented!()
-    }
-    /// The next event.
-    pub fn poll_event(&mut self) -> Option<Event> {
-        unimplemented!()
-    }
-    /// When `handle_timers` wants to be called next.
-    pub fn poll_timeout(&self) -> Option<Instant> {
-        unimplemented!()
-    }
-    /// Opens a listener.
-    pub fn listen(
-        &mut self,
-        local: SocketAddr,
-        options: ListenOptions,
-    ) -> Result<SocketId, ListenError> {
-        unimplemented!()
-    }
-    /// Changes the backlog.
-    pub fn set_backlog(&mut self, listener: SocketId, backlog: u32) {
-        unimplemented!()
-    }
-    /// A connection left its listener's accept queue.
-    pub fn claimed(&mut self, id: SocketId) {
-        unimplemented!()
-    }
-    /// Opens a connection.
-    pub fn connect(
-        &mut self,
-        now: Instant,
-        local: Option<SocketAddr>,
-        remote: SocketAddr,
-        options: SocketOptions,
-    ) -> Result<SocketId, ConnectError> {
-        unimplemented!()
-    }
-    /// The application has written up to stream position `tail`.
-    pub fn send_ready(&mut self, now: Instant, id: SocketId, tail: u64) {
-        unimplemented!()
-    }
-    /// The application has read up to `position`.
-    pub fn receive_consumed(&mut self, now: Instant, id: SocketId, position: u64) {
-        unimplemented!()
-    }
-    /// FIN after all data.
-    pub fn shutdown_send(&mut self, now: Instant, id: SocketId) {
-        unimplemented!()
-    }
-    /// Later data is discarded.
-    pub fn shutdown_receive(&mut self, now: Instant, id: SocketId) {
-        unimplemented!()
-    }
-    /// The owner lets go of a socket.
-    pub fn close(&mut self, now: Instant, id: SocketId, how: Close) {
-        unimplemented!()
-    }
-    /// Changes an option.
-    pub fn set_option(&mut self, now: Instant, id: SocketId, option: SocketOption) {
-        unimplemented!()
-    }
-    /// Inner numbers of a connection.
-    pub fn tcp_info(&self, id: SocketId) -> Option<TcpInfo> {
-        unimplemented!()
-    }
-    /// Our address of a socket.
+
+    /// Our address and port of a socket.
     pub fn local_address(&self, id: SocketId) -> Option<SocketAddr> {
-        unimplemented!()
+        match self.sockets.get(id)? {
+            Socket::Listener(listener) => Some(listener.local),
+            Socket::Connection(entry) => Some(entry.key.local()),
+        }
     }
-    /// The peer's address of a connection.
+
+    /// The peer's address and port of a connection.
     pub fn remote_address(&self, id: SocketId) -> Option<SocketAddr> {
-        unimplemented!()
+        self.sockets.get(id)?.connection().map(|entry| entry.key.remote())
     }
+
     /// Whether an address is ours.
     pub fn owns_address(&self, addr: IpAddr) -> bool {
-        unimplemented!()
+        self.routing.is_ours(addr)
     }
-    /// Whether an address is ours or can be reached.
+
+    /// Whether an address is ours or can be reached by a route.
     pub fn routes_to(&self, addr: IpAddr) -> bool {
-        unimplemented!()
+        self.routing.next_hop(addr).is_some()
     }
-    /// The address of ours that packets to `remote` come from.
+
+    /// The address of ours that a connection to `remote` would come from.
     pub fn source_for(&self, remote: IpAddr) -> Option<IpAddr> {
-        unimplemented!()
+        self.routing.source_for(remote)
     }
-    /// All sockets and TIME-WAIT records.
-    pub fn sockets(&self) -> impl Iterator<Item = SocketSummary> + '_ {
-        std::iter::empty()
-    }
+
     /// Everything counted.
     pub fn counters(&self) -> &Counters {
         &self.counters
     }
-    /// Connections, half-open and orphaned ones included, TIME-WAIT records not.
+
+    /// Connections, half-open, closing and finished but unclosed ones included; neither listeners
+    /// nor TIME-WAIT records.
     pub fn connection_count(&self) -> usize {
-        unimplemented!()
+        self.sockets.len() - self.listener_count
     }
-    /// Whether no connection is left that still has something to send.
+
+    /// Whether nothing is left to send: no queued reply, no connection with data or a FIN that the
+    /// peer has not acknowledged. Looks at every connection: for shutting down.
     pub fn is_quiet(&self) -> bool {
-        unimplemented!()
+        let quiet = |entry: &Entry| {
+            let info = entry.connection.info(self.now);
+            let closing = matches!(info.state, State::FinWait1 | State::Closing | State::LastAck);
+            entry.gone || (!closing && info.unacknowledged == 0 && info.not_sent == 0)
+        };
+        self.replies.is_empty()
+            && self.loopback.is_empty()
+            && self.ready.is_empty()
+            && self.sockets.iter().filter_map(|(_, socket)| socket.connection()).all(quiet)
+    }
+
+    /// All sockets and TIME-WAIT records, for listings: it looks at every place.
+    pub fn sockets(&self) -> impl Iterator<Item = SocketSummary> + '_ {
+        let sockets = self.sockets.iter().map(|(id, socket)| match socket {
+            Socket::Listener(listener) => summary_of_listener(id, listener),
+            Socket::Connection(entry) => self.summary_of_connection(id, entry),
+        });
+        sockets.chain(self.time_wait.iter().map(summary_of_waiting))
+    }
+
+    fn summary_of_connection(&self, id: SocketId, entry: &Entry) -> SocketSummary {
+        let info = entry.connection.info(self.now);
+        SocketSummary {
+            id: Some(id),
+            state: SocketState::Tcp(if entry.gone { State::Closed } else { info.state }),
+            local: entry.key.local(),
+            remote: Some(entry.key.remote()),
+            receive_queue: info.receive_queue,
+            send_queue: info.unacknowledged + info.not_sent,
+            timeout: self.wheel.deadline(id.index()),
+        }
     }
 }
+
+fn summary_of_listener(id: SocketId, listener: &Listener) -> SocketSummary {
+    SocketSummary {
+        id: Some(id),
+        state: SocketState::Listen,
+        local: listener.local,
+        remote: None,
+        receive_queue: u64::from(listener.accept_queue.len()),
+        send_queue: u64::from(listener.backlog),
+        timeout: None,
+    }
+}
+
+fn summary_of_waiting(waiting: &Waiting) -> SocketSummary {
+    SocketSummary {
+        id: None,
+        state: SocketState::Tcp(State::TimeWait),
+        local: waiting.key.local(),
+        remote: Some(waiting.key.remote()),
+        receive_queue: 0,
+        send_queue: 0,
+        timeout: Some(waiting.expires),
+    }
+}
+
+#[cfg(test)]
+mod tests;

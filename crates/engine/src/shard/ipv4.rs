@@ -1,0 +1,149 @@
+//! IPv4 in: header checks, impossible addresses, fragments; and fragments out.
+//!
+//! Called by `receive.rs`; what is for us goes on to `handle_transport`. Read first: RFC 1122
+//! section 3.2.1 and RFC 791. Options are skipped: nothing here routes by them.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use smoltcp::wire::Ipv4Packet;
+
+use super::Shard;
+use super::headers::{IPV4_HEADER, write_u16};
+use super::receive::{Ingress, IpPacket};
+use crate::counters::Counter;
+use crate::drop_reason::DropReason;
+use crate::reassembly::{DatagramKey, Fragment};
+use crate::streams::Streams;
+
+/// Where the header names the protocol.
+const PROTOCOL_AT: usize = 9;
+
+impl Shard {
+    /// An IPv4 packet arrived, perhaps with Ethernet padding behind it.
+    pub(super) fn handle_ipv4(
+        &mut self,
+        ingress: Ingress,
+        bytes: &[u8],
+        streams: &mut impl Streams,
+    ) -> Result<(), DropReason> {
+        let packet = Ipv4Packet::new_checked(bytes).map_err(|_| DropReason::Ipv4Malformed)?;
+        if packet.version() != 4 {
+            return Err(DropReason::Ipv4Malformed);
+        }
+        if ingress.wire && !packet.verify_checksum() {
+            return Err(DropReason::Ipv4BadChecksum);
+        }
+        let (source, destination) = (packet.src_addr(), packet.dst_addr());
+        self.check_ipv4_source(ingress, source)?;
+        self.check_ipv4_destination(ingress, destination)?;
+        if packet.more_frags() || packet.frag_offset() != 0 {
+            return self.handle_ipv4_fragment(&packet, bytes, streams);
+        }
+        let packet = IpPacket {
+            ingress,
+            whole: &bytes[..usize::from(packet.total_len())],
+            source: IpAddr::V4(source),
+            destination: IpAddr::V4(destination),
+            group: false,
+            hop_limit: packet.hop_limit(),
+            protocol: packet.next_header().into(),
+            protocol_at: PROTOCOL_AT,
+            payload: packet.payload(),
+        };
+        self.handle_transport(&packet, streams)
+    }
+
+    /// RFC 1122 section 3.2.1.3, RFC 6890.
+    fn check_ipv4_source(&self, ingress: Ingress, source: Ipv4Addr) -> Result<(), DropReason> {
+        if source.is_multicast() || self.routing.is_broadcast(source) {
+            return Err(DropReason::Ipv4BroadcastSource);
+        }
+        if !ingress.wire {
+            return Ok(());
+        }
+        if source.octets()[0] == 0 || source.is_loopback() || source.octets()[0] >= 240 {
+            return Err(DropReason::Ipv4MartianSource);
+        }
+        if self.routing.is_ours(IpAddr::V4(source)) {
+            return Err(DropReason::Ipv4SelfSource);
+        }
+        Ok(())
+    }
+
+    fn check_ipv4_destination(
+        &self,
+        ingress: Ingress,
+        destination: Ipv4Addr,
+    ) -> Result<(), DropReason> {
+        if destination.is_multicast() || self.routing.is_broadcast(destination) {
+            return Err(DropReason::Ipv4Broadcast);
+        }
+        // A loopback address never comes from outside (RFC 1122 section 3.2.1.3 g).
+        let from_outside = ingress.wire && destination.is_loopback();
+        if from_outside || !self.routing.is_ours(IpAddr::V4(destination)) {
+            return Err(DropReason::Ipv4NotForUs);
+        }
+        if ingress.link_group {
+            return Err(DropReason::Ipv4UnicastInBroadcast);
+        }
+        Ok(())
+    }
+
+    fn handle_ipv4_fragment(
+        &mut self,
+        packet: &Ipv4Packet<&[u8]>,
+        bytes: &[u8],
+        streams: &mut impl Streams,
+    ) -> Result<(), DropReason> {
+        self.counters.count(Counter::FragmentsReceived);
+        let fragment = Fragment {
+            key: DatagramKey {
+                source: IpAddr::V4(packet.src_addr()),
+                destination: IpAddr::V4(packet.dst_addr()),
+                identification: u32::from(packet.ident()),
+                protocol: packet.next_header().into(),
+            },
+            offset: usize::from(packet.frag_offset()),
+            more: packet.more_frags(),
+            header: &bytes[..usize::from(packet.header_len())],
+            data: packet.payload(),
+        };
+        let whole = self.reassembly.handle(self.now, &fragment, &mut self.counters)?;
+        let Some(mut whole) = whole else { return Ok(()) };
+        let total_len = whole.len() as u16;
+        let mut header = Ipv4Packet::new_unchecked(&mut whole[..]);
+        header.set_total_len(total_len);
+        header.clear_flags();
+        header.set_frag_offset(0);
+        header.fill_checksum();
+        let ingress =
+            Ingress { wire: true, link_group: false, checksum_valid: false, reassembled: true };
+        self.handle_ipv4(ingress, &whole, streams)
+    }
+}
+
+/// Writes the next fragment of `packet`, whose header has no options, to `out`. `sent` counts bytes
+/// of payload already sent. Returns the fragment's length and the payload in it.
+pub(super) fn emit_ipv4_fragment(
+    packet: &[u8],
+    sent: usize,
+    identification: u16,
+    mtu: usize,
+    out: &mut [u8],
+) -> (usize, usize) {
+    let payload = &packet[IPV4_HEADER + sent..];
+    let room = (mtu - IPV4_HEADER) / 8 * 8;
+    let more = payload.len() > room;
+    let part = &payload[..payload.len().min(room)];
+    let len = IPV4_HEADER + part.len();
+    out[..IPV4_HEADER].copy_from_slice(&packet[..IPV4_HEADER]);
+    out[IPV4_HEADER..len].copy_from_slice(part);
+    write_u16(out, 4, identification);
+    let mut header = Ipv4Packet::new_unchecked(&mut out[..len]);
+    header.set_total_len(len as u16);
+    header.clear_flags();
+    header.set_more_frags(more);
+    header.set_frag_offset(sent as u16);
+    header.fill_checksum();
+    (len, part.len())
+}

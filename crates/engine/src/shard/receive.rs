@@ -1,0 +1,165 @@
+//! The way in: frame, Ethernet, IP, transport. Each step hands on or says why not.
+//!
+//! [`Shard::handle_frame`] is the start; follow it to `arp.rs`, `ipv4.rs`, `ipv6.rs`, and from there
+//! to `icmp.rs`, `ndp.rs` and `tcp.rs`. Nothing is sent from here: replies are queued and come out of
+//! `poll_transmit`. Every frame is counted once, as accepted or under one [`DropReason`].
+
+use std::net::IpAddr;
+
+use smoltcp::wire::{EthernetFrame, EthernetProtocol, UdpPacket};
+
+use super::Shard;
+use super::headers::{ICMP, ICMPV6, TCP, UDP};
+use super::icmp_errors::IcmpCause;
+use crate::counters::Counter;
+use crate::drop_reason::DropReason;
+use crate::limits::ETHERNET_HEADER;
+use crate::streams::{RxMeta, Streams};
+use crate::time::Instant;
+
+/// How a packet came to us.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(super) struct Ingress {
+    /// From outside; a packet of our own to ourselves otherwise.
+    pub wire: bool,
+    /// The frame was addressed to a group.
+    pub link_group: bool,
+    /// The transport checksum need not be verified.
+    pub checksum_valid: bool,
+    /// The packet was put together from fragments.
+    pub reassembled: bool,
+}
+
+/// An IP packet that is for us.
+#[derive(Copy, Clone, Debug)]
+pub(super) struct IpPacket<'a> {
+    /// How it came.
+    pub ingress: Ingress,
+    /// Header and payload, to quote in errors.
+    pub whole: &'a [u8],
+    /// Source address.
+    pub source: IpAddr,
+    /// Destination address.
+    pub destination: IpAddr,
+    /// The destination is a multicast or broadcast address.
+    pub group: bool,
+    /// TTL or hop limit.
+    pub hop_limit: u8,
+    /// Transport protocol.
+    pub protocol: u8,
+    /// Where in `whole` the protocol is named.
+    pub protocol_at: usize,
+    /// What follows the headers.
+    pub payload: &'a [u8],
+}
+
+impl Shard {
+    /// A frame arrived: Ethernet without frame check sequence. Replies and data come out of
+    /// [`Shard::poll_transmit`], news out of [`Shard::poll_event`].
+    pub fn handle_frame(
+        &mut self,
+        now: Instant,
+        frame: &[u8],
+        meta: RxMeta,
+        streams: &mut impl Streams,
+    ) {
+        self.now = now;
+        self.counters.count(Counter::FramesReceived);
+        self.counters.add(Counter::BytesReceived, frame.len() as u64);
+        let verdict = self.handle_ethernet(frame, meta, streams);
+        self.tally(verdict);
+    }
+
+    /// A packet of ours to ourselves.
+    pub(super) fn handle_own_packet(&mut self, packet: &[u8], streams: &mut impl Streams) {
+        self.counters.count(Counter::LoopbackPackets);
+        let ingress =
+            Ingress { wire: false, link_group: false, checksum_valid: true, reassembled: false };
+        let verdict = self.handle_ip(ingress, packet, streams);
+        self.tally(verdict);
+    }
+
+    fn tally(&mut self, verdict: Result<(), DropReason>) {
+        match verdict {
+            Ok(()) => self.counters.count(Counter::FramesAccepted),
+            Err(reason) => self.counters.drop_frame(reason),
+        }
+    }
+
+    fn handle_ethernet(
+        &mut self,
+        frame: &[u8],
+        meta: RxMeta,
+        streams: &mut impl Streams,
+    ) -> Result<(), DropReason> {
+        if frame.len() > self.mtu + ETHERNET_HEADER {
+            return Err(DropReason::FrameOversized);
+        }
+        let frame = EthernetFrame::new_checked(frame).map_err(|_| DropReason::FrameTruncated)?;
+        let destination = frame.dst_addr();
+        if !destination.is_multicast() && destination.0 != self.mac {
+            return Err(DropReason::EthernetNotForUs);
+        }
+        if frame.src_addr().is_multicast() {
+            return Err(DropReason::EthernetBadSource);
+        }
+        let ingress = Ingress {
+            wire: true,
+            link_group: destination.is_multicast(),
+            checksum_valid: meta.checksum_valid,
+            reassembled: false,
+        };
+        match frame.ethertype() {
+            EthernetProtocol::Arp => self.handle_arp(frame.payload()),
+            EthernetProtocol::Ipv4 => self.handle_ipv4(ingress, frame.payload(), streams),
+            EthernetProtocol::Ipv6 => self.handle_ipv6(ingress, frame.payload(), streams),
+            EthernetProtocol::Unknown(_) => Err(DropReason::EthernetUnknownType),
+        }
+    }
+
+    fn handle_ip(
+        &mut self,
+        ingress: Ingress,
+        packet: &[u8],
+        streams: &mut impl Streams,
+    ) -> Result<(), DropReason> {
+        match packet.first().map(|byte| byte >> 4) {
+            Some(6) => self.handle_ipv6(ingress, packet, streams),
+            _ => self.handle_ipv4(ingress, packet, streams),
+        }
+    }
+
+    /// Hands a packet to its transport protocol.
+    pub(super) fn handle_transport(
+        &mut self,
+        packet: &IpPacket<'_>,
+        streams: &mut impl Streams,
+    ) -> Result<(), DropReason> {
+        match (packet.protocol, packet.source) {
+            (TCP, _) => self.handle_tcp(packet, streams),
+            (ICMP, IpAddr::V4(_)) => self.handle_icmp(packet),
+            (ICMPV6, IpAddr::V6(_)) => self.handle_icmpv6(packet),
+            (UDP, _) => self.handle_udp(packet),
+            _ => {
+                self.send_error(packet, IcmpCause::ProtocolUnreachable);
+                Err(DropReason::ProtocolUnknown)
+            }
+        }
+    }
+
+    /// No UDP socket exists here yet: a sound datagram is answered with port unreachable.
+    fn handle_udp(&mut self, packet: &IpPacket<'_>) -> Result<(), DropReason> {
+        let datagram =
+            UdpPacket::new_checked(packet.payload).map_err(|_| DropReason::UdpMalformed)?;
+        let summed = datagram.checksum() != 0;
+        if !summed && packet.source.is_ipv6() {
+            return Err(DropReason::UdpBadChecksum);
+        }
+        let verify = summed && !packet.ingress.checksum_valid;
+        if verify && !datagram.verify_checksum(&packet.source.into(), &packet.destination.into()) {
+            return Err(DropReason::UdpBadChecksum);
+        }
+        self.send_error(packet, IcmpCause::PortUnreachable);
+        Err(DropReason::UdpNoPort)
+    }
+}

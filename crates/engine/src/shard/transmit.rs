@@ -1,0 +1,407 @@
+//! The way out: every frame comes from [`Shard::poll_transmit`].
+//!
+//! In this order: packets of ours to ourselves (handled here, never sent), requests to neighbours,
+//! replies, and connections in turn, each with a few segments. Segments are written straight into
+//! the caller's frame; replies wait in a bounded queue. What has to wait for a neighbour's address
+//! is kept with the neighbour.
+
+use std::net::IpAddr;
+
+use super::Shard;
+use super::entry::{Entry, Socket};
+use super::headers::{
+    IpHeader, TCP, TYPE_ARP, TYPE_IPV6, emit_ethernet, ethernet_type, group_mac, header_len,
+    transport_checksum, write_u16,
+};
+use super::icmp::quoted_segment;
+use super::ipv4::emit_ipv4_fragment;
+use super::ipv6::emit_ipv6_fragment;
+use crate::counters::Counter;
+use crate::flow_table::FlowKey;
+use crate::limits::{ETHERNET_HEADER, SEGMENTS_PER_TURN, STEPS_PER_TRANSMIT};
+use crate::neighbours::{Request, Resolution};
+use crate::packets::{Destination, Reply};
+use crate::routing::NextHop;
+use crate::socket_id::SocketId;
+use crate::streams::{Streams, TxMeta};
+use crate::tcp::{Flags, IcmpError, Outgoing, Unreachable};
+use crate::time::Instant;
+
+/// Where the checksum lies in a TCP header.
+const TCP_CHECKSUM_AT: usize = 16;
+
+/// What one step of sending did.
+enum Step {
+    /// A frame of this length is in the caller's buffer.
+    Frame(usize),
+    /// Something that needs no frame; there may be more.
+    Again,
+    /// Nothing is left.
+    Idle,
+}
+
+impl Shard {
+    /// Writes the next frame to `out`, which must hold MTU plus 14 bytes. Call it until it gives
+    /// `None`. One call takes a bounded number of steps; if that was not enough,
+    /// [`Shard::poll_timeout`] asks to be called again at once.
+    ///
+    /// # Panics
+    /// If `out` is too short.
+    pub fn poll_transmit(
+        &mut self,
+        now: Instant,
+        out: &mut [u8],
+        streams: &mut impl Streams,
+    ) -> Option<TxMeta> {
+        assert!(out.len() >= self.mtu + ETHERNET_HEADER, "frame buffer is shorter than the MTU");
+        self.now = now;
+        self.unfinished = false;
+        for _ in 0..STEPS_PER_TRANSMIT {
+            match self.transmit_step(out, streams) {
+                Step::Frame(len) => {
+                    self.counters.count(Counter::FramesSent);
+                    self.counters.add(Counter::BytesSent, len as u64);
+                    return Some(TxMeta { len });
+                }
+                Step::Again => {}
+                Step::Idle => return None,
+            }
+        }
+        self.unfinished = true;
+        None
+    }
+
+    fn transmit_step(&mut self, out: &mut [u8], streams: &mut impl Streams) -> Step {
+        if self.handle_next_own_packet(streams) {
+            return Step::Again;
+        }
+        if let Some(request) = self.neighbours.poll_request() {
+            return self.transmit_request(&request, out);
+        }
+        if let Some(reply) = self.replies.pop_front() {
+            return self.transmit_reply(reply, out);
+        }
+        match self.ready.first().and_then(|index| self.sockets.id_at(index)) {
+            Some(id) => self.transmit_connection(id, out, streams),
+            None => Step::Idle,
+        }
+    }
+
+    /// Handles one packet of ours to ourselves; false when there is none.
+    pub(super) fn handle_next_own_packet(&mut self, streams: &mut impl Streams) -> bool {
+        let Some(packet) = self.loopback.pop_front() else { return false };
+        self.handle_own_packet(&packet, streams);
+        self.buffers.give(packet);
+        true
+    }
+
+    fn transmit_request(&mut self, request: &Request, out: &mut [u8]) -> Step {
+        let body = &mut out[ETHERNET_HEADER..];
+        let (emitted, kind) = match request.addr {
+            IpAddr::V4(target) => (self.emit_arp_request(request, target, body), TYPE_ARP),
+            IpAddr::V6(target) => (self.emit_solicitation(request, target, body), TYPE_IPV6),
+        };
+        let Some((destination, len)) = emitted else { return Step::Again };
+        emit_ethernet(self.mac, destination, kind, out);
+        Step::Frame(ETHERNET_HEADER + len)
+    }
+
+    fn transmit_reply(&mut self, mut reply: Reply, out: &mut [u8]) -> Step {
+        let addr = match reply.destination {
+            Destination::Link(mac, kind) => return self.emit_reply(mac, kind, reply, out),
+            Destination::Routed(addr) => addr,
+        };
+        let hop = match self.routing.next_hop(addr) {
+            None => {
+                self.counters.count(Counter::NoRouteDropped);
+                self.buffers.give(reply.bytes);
+                return Step::Again;
+            }
+            Some(NextHop::Ourselves) => {
+                self.loop_back(reply.bytes);
+                return Step::Again;
+            }
+            Some(NextHop::Neighbour(hop)) => hop,
+        };
+        match self.resolve(hop) {
+            Resolution::Known(mac) => {
+                let kind = ethernet_type(&reply.bytes);
+                reply.destination = Destination::Link(mac, kind);
+                self.emit_reply(mac, kind, reply, out)
+            }
+            Resolution::Asked(name) => {
+                if let Err(packet) = self.neighbours.enqueue(name, reply.bytes) {
+                    self.counters.count(Counter::NeighbourQueueDropped);
+                    self.buffers.give(packet);
+                }
+                Step::Again
+            }
+            Resolution::Refused => {
+                self.counters.count(Counter::NeighbourQueueDropped);
+                self.buffers.give(reply.bytes);
+                Step::Again
+            }
+        }
+    }
+
+    /// Writes a reply, or its next fragment.
+    fn emit_reply(&mut self, mac: [u8; 6], kind: u16, mut reply: Reply, out: &mut [u8]) -> Step {
+        emit_ethernet(self.mac, mac, kind, out);
+        let body = &mut out[ETHERNET_HEADER..];
+        if reply.bytes.len() <= self.mtu {
+            let len = reply.bytes.len();
+            body[..len].copy_from_slice(&reply.bytes);
+            self.buffers.give(reply.bytes);
+            return Step::Frame(ETHERNET_HEADER + len);
+        }
+        if reply.sent == 0 {
+            self.identification = self.identification.wrapping_add(1);
+        }
+        let id = self.identification;
+        let (len, payload) = if kind == TYPE_IPV6 {
+            emit_ipv6_fragment(&reply.bytes, reply.sent, id, self.mtu, body)
+        } else {
+            emit_ipv4_fragment(&reply.bytes, reply.sent, id as u16, self.mtu, body)
+        };
+        self.counters.count(Counter::FragmentsSent);
+        reply.sent += payload;
+        let header = if kind == TYPE_IPV6 {
+            super::headers::IPV6_HEADER
+        } else {
+            super::headers::IPV4_HEADER
+        };
+        if header + reply.sent < reply.bytes.len() {
+            self.replies.push_front(reply);
+        } else {
+            self.buffers.give(reply.bytes);
+        }
+        Step::Frame(ETHERNET_HEADER + len)
+    }
+
+    /// Where a neighbour is, or what to wait for.
+    fn resolve(&mut self, hop: IpAddr) -> Resolution {
+        let group = match hop {
+            IpAddr::V4(addr) => addr.is_multicast() || self.routing.is_broadcast(addr),
+            IpAddr::V6(addr) => addr.is_multicast(),
+        };
+        if group {
+            return Resolution::Known(group_mac(hop));
+        }
+        let resolution = self.neighbours.resolve(self.now, hop, &mut self.counters);
+        self.release_neighbours();
+        resolution
+    }
+
+    /// One segment of the connection whose turn it is.
+    fn transmit_connection(
+        &mut self,
+        id: SocketId,
+        out: &mut [u8],
+        streams: &mut impl Streams,
+    ) -> Step {
+        let Some(entry) = self.sockets.get_mut(id).and_then(Socket::connection_mut) else {
+            return Step::Idle;
+        };
+        let NextHop::Neighbour(hop) = entry.next_hop else {
+            return self.transmit_to_ourselves(id, streams);
+        };
+        if std::mem::take(&mut entry.unreachable) {
+            return self.fail_segment(id);
+        }
+        match self.resolve(hop) {
+            Resolution::Known(mac) => {
+                let Some((outgoing, key, header)) = self.next_segment(id) else {
+                    return Step::Again;
+                };
+                let packet = &mut out[ETHERNET_HEADER..];
+                let len = emit_segment(&header, &key, &outgoing, packet, |payload| {
+                    streams.read(id, outgoing.payload_position, payload);
+                });
+                let kind = ethernet_type(packet);
+                emit_ethernet(self.mac, mac, kind, out);
+                Step::Frame(ETHERNET_HEADER + len)
+            }
+            Resolution::Asked(neighbour) if self.neighbours.has_room(neighbour) => {
+                if let Some(packet) = self.segment_packet(id, streams)
+                    && let Err(packet) = self.neighbours.enqueue(neighbour, packet)
+                {
+                    self.counters.count(Counter::NeighbourQueueDropped);
+                    self.buffers.give(packet);
+                }
+                Step::Again
+            }
+            Resolution::Asked(neighbour) => {
+                self.park(id, neighbour);
+                Step::Again
+            }
+            Resolution::Refused => {
+                // Lost, as on a full wire; the retransmission timer tries again.
+                if let Some(packet) = self.segment_packet(id, streams) {
+                    self.counters.count(Counter::NeighbourQueueDropped);
+                    self.buffers.give(packet);
+                }
+                Step::Again
+            }
+        }
+    }
+
+    fn transmit_to_ourselves(&mut self, id: SocketId, streams: &mut impl Streams) -> Step {
+        if let Some(packet) = self.segment_packet(id, streams) {
+            self.loop_back(packet);
+        }
+        Step::Again
+    }
+
+    /// Queues a packet to ourselves.
+    fn loop_back(&mut self, packet: Vec<u8>) {
+        if self.loopback.len() < self.limits.loopback_packets as usize {
+            self.loopback.push_back(packet);
+        } else {
+            self.counters.count(Counter::LoopbackDropped);
+            self.buffers.give(packet);
+        }
+    }
+
+    /// A connection whose neighbour's queue is full waits with it.
+    fn park(&mut self, id: SocketId, neighbour: SocketId) {
+        self.ready_links.remove(&mut self.ready, id.index());
+        let Some(waiting) = self.neighbours.waiting(neighbour) else { return };
+        self.ready_links.push_back(waiting, id.index());
+        if let Some(entry) = self.sockets.get_mut(id).and_then(Socket::connection_mut) {
+            entry.parked = Some(neighbour);
+        }
+    }
+
+    /// The neighbour did not answer: the connection learns it by the fate of its next segment.
+    fn fail_segment(&mut self, id: SocketId) -> Step {
+        if let Some((outgoing, key, _)) = self.next_segment(id) {
+            self.counters.count(Counter::NeighbourFailedDropped);
+            let error = IcmpError::Unreachable(Unreachable::Host);
+            let _: bool = self.report_to_connection(&key, error, outgoing.seq);
+        }
+        Step::Again
+    }
+
+    /// A packet that waited for a neighbour goes out, or its connection learns that it failed.
+    pub(super) fn release_packet(&mut self, mac: Option<[u8; 6]>, packet: Vec<u8>) {
+        if let Some(mac) = mac {
+            let kind = ethernet_type(&packet);
+            self.replies.push_back(Destination::Link(mac, kind), packet);
+            return;
+        }
+        self.counters.count(Counter::NeighbourFailedDropped);
+        if let Some((key, seq)) = quoted_segment(&packet) {
+            let error = IcmpError::Unreachable(Unreachable::Host);
+            let _: bool = self.report_to_connection(&key, error, seq);
+        }
+        self.buffers.give(packet);
+    }
+
+    /// Takes the next segment from a connection, and the connection out of the ready list, or to
+    /// its end, when it has none or has had its turn.
+    fn next_segment(&mut self, id: SocketId) -> Option<(Outgoing, FlowKey, IpHeader)> {
+        let entry = self.sockets.get_mut(id).and_then(Socket::connection_mut)?;
+        let outgoing = entry.connection.poll_segment(self.now, &mut self.counters.tcp);
+        entry.turn += 1;
+        if outgoing.is_none() || entry.turn >= SEGMENTS_PER_TURN {
+            entry.turn = 0;
+            self.ready_links.remove(&mut self.ready, id.index());
+        }
+        let found = outgoing.map(|outgoing| (outgoing, entry.key, header_of(entry)));
+        if found.is_some() {
+            self.counters.count(Counter::TcpSegmentsSent);
+            self.settle(id);
+        } else {
+            self.rearm(id);
+        }
+        found
+    }
+
+    /// The next segment as an IP packet in a buffer of its own.
+    fn segment_packet(&mut self, id: SocketId, streams: &mut impl Streams) -> Option<Vec<u8>> {
+        let (outgoing, key, header) = self.next_segment(id)?;
+        let len = header.len() + outgoing.header_len() + outgoing.payload_len;
+        let mut packet = self.buffers.take(len);
+        let _: usize = emit_segment(&header, &key, &outgoing, &mut packet, |payload| {
+            streams.read(id, outgoing.payload_position, payload);
+        });
+        Some(packet)
+    }
+
+    /// A connection that had nothing to send: only its timer may have changed. It does not go back
+    /// to the ready list, even if it thinks otherwise, so that no connection can spin.
+    fn rearm(&mut self, id: SocketId) {
+        let Some(entry) = self.sockets.get(id).and_then(Socket::connection) else { return };
+        match entry.connection.next_timeout() {
+            Some(timeout) if !entry.gone => self.wheel.schedule(id.index(), timeout),
+            _ => self.wheel.cancel(id.index()),
+        }
+    }
+
+    /// Queues a segment that a connection answers with, apart from its order of sending.
+    pub(super) fn reply_for(&mut self, id: SocketId, reply: &Outgoing) {
+        let Some(entry) = self.sockets.get(id).and_then(Socket::connection) else { return };
+        let (key, header) = (entry.key, header_of(entry));
+        self.reply_segment(&key, reply, header.type_of_service, header.hop_limit);
+    }
+
+    /// Queues a segment without payload that no connection sends in order: RST and the like.
+    pub(super) fn reply_segment(
+        &mut self,
+        key: &FlowKey,
+        reply: &Outgoing,
+        type_of_service: u8,
+        hop_limit: u8,
+    ) {
+        let (local, remote) = (key.local(), key.remote());
+        let header = IpHeader {
+            hop_limit,
+            type_of_service,
+            may_fragment: false,
+            ..IpHeader::of_reply(local.ip(), remote.ip(), TCP)
+        };
+        let len = header_len(remote.ip()) + reply.header_len();
+        if !self.replies.has_room(len) {
+            self.counters.count(Counter::RepliesDropped);
+            return;
+        }
+        let mut packet = self.buffers.take(len);
+        let reply = Outgoing { payload_len: 0, ..*reply };
+        let _: usize = emit_segment(&header, key, &reply, &mut packet, |_| {});
+        self.counters.count(Counter::TcpSegmentsSent);
+        if reply.flags.contains(Flags::RST) {
+            self.counters.count(Counter::TcpResetsSent);
+        }
+        self.replies.push_back(Destination::Routed(remote.ip()), packet);
+    }
+}
+
+/// The IP header of a connection's packets. Path MTU discovery is on: routers must not cut them.
+fn header_of(entry: &Entry) -> IpHeader {
+    IpHeader {
+        source: entry.key.local().ip(),
+        destination: entry.key.remote().ip(),
+        protocol: TCP,
+        hop_limit: entry.hop_limit,
+        type_of_service: entry.type_of_service,
+        may_fragment: false,
+    }
+}
+
+/// Writes a segment with its IP header to the start of `out`; gives the packet's length.
+fn emit_segment(
+    header: &IpHeader,
+    key: &FlowKey,
+    outgoing: &Outgoing,
+    out: &mut [u8],
+    fill_payload: impl FnOnce(&mut [u8]),
+) -> usize {
+    let at = header.len();
+    let (local, remote) = (key.local(), key.remote());
+    let len = outgoing.emit(local.port(), remote.port(), &mut out[at..], fill_payload);
+    let packet = &mut out[..at + len];
+    let sum = transport_checksum(header.source, header.destination, TCP, &packet[at..]);
+    write_u16(packet, at + TCP_CHECKSUM_AT, sum);
+    header.emit(packet);
+    at + len
+}
