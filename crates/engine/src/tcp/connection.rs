@@ -12,8 +12,6 @@
 //!   acked   |  in flight | not sent    |             read     |  readable  | may arrive |
 //! ```
 
-use std::net::SocketAddr;
-
 use super::assembler::Assembler;
 use super::congestion::{Congestion, CongestionControl};
 use super::loss::Loss;
@@ -126,8 +124,6 @@ pub(super) enum Probe {
 /// One TCP connection.
 #[derive(Debug)]
 pub struct Connection {
-    pub(super) local: SocketAddr,
-    pub(super) remote: SocketAddr,
     pub(super) send: SendSpace,
     pub(super) receive: ReceiveSpace,
     pub(super) rtt: RoundTrip,
@@ -152,6 +148,9 @@ pub struct Connection {
     pub(super) soft_error: Option<SocketError>,
     pub(super) ack: AckNeed,
     pub(super) probe: Probe,
+    /// Segments received out of order and not yet answered: each gets an acknowledgement of its
+    /// own, however many arrive in one burst, because the peer counts them (RFC 5681 section 3.2).
+    pub(super) duplicate_acks_due: u8,
     /// Acknowledgements still to be sent without delay.
     pub(super) quick_acks: u8,
     /// Probes in a row (window or keep-alive) without an answer.
@@ -168,6 +167,8 @@ pub struct Connection {
     pub(super) orphaned: bool,
     /// The handshake has completed at some time.
     pub(super) connected: bool,
+    /// The connection runs over IPv6.
+    pub(super) ipv6: bool,
     /// The connection was opened by the peer.
     pub(super) passive: bool,
     /// Both SYNs carried the window scale option.
@@ -191,8 +192,6 @@ impl Connection {
         };
         let buffer = options.receive_buffer.min(parameters.receive_buffer_max);
         Connection {
-            local: setup.local,
-            remote: setup.remote,
             send: SendSpace {
                 una: SYN_OFFSET,
                 nxt: SYN_OFFSET,
@@ -244,6 +243,7 @@ impl Connection {
             soft_error: None,
             ack: AckNeed::None,
             probe: Probe::None,
+            duplicate_acks_due: 0,
             quick_acks: 0,
             probes_unanswered: 0,
             probe_backoff: 0,
@@ -252,22 +252,13 @@ impl Connection {
             fin_queued: false,
             orphaned: false,
             connected: false,
+            ipv6: setup.remote.is_ipv6(),
             passive,
             scaling: true,
             sack_permitted: false,
             buffer_fixed: options.receive_buffer != crate::limits::RECEIVE_BUFFER_DEFAULT,
             changed: false,
         }
-    }
-
-    /// Our address and port.
-    pub fn local(&self) -> SocketAddr {
-        self.local
-    }
-
-    /// The peer's address and port.
-    pub fn remote(&self) -> SocketAddr {
-        self.remote
     }
 
     /// Chooses the congestion control; meant for before the handshake, as it forgets the window.

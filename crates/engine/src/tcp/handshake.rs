@@ -38,7 +38,7 @@ impl Connection {
         self.receive.nxt = FIRST_DATA;
         self.receive.acked = FIRST_DATA;
         self.receive.edge = FIRST_DATA + u64::from(self.syn_window());
-        let default = if self.remote.is_ipv4() { MSS_DEFAULT_V4 } else { MSS_DEFAULT_V6 };
+        let default = if self.ipv6 { MSS_DEFAULT_V6 } else { MSS_DEFAULT_V4 };
         let mss = syn.options.mss.filter(|&mss| mss > 0).unwrap_or(default);
         self.send.mss = self.send.mss.min(mss.max(MSS_MIN));
         self.scaling &= syn.options.window_scale.is_some();

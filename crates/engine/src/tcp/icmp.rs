@@ -52,7 +52,7 @@ impl Connection {
 
     /// RFC 1191, RFC 8201: sends smaller segments from now on, and at once what was too big.
     fn lower_path_mtu(&mut self, mss: u16, counters: &mut TcpCounters) {
-        let least = if self.remote.is_ipv4() { PATH_MSS_MIN_V4 } else { PATH_MSS_MIN_V6 };
+        let least = if self.ipv6 { PATH_MSS_MIN_V6 } else { PATH_MSS_MIN_V4 };
         let mss = mss.max(least);
         if mss >= self.send.mss {
             return;

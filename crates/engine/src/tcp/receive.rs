@@ -406,6 +406,7 @@ impl Connection {
         } else {
             counters.out_of_order_bytes += stored as u64;
             self.receive.out_of_order.insert(start, start + stored as u64);
+            self.duplicate_acks_due = self.duplicate_acks_due.saturating_add(1);
             self.ack = AckNeed::Now;
         }
     }
@@ -421,6 +422,7 @@ impl Connection {
             self.receive.consumed = self.receive.consumed.max(self.receive.nxt);
         }
         self.changed = true;
+        self.duplicate_acks_due = 0;
         if had_holes {
             self.ack = AckNeed::Now;
         } else {

@@ -62,13 +62,9 @@ impl TimeWait {
         if bare_syn && !old_timestamp && self.is_newer_syn(segment) {
             return TimeWaitAnswer::Reuse { snd_nxt: self.snd_nxt };
         }
-        if segment.flags.contains(Flags::FIN) && !segment.flags.contains(Flags::SYN) {
-            if segment.seq + segment.sequence_len() == self.rcv_nxt {
-                return TimeWaitAnswer::Acknowledge {
-                    reply: self.acknowledgement(now),
-                    restart: true,
-                };
-            }
+        let fin = segment.flags.contains(Flags::FIN) && !segment.flags.contains(Flags::SYN);
+        if fin && segment.seq + segment.sequence_len() == self.rcv_nxt {
+            return TimeWaitAnswer::Acknowledge { reply: self.acknowledgement(now), restart: true };
         }
         let answers_nothing = segment.sequence_len() == 0 && segment.seq == self.rcv_nxt;
         if answers_nothing || now.since(self.answered_at) < ANSWER_INTERVAL_US {

@@ -85,10 +85,11 @@ impl Connection {
             self.finish(State::Closed, None);
             return TimerOutcome::Closed(None);
         }
-        if self.timers.take_due(Timer::Retransmission, now) && self.in_flight() > 0 {
-            if let Some(outcome) = self.handle_retransmission_timeout(now, counters) {
-                return outcome;
-            }
+        if self.timers.take_due(Timer::Retransmission, now)
+            && self.in_flight() > 0
+            && let Some(outcome) = self.handle_retransmission_timeout(now, counters)
+        {
+            return outcome;
         }
         if self.timers.take_due(Timer::Persist, now)
             && let Some(outcome) = self.handle_persist_timeout(now, counters)

@@ -210,7 +210,7 @@ impl Connection {
         if answers {
             outgoing.flags = Flags::SYN | Flags::ACK;
             outgoing.ack = self.receive.space.wire(self.receive.nxt);
-            self.acknowledged();
+            self.acknowledged(false);
         }
         outgoing
     }
@@ -292,7 +292,7 @@ impl Connection {
         counters: &mut TcpCounters,
     ) -> Outgoing {
         let window = self.take_window(counters);
-        self.acknowledged();
+        self.acknowledged(flags == Flags::ACK && seq == self.send.nxt);
         Outgoing {
             seq: self.send.space.wire(seq),
             ack: self.receive.space.wire(self.receive.nxt),

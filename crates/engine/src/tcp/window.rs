@@ -31,9 +31,11 @@ impl Connection {
         if self.scaling { self.receive.shift } else { 0 }
     }
 
-    /// The window of our SYN or SYN-ACK, which is never scaled.
+    /// The window of our SYN or SYN-ACK, which is never scaled. It is one that can be told with the
+    /// shift too, so that later segments can repeat it exactly.
     pub(super) fn syn_window(&self) -> u16 {
-        self.receive.buffer.min(0xffff) as u16
+        let window = self.receive.buffer.min(0xffff);
+        (window >> self.shift_sent() << self.shift_sent()) as u16
     }
 
     /// Bytes received in order that the application has not read.
@@ -55,13 +57,17 @@ impl Connection {
     }
 
     /// The window field of the next segment; promises it. The edge never goes back: what the shift
-    /// rounds off is still taken (RFC 7323 section 2.4).
+    /// rounds off is still taken (RFC 7323 section 2.4). A window that grows is rounded up, so that
+    /// room for one segment reaches the peer as room for one segment.
     pub(super) fn take_window(&mut self, counters: &mut TcpCounters) -> u16 {
         let shift = self.shift_sent();
-        let was_open = self.window_now() > 0;
-        let units = (self.window_next() >> shift).min(0xffff);
+        let now = self.window_now();
+        // An acknowledgement with another window is no duplicate to the peer (RFC 5681 section 2).
+        let next = if self.duplicate_acks_due > 0 { now } else { self.window_next() };
+        let rounding = if next > now { (1 << shift) - 1 } else { 0 };
+        let units = ((next + rounding) >> shift).min(0xffff);
         self.receive.edge = self.receive.edge.max(self.receive.nxt + (units << shift));
-        if units == 0 && was_open {
+        if units == 0 && now > 0 {
             counters.zero_windows_sent += 1;
         }
         units as u16
@@ -134,9 +140,13 @@ impl Connection {
         }
     }
 
-    /// A segment with the acknowledgement goes out.
-    pub(super) fn acknowledged(&mut self) {
-        self.ack = AckNeed::None;
+    /// A segment with the acknowledgement goes out; `pure` when it carries nothing else, as only
+    /// then the peer may count it as a duplicate.
+    pub(super) fn acknowledged(&mut self, pure: bool) {
+        if pure && self.receive.acked == self.receive.nxt {
+            self.duplicate_acks_due = self.duplicate_acks_due.saturating_sub(1);
+        }
+        self.ack = if self.duplicate_acks_due > 0 { AckNeed::Now } else { AckNeed::None };
         self.receive.acked = self.receive.nxt;
         self.quick_acks = self.quick_acks.saturating_sub(1);
         self.timers.stop(Timer::DelayedAck);

@@ -8,5 +8,3 @@ mod misbehaviour;
 mod pair;
 mod repair;
 mod soak;
-
-pub(super) use pair::{Fate, Pair, Side};

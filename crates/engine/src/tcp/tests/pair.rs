@@ -43,12 +43,10 @@ pub(in crate::tcp) struct Seen {
     pub at: Instant,
     pub from: Side,
     pub seq: SeqNumber,
-    pub ack: SeqNumber,
     pub flags: Flags,
     pub window: u16,
     pub options: Options,
     pub len: usize,
-    pub payload: Vec<u8>,
 }
 
 impl Seen {
@@ -266,12 +264,11 @@ impl Pair {
             at: self.now,
             from,
             seq: segment.seq,
-            ack: segment.ack,
+
             flags: segment.flags,
             window: segment.window,
             options: segment.options,
             len: segment.payload.len(),
-            payload: segment.payload.to_vec(),
         });
         let index = self.counts[from as usize];
         self.counts[from as usize] += 1;
@@ -460,5 +457,11 @@ impl Pair {
         self.host(from).memory.sent = sent;
         let tail = self.host(from).memory.sent.len() as u64;
         assert_eq!(self.host(from).tcp().progress().tx_acked, tail);
+    }
+
+    /// Runs a while and then checks as [`Pair::assert_delivered`].
+    pub(in crate::tcp) fn assert_eventually(&mut self, from: Side) {
+        self.run_for(1_000_000);
+        self.assert_delivered(from);
     }
 }
