@@ -1,8 +1,8 @@
 //! Memory for frames: equal chunks, page-aligned, in one private mapping of one server. The mapping
 //! can be registered as an AF_XDP UMEM as it stands. Called by links and the service.
 //!
-//! Whoever holds a [`Frame`] owns that chunk; it is neither `Clone` nor `Copy`. A frame must go back
-//! to the pool it came from.
+//! Whoever holds a [`Frame`] owns that chunk; it is neither `Clone` nor `Copy`. A frame must go
+//! back to the pool it came from.
 
 use crate::sys::{self, Result};
 

@@ -9,9 +9,9 @@
 //! ```
 //!
 //! Positions run freely and wrap; message `p` lies in slot `p % capacity`. The producer writes the
-//! slot, then stores its position with release; the consumer loads it with acquire, copies the slot,
-//! then stores its own position with release, which the producer loads with acquire before it uses
-//! the slot again. Each side keeps its own position privately and never reads it back, and looks at
+//! slot, then stores its position with release; the consumer loads it with acquire, copies the
+//! slot, then stores its own position with release, which the producer loads with acquire before it
+//! uses the slot again. Each side keeps its own position privately and never reads it back, and looks at
 //! the other's only when its cached copy says full or empty. A position that cannot be right marks
 //! the ring corrupt: it delivers nothing more, and the caller drops the peer.
 //!

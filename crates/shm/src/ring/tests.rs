@@ -44,14 +44,18 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 proptest! {
     #[test]
-    fn behaves_as_a_queue(steps in steps(), start in prop_oneof![Just(0u32), u32::MAX - 20..=u32::MAX]) {
+    fn behaves_as_a_queue(
+        steps in steps(),
+        start in prop_oneof![Just(0u32), u32::MAX - 20..=u32::MAX],
+    ) {
         let (mut producer, mut consumer) = ends_at(&shared(8), start);
         let mut oracle = VecDeque::new();
         let mut number = 0u64;
         for step in steps {
             match step {
                 Step::Push(count) => {
-                    let burst: Vec<Message> = (0..count as u64).map(|i| message(number + i)).collect();
+                    let numbers = number..number + count as u64;
+                    let burst: Vec<Message> = numbers.map(message).collect();
                     let pushed = producer.push_burst(&burst);
                     prop_assert_eq!(pushed, count.min(8 - oracle.len()));
                     oracle.extend(&burst[..pushed]);

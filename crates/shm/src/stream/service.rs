@@ -19,7 +19,8 @@ use crate::table::Place;
 
 const CHUNK: u64 = CHUNK_SIZE as u64;
 
-/// Least distance between two KICK_RX, in bytes; also what bounds [`ServiceStream::observe_rx_head`].
+/// Least distance between two KICK_RX, in bytes; it also bounds the loop of
+/// [`ServiceStream::observe_rx_head`].
 const KICK_STEP_MIN: u64 = 1024;
 
 /// What an application wrote into shared memory cannot be right. The service ends the connection.

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::arena::Arena;
-use crate::limits::{CHUNK_SIZE, FIFO_BYTES, FIFO_USABLE};
+use crate::limits::{CHUNK_SIZE, FIFO_BYTES, FIFO_USABLE, OWNER_CONTENDED};
 use crate::segment::Segment;
 use crate::sys::{self, Waited};
 use crate::table::SocketTable;
@@ -525,11 +525,15 @@ fn owners_exclude_each_other_and_the_dead_are_cleared() {
         PROCESS + 1,
     )
     .unwrap();
+    let table = host.table.segment(0).unwrap().clone();
+    let tx_owner = table.atomic_u32(crate::limits::slot_offset(service.slot()) + 132).unwrap();
     // The other process dies in the middle of a write: its mark stays.
     let dying = |_: u32| -> Option<Arc<Segment>> {
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| application.write(b"late", &host.arena));
-            std::thread::sleep(Duration::from_millis(20));
+            while tx_owner.load(Ordering::SeqCst) & OWNER_CONTENDED == 0 {
+                std::thread::yield_now();
+            }
             // What its death does: the word goes free while the write is still "under way".
             service.clear_owner(PROCESS);
             service.clear_owner(PROCESS + 1);

@@ -23,8 +23,8 @@ pub fn pidfd_open(pid: i32) -> Result<Fd> {
         .map(|fd| Fd::from_raw(fd as RawFd))
 }
 
-/// Sends `signal` to every process of the group that process `leader` leads. Never to our own group or
-/// to everyone: a `leader` of 0 or 1 is refused with `EINVAL`.
+/// Sends `signal` to every process of the group that process `leader` leads. Never to our own group
+/// or to everyone: a `leader` of 0 or 1 is refused with `EINVAL`.
 pub fn kill_group(leader: u32, signal: i32) -> Result<()> {
     let group =
         i32::try_from(leader).ok().filter(|group| *group > 1).ok_or(super::Errno::EINVAL)?;

@@ -153,6 +153,9 @@ fn processes_and_limits() {
     let (soft, hard) = rlimit_nofile().unwrap();
     assert!(soft > 0 && soft <= hard);
     assert_eq!(set_rlimit_nofile(soft, hard), Ok(()));
+    for leader in [0, 1, u32::MAX] {
+        assert_eq!(kill_group(leader, 0), Err(Errno::EINVAL));
+    }
     let before = clock_monotonic_us();
     sched_yield();
     assert!(clock_monotonic_us() >= before);
@@ -163,4 +166,49 @@ fn errors_have_names() {
     assert_eq!(Errno::EAGAIN.to_string(), "EAGAIN");
     assert_eq!(Errno(9999).to_string(), "errno 9999");
     assert_eq!(std::io::Error::from(Errno::EPIPE).kind(), std::io::ErrorKind::BrokenPipe);
+}
+
+/// Sends `signal` to a thread until `done`.
+fn bombard(target: i32, signal: i32, done: &core::sync::atomic::AtomicBool) {
+    while !done.load(Ordering::SeqCst) {
+        let (pid, target) = (getpid() as usize, target as usize);
+        // SAFETY: sends a signal to a thread of this process.
+        let _ = unsafe { syscall4(libc::SYS_tgkill, pid, target, signal as usize, 0) };
+        sched_yield();
+    }
+}
+
+/// A wait with a deadline goes on after a handler with `SA_RESTART`, as the kernel's blocking
+/// socket calls do, and ends after one without.
+#[test]
+fn waits_follow_the_flags_of_signal_handlers() {
+    extern "C" fn handler(_: i32) {}
+    for (signal, flags) in [(libc::SIGUSR2, libc::SA_RESTART), (libc::SIGURG, 0)] {
+        // SAFETY: the handler does nothing.
+        unsafe {
+            let mut action: libc::sigaction = core::mem::zeroed();
+            action.sa_sigaction = handler as *const () as usize;
+            action.sa_flags = flags;
+            libc::sigaction(signal, &action, core::ptr::null_mut());
+        }
+        let word = AtomicU32::new(0);
+        let target = AtomicU32::new(0);
+        let done = core::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let sleeper = scope.spawn(|| {
+                target.store(gettid() as u32, Ordering::SeqCst);
+                let wait_ms = if flags == 0 { 60_000 } else { 50 };
+                let deadline_ns = clock_monotonic_ns() + wait_ms * 1_000_000;
+                let waited = futex_wait_until(&word, 0, deadline_ns);
+                done.store(true, Ordering::SeqCst);
+                waited
+            });
+            while target.load(Ordering::SeqCst) == 0 {
+                sched_yield();
+            }
+            bombard(target.load(Ordering::SeqCst) as i32, signal, &done);
+            let expected = if flags == 0 { Waited::Interrupted } else { Waited::TimedOut };
+            assert_eq!(sleeper.join().unwrap(), expected);
+        });
+    }
 }
