@@ -1,1 +1,35 @@
-//! Under construction.
+//! The daemon's parts: configuration and plan, one short file for each server, processes and trust
+//! domains, control socket, event loop.
+//!
+//! Read in this order: [`server`] (what one turn does), [`link_server`] (frames in and out),
+//! [`transport_server`] (connections and what applications see of them), [`connection_manager`]
+//! and [`accepting`] (from an established connection to the process that gets it), [`requests`]
+//! (what applications ask), [`life`] (death of processes and sockets), [`event_loop`].
+#![forbid(unsafe_code)]
+
+pub mod accepting;
+pub mod attach;
+pub mod config;
+pub mod connection_manager;
+pub mod control;
+pub mod diag;
+pub mod domains;
+pub mod errno;
+pub mod error;
+pub mod event_loop;
+pub mod life;
+pub mod link_server;
+pub mod options;
+pub mod plan;
+pub mod poller;
+pub mod ports;
+pub mod processes;
+pub mod readiness;
+pub mod report;
+pub mod requests;
+pub mod server;
+pub mod slab;
+pub mod sockets;
+pub mod start;
+pub mod stats;
+pub mod transport_server;

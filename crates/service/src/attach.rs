@@ -1,0 +1,290 @@
+//! Attaching processes: the control connections, from HELLO to the descriptors of memory.
+//!
+//! Called by `event_loop` when a control connection or the attach socket is readable. Every message
+//! is one datagram of a known size; whoever sends another loses the connection. The life after
+//! attaching is in `life`.
+
+use std::os::fd::RawFd;
+
+use haypile_shm::messages::{ControlReply, ControlRequest};
+use haypile_shm::sys::{self, Errno, Fd};
+use haypile_shm::{Doorbell, PROTOCOL_VERSION, control};
+
+use crate::connection_manager::ProcessId;
+use crate::domains::Token as DomainToken;
+use crate::poller::{Poller, Token};
+use crate::processes::{self, Connection, Process};
+use crate::server::Core;
+use crate::slab::Key;
+
+/// File name of the attach socket in the control directory.
+pub const ATTACH_SOCKET: &str = "attach.sock";
+/// New connections taken in one turn.
+const ACCEPTS_PER_TURN: usize = 64;
+/// Messages read from one control connection in one turn.
+const MESSAGES_PER_TURN: usize = 64;
+/// Control connections in all, for each process that may attach.
+const CONNECTIONS_PER_PROCESS: usize = 2;
+/// How long a blocked call of an application spins before it sleeps, where there is more than one
+/// core. (docs/decisions/0006)
+const SPIN_US: u32 = 20;
+
+/// A question about a placeholder that is answered after all rings have been drained once more.
+#[derive(Debug)]
+pub(crate) struct Adoption {
+    connection: Key,
+    placeholder: Fd,
+}
+
+impl Core {
+    /// Takes new control connections from the attach socket.
+    pub(crate) fn accept_connections(&mut self, attach: RawFd, poller: &Poller) {
+        for _ in 0..ACCEPTS_PER_TURN {
+            let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+            match sys::accept4(attach, flags) {
+                Ok((fd, _)) => self.add_connection(fd, poller),
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn add_connection(&mut self, fd: Fd, poller: &Poller) {
+        let most = self.limits.processes as usize * CONNECTIONS_PER_PROCESS;
+        if self.processes.connections.len() >= most {
+            self.counters.refused_attaches += 1;
+            return;
+        }
+        let raw = fd.raw();
+        let key = self.processes.connections.insert(Connection { fd, process: None });
+        if poller.add(raw, Token::Connection(key.index())).is_err() {
+            self.processes.connections.remove(key);
+        }
+    }
+
+    /// Reads what came on a control connection.
+    pub(crate) fn read_connection(&mut self, index: u32, poller: &Poller) {
+        let Some((key, connection)) = self.processes.connections.at(index) else { return };
+        let fd = connection.fd.raw();
+        for _ in 0..MESSAGES_PER_TURN {
+            let outcome = match control::receive(fd) {
+                Ok(received) => self.handle_control(key, received, poller),
+                Err(Errno::EAGAIN) => return,
+                Err(errno) => Err(errno),
+            };
+            if outcome.is_err() {
+                return self.drop_connection(key, poller);
+            }
+        }
+    }
+
+    /// Gives a control connection up. The process that used it lives on.
+    pub(crate) fn drop_connection(&mut self, key: Key, poller: &Poller) {
+        if let Some(connection) = self.processes.connections.remove(key) {
+            // A child may hold a copy of the descriptor's file.
+            poller.remove(connection.fd.raw());
+        }
+    }
+
+    fn handle_control(
+        &mut self,
+        key: Key,
+        received: control::Received,
+        poller: &Poller,
+    ) -> Result<(), Errno> {
+        let request = ControlRequest::decode(&received.message).map_err(|_| Errno::EPROTO)?;
+        let [first, ..] = received.fds;
+        let connection = self.processes.connections.get(key).ok_or(Errno::ENOENT)?;
+        let (fd, process) = (connection.fd.raw(), connection.process);
+        let attached = process.ok_or(Errno::EPROTO);
+        match request {
+            ControlRequest::Hello { version, domain } => self.hello(key, version, domain, poller),
+            ControlRequest::AttachChild => {
+                let child = first.ok_or(Errno::EPROTO)?;
+                // The child sends a blocking end or not; the service never waits.
+                let flags = sys::fcntl_getfl(child.raw())?;
+                sys::fcntl_setfl(child.raw(), flags | libc::O_NONBLOCK)?;
+                self.add_connection(child, poller);
+                Ok(())
+            }
+            ControlRequest::MapTable { index } => {
+                let segment =
+                    self.domain_of(attached?).and_then(|domain| domain.table.segment(index)?.fd());
+                let errno = if segment.is_some() { 0 } else { libc::ENOENT };
+                let reply = ControlReply::TableMapped { index, errno };
+                control::send(fd, &reply.encode(), segment.as_slice())
+            }
+            ControlRequest::MapArena { index } => {
+                let segment =
+                    self.domain_of(attached?).and_then(|domain| domain.arena.segment(index)?.fd());
+                let errno = if segment.is_some() { 0 } else { libc::ENOENT };
+                let reply = ControlReply::ArenaMapped { index, errno };
+                control::send(fd, &reply.encode(), segment.as_slice())
+            }
+            ControlRequest::NewWatcher { watcher } => {
+                let bell = first.ok_or(Errno::EPROTO)?;
+                let made = self.processes.open_watcher(attached?, watcher, bell);
+                let errno = made.err().map_or(0, |errno| errno.0);
+                let reply = ControlReply::WatcherMade { watcher, errno };
+                control::send(fd, &reply.encode(), &[])
+            }
+            ControlRequest::DropWatcher { watcher } => {
+                self.processes.close_watcher(attached?, watcher);
+                Ok(())
+            }
+            ControlRequest::Adopt => {
+                attached?;
+                let placeholder = first.ok_or(Errno::EPROTO)?;
+                self.adoptions.push(Adoption { connection: key, placeholder });
+                Ok(())
+            }
+        }
+    }
+
+    fn domain_of(&mut self, process: ProcessId) -> Option<&mut crate::domains::Domain> {
+        let domain = self.processes.get(process)?.domain;
+        self.store.domains.get_mut(domain)
+    }
+
+    /// HELLO: a process comes in, and is given its memory.
+    fn hello(
+        &mut self,
+        key: Key,
+        version: u32,
+        token: DomainToken,
+        poller: &Poller,
+    ) -> Result<(), Errno> {
+        let connection = self.processes.connections.get(key).ok_or(Errno::ENOENT)?;
+        if connection.process.is_some() {
+            return Err(Errno::EPROTO);
+        }
+        let fd = connection.fd.raw();
+        let outcome = if version == PROTOCOL_VERSION {
+            self.admit(fd, token, poller)
+        } else {
+            Err(Errno::EPROTO)
+        };
+        match outcome {
+            Ok((process, domain, wake)) => {
+                if let Some(connection) = self.processes.connections.get_mut(key) {
+                    connection.process = Some(process);
+                }
+                self.welcome(fd, process, domain, &wake)
+            }
+            Err(errno) => {
+                self.counters.refused_attaches += 1;
+                let reply = welcome(errno.0, 0, token);
+                control::send(fd, &reply.encode(), &[])
+            }
+        }
+    }
+
+    /// Makes the process's record; its number, domain, and the end of the wake socket to send it.
+    fn admit(
+        &mut self,
+        fd: RawFd,
+        token: DomainToken,
+        poller: &Poller,
+    ) -> Result<(ProcessId, Key, Doorbell), Errno> {
+        let (pid, pidfd) = processes::peer_process(fd)?;
+        // The same process again: another program was executed, and its old memory is gone.
+        let before: Vec<ProcessId> =
+            self.processes.iter().filter(|(_, old)| old.pid == pid).map(|(id, _)| id).collect();
+        for id in before {
+            self.note_exec(id);
+        }
+        if self.processes.len() >= self.limits.processes as usize {
+            return Err(Errno::ENOBUFS);
+        }
+        let token = if token == DomainToken::default() { new_token()? } else { token };
+        let (ours, theirs) = Doorbell::pair()?;
+        let (wake_fd, pidfd_raw) = (ours.raw(), pidfd.raw());
+        let domain_key = self.store.domains.join(
+            token,
+            self.limits.sockets_per_domain,
+            self.limits.memory_per_domain,
+        );
+        let process = match Process::new(pid, domain_key, pidfd, ours) {
+            Ok(process) => process,
+            Err(errno) => {
+                self.store.domains.remove_if_unused(domain_key);
+                return Err(errno);
+            }
+        };
+        let id = self.processes.insert(process);
+        if let Some(domain) = self.store.domains.get_mut(domain_key) {
+            domain.processes += 1;
+        }
+        let added = poller
+            .add(wake_fd, Token::Wake(id))
+            .and_then(|()| poller.add(pidfd_raw, Token::Pidfd(id)));
+        match added {
+            Ok(()) => Ok((id, domain_key, theirs)),
+            Err(errno) => {
+                self.deaths.push(id);
+                Err(errno)
+            }
+        }
+    }
+
+    fn welcome(
+        &mut self,
+        fd: RawFd,
+        id: ProcessId,
+        domain_key: Key,
+        wake: &Doorbell,
+    ) -> Result<(), Errno> {
+        let status = self.status.fd();
+        let domain = self.store.domains.get_mut(domain_key).ok_or(Errno::ENOENT)?;
+        let token = domain.token;
+        let table = domain.table.segment(0).and_then(|table| table.fd()).ok_or(Errno::ENOBUFS)?;
+        let process = self.processes.get(id).ok_or(Errno::ENOENT)?;
+        let fds = [process.channel.fd(), status, table, wake.raw()];
+        control::send(fd, &welcome(0, id, token).encode(), &fds)
+    }
+
+    /// Answers questions about placeholders. Called after every ring has been drained since they
+    /// were asked, because what was said about a socket before it was passed on is in a ring.
+    pub(crate) fn answer_adoptions(&mut self, poller: &Poller) {
+        for adoption in std::mem::take(&mut self.adoptions) {
+            let Some(connection) = self.processes.connections.get(adoption.connection) else {
+                continue;
+            };
+            let (fd, process) = (connection.fd.raw(), connection.process);
+            let found = process.and_then(|process| self.adopt(process, &adoption.placeholder));
+            let reply = found.unwrap_or(ControlReply::Adopted {
+                errno: libc::ENOENT,
+                slot: haypile_shm::NO_SLOT,
+                generation: 0,
+                kind: haypile_shm::messages::SocketKind::Plain,
+            });
+            if control::send(fd, &reply.encode(), &[]).is_err() {
+                self.drop_connection(adoption.connection, poller);
+            }
+        }
+    }
+
+    fn adopt(&mut self, process: ProcessId, placeholder: &Fd) -> Option<ControlReply> {
+        let cookie = sys::so_cookie(placeholder.raw()).ok()?;
+        let domain = self.processes.get(process)?.domain;
+        let key = self.store.by_cookie_in(cookie, domain)?;
+        // Without room in the witness the multicast alone has to tell the end.
+        if self.diag.observe(placeholder).is_ok() {
+            self.observed.insert(cookie);
+        }
+        self.share(process, key, cookie);
+        let socket = self.store.sockets.get(key)?;
+        let (slot, generation) = socket.name()?;
+        Some(ControlReply::Adopted { errno: 0, slot, generation, kind: socket.kind })
+    }
+}
+
+fn welcome(errno: i32, process_id: ProcessId, domain: DomainToken) -> ControlReply {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let spin_us = if cores > 1 { SPIN_US } else { 0 };
+    ControlReply::Welcome { errno, version: PROTOCOL_VERSION, process_id, spin_us, domain }
+}
+
+/// A token that nobody can guess.
+fn new_token() -> Result<DomainToken, Errno> {
+    crate::server::random().map_err(|error| Errno(error.raw_os_error().unwrap_or(libc::EIO)))
+}

@@ -1,0 +1,408 @@
+//! Configuration: a strict TOML file and command-line flags become one typed, checked `Config`.
+//!
+//! Owns the names, defaults and checks of every setting. Called by the binary before anything is
+//! opened; the rest of the service gets a `Config` by value and reads no file and no environment.
+//! Unknown keys are refused, with the line they stand on. Read `plan` for the plan notation.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+
+use haypile_engine::{Cidr, Route};
+use serde::Deserialize;
+
+use crate::error::Error;
+use crate::link_server::MTU_MAX;
+use crate::plan::Plan;
+
+/// Everything the service needs to know before it starts.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The link to open.
+    pub link: LinkChoice,
+    /// The service's own addresses with the prefix of their network; never empty.
+    pub addresses: Vec<Cidr>,
+    /// Addresses that the kernel's end of a TAP link gets, so that the host reaches the service.
+    /// Unless they are given, one other address of each network of `addresses`.
+    pub host_addresses: Vec<Cidr>,
+    /// Routes beside the networks of `addresses`, gateways included.
+    pub routes: Vec<Route>,
+    /// IP MTU in bytes, [`MTU_MIN`]..=`link_server::MTU_MAX`.
+    pub mtu: u16,
+    /// Which servers run which components.
+    pub plan: Plan,
+    /// Bounds on memory, sockets and time.
+    pub limits: ServiceLimits,
+    /// Where the sockets for applications and for commands are.
+    pub control_dir: PathBuf,
+}
+
+/// A link as named by `--link`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkChoice {
+    /// `tap:NAME`: a TAP interface that the service makes; `None` lets the kernel choose a name.
+    Tap(Option<String>),
+}
+
+/// Bounds of the service; everything an application can make grow is in here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceLimits {
+    /// Attached processes in all.
+    pub processes: u32,
+    /// Sockets of one trust domain.
+    pub sockets_per_domain: u32,
+    /// Stream memory of one trust domain, in bytes; a multiple of the arena size.
+    pub memory_per_domain: u64,
+    /// Bytes of connections that no application has been offered yet, in all.
+    pub unclaimed_bytes: u64,
+    /// How long an acceptor may leave an offer unclaimed while another acceptor waits.
+    pub claim_timeout_us: u64,
+    /// How long unsent data of a closed socket is kept for its peer.
+    pub orphan_timeout_us: u64,
+    /// How long connections may take to close when the service is shut down.
+    pub shutdown_timeout_us: u64,
+}
+
+impl Default for ServiceLimits {
+    fn default() -> Self {
+        ServiceLimits {
+            processes: 4096,
+            sockets_per_domain: 1 << 20,
+            memory_per_domain: 4 << 30,
+            unclaimed_bytes: 256 << 20,
+            claim_timeout_us: 200_000,
+            orphan_timeout_us: 60_000_000,
+            shutdown_timeout_us: 2_000_000,
+        }
+    }
+}
+
+/// What the command line gives; every field that is set wins over the file.
+#[derive(Clone, Debug, Default)]
+pub struct Flags {
+    /// `--link`.
+    pub link: Option<String>,
+    /// `--addr`, repeatable.
+    pub addresses: Vec<String>,
+    /// `--host-addr`, repeatable.
+    pub host_addresses: Vec<String>,
+    /// `--gateway`, one for each family.
+    pub gateways: Vec<String>,
+    /// `--mtu`.
+    pub mtu: Option<u16>,
+    /// `--plan`.
+    pub plan: Option<String>,
+    /// `--control-dir`.
+    pub control_dir: Option<PathBuf>,
+}
+
+/// The file, as written. Kept apart from `Config` so that checking happens in one place.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    link: Option<String>,
+    #[serde(default)]
+    addresses: Vec<String>,
+    #[serde(default)]
+    host_addresses: Vec<String>,
+    #[serde(default)]
+    gateways: Vec<String>,
+    mtu: Option<u16>,
+    plan: Option<String>,
+    control_dir: Option<PathBuf>,
+    #[serde(default)]
+    route: Vec<FileRoute>,
+    #[serde(default)]
+    limits: FileLimits,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileRoute {
+    destination: String,
+    gateway: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileLimits {
+    processes: Option<u32>,
+    sockets_per_domain: Option<u32>,
+    memory_per_domain_mib: Option<u64>,
+    unclaimed_mib: Option<u64>,
+    claim_timeout_ms: Option<u64>,
+    orphan_timeout_s: Option<u64>,
+    shutdown_timeout_ms: Option<u64>,
+}
+
+/// Default IP MTU of a TAP link.
+pub const MTU_DEFAULT: u16 = 1500;
+/// The smallest MTU that IPv6 allows (RFC 8200 section 5).
+pub const MTU_MIN: u16 = 1280;
+const INTERFACE_NAME_MAX: usize = 15;
+const MEBIBYTE: u64 = 1 << 20;
+
+impl Config {
+    /// Reads `file` where one is given, lays `flags` over it, fills in defaults and checks all.
+    ///
+    /// # Errors
+    /// One line that names the file and line or the flag, what is wrong, and what is right.
+    pub fn load(file: Option<&Path>, flags: &Flags, control_dir: &Path) -> Result<Config, Error> {
+        let from_file = match file {
+            Some(path) => read_file(path)?,
+            None => File::default(),
+        };
+        from_file.into_config(flags, control_dir)
+    }
+
+    /// The same from the text of a file, for tests and for `haypile plan`.
+    ///
+    /// # Errors
+    /// As `load`.
+    pub fn from_text(text: &str, flags: &Flags, control_dir: &Path) -> Result<Config, Error> {
+        parse_text("configuration", text)?.into_config(flags, control_dir)
+    }
+}
+
+fn read_file(path: &Path) -> Result<File, Error> {
+    let name = path.display().to_string();
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        Error::new(format_args!("read {name}"), error, "check the path given with --config")
+    })?;
+    parse_text(&name, &text)
+}
+
+fn parse_text(name: &str, text: &str) -> Result<File, Error> {
+    toml::from_str(text).map_err(|error| {
+        let start = error.span().map_or(0, |span| span.start);
+        let line = 1 + text.as_bytes().iter().take(start).filter(|byte| **byte == b'\n').count();
+        Error::new(format_args!("{name} line {line}"), error.message(), "correct the file")
+    })
+}
+
+impl File {
+    fn into_config(self, flags: &Flags, control_dir: &Path) -> Result<Config, Error> {
+        let addresses = choose(&flags.addresses, &self.addresses);
+        let host_addresses = choose(&flags.host_addresses, &self.host_addresses);
+        let host_addresses = parse_cidrs("host address", host_addresses)?;
+        let gateways = choose(&flags.gateways, &self.gateways);
+        let addresses = parse_cidrs("address", addresses)?;
+        let mut routes = Vec::new();
+        for route in &self.route {
+            routes.push(parse_route(route)?);
+        }
+        for gateway in gateways {
+            routes.push(default_route(gateway)?);
+        }
+        check_gateways(&routes, &addresses)?;
+        let plan = match flags.plan.as_ref().or(self.plan.as_ref()) {
+            Some(text) => text.parse()?,
+            None => Plan::combined(),
+        };
+        let host_addresses = match host_addresses.is_empty() {
+            true => addresses.iter().filter_map(|own| neighbour_of(own, &addresses)).collect(),
+            false => host_addresses,
+        };
+        Ok(Config {
+            link: parse_link(flags.link.as_deref().or(self.link.as_deref()).unwrap_or("tap:"))?,
+            addresses,
+            host_addresses,
+            routes,
+            mtu: check_mtu(flags.mtu.or(self.mtu).unwrap_or(MTU_DEFAULT))?,
+            plan,
+            limits: self.limits.into_limits()?,
+            control_dir: flags
+                .control_dir
+                .clone()
+                .or(self.control_dir)
+                .unwrap_or_else(|| control_dir.to_path_buf()),
+        })
+    }
+}
+
+impl FileLimits {
+    fn into_limits(self) -> Result<ServiceLimits, Error> {
+        let default = ServiceLimits::default();
+        let within = |name: &str, value: Option<u64>, default: u64, low: u64, high: u64| {
+            let value = value.unwrap_or(default);
+            if (low..=high).contains(&value) {
+                return Ok(value);
+            }
+            Err(Error::new(
+                format_args!("limits.{name} = {value}"),
+                "out of range",
+                format_args!("choose {low} to {high}"),
+            ))
+        };
+        let mib = |bytes: u64| bytes / MEBIBYTE;
+        Ok(ServiceLimits {
+            processes: within(
+                "processes",
+                self.processes.map(u64::from),
+                default.processes.into(),
+                1,
+                1 << 16,
+            )? as u32,
+            sockets_per_domain: within(
+                "sockets_per_domain",
+                self.sockets_per_domain.map(u64::from),
+                default.sockets_per_domain.into(),
+                16,
+                1 << 22,
+            )? as u32,
+            memory_per_domain: within(
+                "memory_per_domain_mib",
+                self.memory_per_domain_mib,
+                mib(default.memory_per_domain),
+                64,
+                1 << 18,
+            )? * MEBIBYTE,
+            unclaimed_bytes: within(
+                "unclaimed_mib",
+                self.unclaimed_mib,
+                mib(default.unclaimed_bytes),
+                1,
+                1 << 18,
+            )? * MEBIBYTE,
+            claim_timeout_us: within(
+                "claim_timeout_ms",
+                self.claim_timeout_ms,
+                default.claim_timeout_us / 1000,
+                1,
+                60_000,
+            )? * 1000,
+            orphan_timeout_us: within(
+                "orphan_timeout_s",
+                self.orphan_timeout_s,
+                default.orphan_timeout_us / 1_000_000,
+                1,
+                3600,
+            )? * 1_000_000,
+            shutdown_timeout_us: within(
+                "shutdown_timeout_ms",
+                self.shutdown_timeout_ms,
+                default.shutdown_timeout_us / 1000,
+                0,
+                60_000,
+            )? * 1000,
+        })
+    }
+}
+
+/// A list on the command line replaces the file's list as a whole.
+fn choose<'a>(flags: &'a [String], file: &'a [String]) -> &'a [String] {
+    if flags.is_empty() { file } else { flags }
+}
+
+fn parse_link(text: &str) -> Result<LinkChoice, Error> {
+    let fail = |why: String, remedy: &str| Err(Error::new(format!("link \"{text}\""), why, remedy));
+    let Some((kind, name)) = text.split_once(':') else {
+        return fail("has no kind".into(), "write tap:NAME, or tap: to let the kernel choose");
+    };
+    if kind != "tap" {
+        return fail(format!("links of kind {kind} are not known here"), "use tap:NAME");
+    }
+    if name.is_empty() {
+        return Ok(LinkChoice::Tap(None));
+    }
+    let legal = |c: char| c.is_ascii_graphic() && c != '/' && c != ':' && c != '%';
+    if name.len() > INTERFACE_NAME_MAX || !name.chars().all(legal) || name == "." || name == ".." {
+        return fail(
+            "not a name for an interface".into(),
+            "use up to 15 letters, digits and dashes",
+        );
+    }
+    Ok(LinkChoice::Tap(Some(name.to_string())))
+}
+
+fn parse_cidrs(what: &str, texts: &[String]) -> Result<Vec<Cidr>, Error> {
+    texts.iter().map(|text| parse_cidr(what, text)).collect()
+}
+
+fn parse_cidr(what: &str, text: &str) -> Result<Cidr, Error> {
+    text.parse::<Cidr>().map_err(|_| {
+        Error::new(
+            format_args!("{what} \"{text}\""),
+            "not an address with a prefix length",
+            "write it like 198.18.0.1/24 or 2001:2::1/64",
+        )
+    })
+}
+
+fn parse_gateway(text: &str) -> Result<IpAddr, Error> {
+    text.parse().map_err(|_| {
+        Error::new(
+            format_args!("gateway \"{text}\""),
+            "not an address",
+            "write it like 198.18.0.254",
+        )
+    })
+}
+
+fn parse_route(route: &FileRoute) -> Result<Route, Error> {
+    let destination = parse_cidr("route destination", &route.destination)?;
+    let gateway = route.gateway.as_deref().map(parse_gateway).transpose()?;
+    if gateway.is_some_and(|gateway| gateway.is_ipv4() != destination.addr.is_ipv4()) {
+        return Err(Error::new(
+            format_args!("route to {}", route.destination),
+            "destination and gateway are of different families",
+            "give a gateway of the destination's family",
+        ));
+    }
+    Ok(Route { destination, gateway })
+}
+
+fn default_route(gateway: &str) -> Result<Route, Error> {
+    let gateway = parse_gateway(gateway)?;
+    let everything = if gateway.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
+    Ok(Route { destination: parse_cidr("route", everything)?, gateway: Some(gateway) })
+}
+
+/// A gateway has to be a neighbour: inside the network of one of the service's addresses.
+fn check_gateways(routes: &[Route], addresses: &[Cidr]) -> Result<(), Error> {
+    for gateway in routes.iter().filter_map(|route| route.gateway) {
+        let link_local = matches!(gateway, IpAddr::V6(v6) if v6.is_unicast_link_local());
+        if !link_local && !addresses.iter().any(|network| network.contains(gateway)) {
+            return Err(Error::new(
+                format_args!("gateway {gateway}"),
+                "not in the network of any address of the service",
+                "give an address whose prefix covers the gateway",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Another host address of the network of `own`: its first one that is not the service's.
+fn neighbour_of(own: &Cidr, taken: &[Cidr]) -> Option<Cidr> {
+    let candidates = (1u8..=3).filter_map(|host| network_plus(own, host));
+    let free = |candidate: &Cidr| taken.iter().all(|address| address.addr != candidate.addr);
+    candidates.into_iter().find(|candidate| free(candidate) && own.contains(candidate.addr))
+}
+
+/// The network's address plus `host`; `None` where networks have no room for another host.
+fn network_plus(own: &Cidr, host: u8) -> Option<Cidr> {
+    let addr = match own.addr {
+        IpAddr::V4(v4) if own.prefix_len <= 30 => {
+            let mask = u32::MAX.checked_shl(u32::from(32 - own.prefix_len)).unwrap_or(0);
+            Ipv4Addr::from((u32::from(v4) & mask) + u32::from(host)).into()
+        }
+        IpAddr::V6(v6) if own.prefix_len <= 126 => {
+            let mask = u128::MAX.checked_shl(u32::from(128 - own.prefix_len)).unwrap_or(0);
+            Ipv6Addr::from((u128::from(v6) & mask) + u128::from(host)).into()
+        }
+        _ => return None,
+    };
+    Some(Cidr { addr, prefix_len: own.prefix_len })
+}
+
+fn check_mtu(mtu: u16) -> Result<u16, Error> {
+    if (MTU_MIN..=MTU_MAX).contains(&mtu) {
+        return Ok(mtu);
+    }
+    let why = if mtu < MTU_MIN { "smaller than IPv6 allows" } else { "larger than a frame" };
+    let remedy = format!("choose {MTU_MIN} to {MTU_MAX}");
+    Err(Error::new(format_args!("mtu {mtu}"), why, remedy))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,108 @@
+//! Tests of the configuration: what is accepted, and what every refusal says.
+
+use super::*;
+
+fn load(text: &str) -> Result<Config, Error> {
+    Config::from_text(text, &Flags::default(), Path::new("/run/haypile"))
+}
+
+#[test]
+fn defaults_are_complete() {
+    let config = load("").unwrap();
+    assert_eq!(config.link, LinkChoice::Tap(None));
+    assert_eq!(config.mtu, MTU_DEFAULT);
+    assert_eq!(config.limits, ServiceLimits::default());
+    assert_eq!(config.plan, Plan::combined());
+    assert_eq!(config.control_dir, Path::new("/run/haypile"));
+}
+
+#[test]
+fn a_whole_file_is_read() {
+    let config = load(
+        r#"
+link = "tap:pile0"
+addresses = ["198.18.0.1/24", "2001:2::1/64"]
+host_addresses = ["198.18.0.254/24"]
+gateways = ["198.18.0.254"]
+mtu = 4000
+plan = "TS1LS1CM1"
+control_dir = "/tmp/pile"
+
+[[route]]
+destination = "10.0.0.0/8"
+gateway = "198.18.0.253"
+
+[limits]
+claim_timeout_ms = 50
+memory_per_domain_mib = 128
+"#,
+    )
+    .unwrap();
+    assert_eq!(config.link, LinkChoice::Tap(Some("pile0".into())));
+    assert_eq!(config.addresses.len(), 2);
+    assert_eq!(config.routes.len(), 2);
+    assert_eq!(config.limits.claim_timeout_us, 50_000);
+    assert_eq!(config.limits.memory_per_domain, 128 << 20);
+    assert_eq!(config.control_dir, Path::new("/tmp/pile"));
+}
+
+#[test]
+fn flags_win_over_the_file() {
+    let flags = Flags {
+        addresses: vec!["198.18.9.1/24".into()],
+        link: Some("tap:other".into()),
+        ..Flags::default()
+    };
+    let text = "link = \"tap:pile0\"\naddresses = [\"198.18.0.1/24\"]\n";
+    let config = Config::from_text(text, &flags, Path::new("/x")).unwrap();
+    assert_eq!(config.link, LinkChoice::Tap(Some("other".into())));
+    assert_eq!(config.addresses.len(), 1);
+    assert_eq!(config.addresses[0].to_string(), "198.18.9.1/24");
+}
+
+#[test]
+fn every_refusal_is_one_line_and_says_where() {
+    for (text, expected) in [
+        ("mtu = 1500\nspeed = 3\n", "line 2: unknown field `speed`"),
+        ("[limits]\nprocess = 3\n", "line 2: unknown field `process`"),
+        ("mtu = \"big\"\n", "line 1: invalid type"),
+        ("mtu = 1500\n\nlink = \n", "line 3"),
+        ("link = \"xdp:eth0\"\n", "kind xdp"),
+        ("link = \"eth0\"\n", "has no kind"),
+        ("link = \"tap:a-name-that-is-too-long\"\n", "not a name for an interface"),
+        ("addresses = [\"198.18.0.1\"]\n", "not an address with a prefix"),
+        ("addresses = [\"198.18.0.1/33\"]\n", "not an address with a prefix"),
+        ("gateways = [\"198.18.0.254\"]\n", "not in the network of any address"),
+        ("mtu = 576\n", "smaller than IPv6 allows"),
+        ("mtu = 9000\n", "larger than a frame"),
+        ("plan = \"TS1\"\n", "LS is missing"),
+        ("[limits]\nmemory_per_domain_mib = 1\n", "choose 64 to"),
+        ("[[route]]\ndestination = \"10.0.0.0/8\"\ngateway = \"::1\"\n", "different families"),
+    ] {
+        let error = load(text).unwrap_err().to_string();
+        assert!(error.contains(expected), "{text:?}: {error}");
+        assert!(!error.contains('\n'), "{error}");
+    }
+}
+
+#[test]
+fn the_hosts_end_gets_another_address_of_each_network() {
+    let config = load("addresses = [\"198.18.0.2/24\", \"10.0.0.1/30\", \"2001:2::1/64\"]");
+    let hosts: Vec<String> =
+        config.unwrap().host_addresses.iter().map(ToString::to_string).collect();
+    assert_eq!(hosts, ["198.18.0.1/24", "10.0.0.2/30", "2001:2::2/64"]);
+    assert!(load("addresses = [\"198.18.0.2/32\"]").unwrap().host_addresses.is_empty());
+    let given = "addresses = [\"198.18.0.2/24\"]\nhost_addresses = [\"198.18.0.9/24\"]";
+    assert_eq!(load(given).unwrap().host_addresses[0].to_string(), "198.18.0.9/24");
+}
+
+#[test]
+fn a_missing_file_says_what_to_do() {
+    let error = Config::load(
+        Some(Path::new("/nonexistent/haypile.toml")),
+        &Flags::default(),
+        Path::new("/x"),
+    );
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("--config"), "{error}");
+}

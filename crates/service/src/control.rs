@@ -1,0 +1,315 @@
+//! The control socket: one JSON object a line in, one JSON object a line out.
+//!
+//! Owns the Unix socket, its connections and the words of the protocol; what a request means is
+//! `server`'s business. Called by `event_loop` when a descriptor is readable. Try it by hand:
+//! `echo '{"command":"status"}' | socat - UNIX-CONNECT:/run/haypile/control.sock`.
+
+use std::collections::HashMap;
+use std::fs::Permissions;
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::error::Error;
+
+/// What can be asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// Version of the program and of the shared layouts.
+    Version {},
+    /// Servers, link, memory, processes, drop reasons.
+    Status {},
+    /// TCP sockets.
+    Ss {
+        /// Listeners only.
+        #[serde(default)]
+        listening: bool,
+        /// Everything, TIME-WAIT records too.
+        #[serde(default)]
+        all: bool,
+    },
+    /// Writes every frame to a pcapng file until stopped.
+    CaptureStart {
+        /// Absolute path of the file; it must not exist.
+        path: PathBuf,
+        /// Stop after this many bytes; 0 = the service's default.
+        #[serde(default)]
+        max_bytes: u64,
+    },
+    /// Ends a capture.
+    CaptureStop {},
+    /// Closes all connections and ends the service.
+    Shutdown {},
+}
+
+/// Names one connection of the control socket.
+pub type ClientId = u64;
+
+/// The listening control socket and its connections.
+pub struct ControlSocket {
+    listener: UnixListener,
+    path: PathBuf,
+    clients: HashMap<ClientId, Client>,
+    next: ClientId,
+}
+
+struct Client {
+    stream: UnixStream,
+    input: Vec<u8>,
+    output: Vec<u8>,
+}
+
+/// File name of the control socket in the control directory.
+pub const CONTROL_SOCKET: &str = "control.sock";
+const CLIENTS_MAX: usize = 32;
+const LINE_MAX: usize = 64 * 1024;
+const OUTPUT_MAX: usize = 256 << 20;
+
+impl ControlSocket {
+    /// Makes the socket with mode 0660.
+    ///
+    /// # Errors
+    /// When the path cannot be bound.
+    pub fn bind(directory: &Path) -> Result<ControlSocket, Error> {
+        let path = directory.join(CONTROL_SOCKET);
+        let fail = |why: std::io::Error| {
+            Error::new(
+                format_args!("control socket {}", path.display()),
+                why,
+                "choose another directory with --control-dir",
+            )
+        };
+        let listener = UnixListener::bind(&path).map_err(fail)?;
+        listener.set_nonblocking(true).map_err(fail)?;
+        std::fs::set_permissions(&path, Permissions::from_mode(0o660)).map_err(fail)?;
+        Ok(ControlSocket { listener, path, clients: HashMap::new(), next: 0 })
+    }
+
+    /// The descriptor to wait for new connections on.
+    pub fn raw_fd(&self) -> RawFd {
+        self.listener.as_raw_fd()
+    }
+
+    /// Where the socket is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Takes one new connection; the caller waits on its descriptor. `None` when there is none.
+    pub fn accept(&mut self) -> Option<(ClientId, RawFd)> {
+        let (stream, _) = self.listener.accept().ok()?;
+        if self.clients.len() >= CLIENTS_MAX || stream.set_nonblocking(true).is_err() {
+            return None;
+        }
+        let id = self.next;
+        self.next += 1;
+        let fd = stream.as_raw_fd();
+        self.clients.insert(id, Client { stream, input: Vec::new(), output: Vec::new() });
+        Some((id, fd))
+    }
+
+    /// Reads what a client has written. Complete lines are parsed; a line that is no request is
+    /// answered here. A client that is gone or sends too much is dropped.
+    pub fn read(&mut self, id: ClientId) -> Vec<Request> {
+        let Some(client) = self.clients.get_mut(&id) else { return Vec::new() };
+        let mut requests = Vec::new();
+        let alive = client.fill() && client.input.len() <= LINE_MAX;
+        let lines = client.take_lines();
+        for line in lines {
+            match serde_json::from_slice::<Request>(&line) {
+                Ok(request) => requests.push(request),
+                Err(error) => {
+                    let why = format!("not a request: {error}");
+                    self.answer(id, &refusal(&why));
+                }
+            }
+        }
+        if !alive && requests.is_empty() {
+            self.clients.remove(&id);
+        }
+        requests
+    }
+
+    /// Queues one answer and writes what the client takes now. True while some is left to write:
+    /// the caller waits until the descriptor is writable and calls `flush`.
+    pub fn answer(&mut self, id: ClientId, answer: &Value) -> bool {
+        if let Some(client) = self.clients.get_mut(&id) {
+            if client.output.len() < OUTPUT_MAX {
+                client.output.extend_from_slice(answer.to_string().as_bytes());
+                client.output.push(b'\n');
+            }
+        }
+        self.flush(id)
+    }
+
+    /// Writes more of the answers. True while some is left.
+    pub fn flush(&mut self, id: ClientId) -> bool {
+        let Some(client) = self.clients.get_mut(&id) else { return false };
+        match client.drain() {
+            Ok(()) => !client.output.is_empty(),
+            Err(_) => {
+                self.clients.remove(&id);
+                false
+            }
+        }
+    }
+
+    /// Descriptor of a client.
+    pub fn client_fd(&self, id: ClientId) -> Option<RawFd> {
+        self.clients.get(&id).map(|client| client.stream.as_raw_fd())
+    }
+}
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        drop(std::fs::remove_file(&self.path));
+    }
+}
+
+impl Client {
+    /// Reads until nothing is left; false at the end of the stream.
+    fn fill(&mut self) -> bool {
+        let mut bytes = [0; 4096];
+        while self.input.len() <= LINE_MAX {
+            match self.stream.read(&mut bytes) {
+                Ok(0) => return false,
+                Ok(len) => self.input.extend_from_slice(&bytes[..len]),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return error.kind() == ErrorKind::WouldBlock,
+            }
+        }
+        true
+    }
+
+    fn take_lines(&mut self) -> Vec<Vec<u8>> {
+        let Some(end) = self.input.iter().rposition(|byte| *byte == b'\n') else {
+            return Vec::new();
+        };
+        let rest = self.input.split_off(end + 1);
+        let complete = std::mem::replace(&mut self.input, rest);
+        complete
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.iter().all(u8::is_ascii_whitespace))
+            .map(<[u8]>::to_vec)
+            .collect()
+    }
+
+    fn drain(&mut self) -> std::io::Result<()> {
+        while !self.output.is_empty() {
+            match self.stream.write(&self.output) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(len) => drop(self.output.drain(..len)),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An answer that says no.
+pub fn refusal(why: &str) -> Value {
+    json!({ "ok": false, "error": why })
+}
+
+/// An answer that says yes, with the fields of `body` (an object).
+pub fn acceptance(body: impl Serialize) -> Value {
+    let mut answer = json!({ "ok": true });
+    if let (Value::Object(all), Ok(Value::Object(more))) = (&mut answer, serde_json::to_value(body))
+    {
+        all.extend(more);
+    }
+    answer
+}
+
+/// Asks a running service; for the command line.
+///
+/// # Errors
+/// When no service answers at that directory, or it refuses.
+pub fn ask(directory: &Path, request: &Request) -> Result<Value, Error> {
+    let path = directory.join(CONTROL_SOCKET);
+    let fail = |why: String| {
+        Error::new(
+            format_args!("ask the service at {}", path.display()),
+            why,
+            "start one with haypile serve, or name its directory with --control-dir",
+        )
+    };
+    let mut stream = UnixStream::connect(&path).map_err(|error| fail(error.to_string()))?;
+    let limit = Some(Duration::from_secs(10));
+    let timeouts = stream.set_read_timeout(limit).and(stream.set_write_timeout(limit));
+    timeouts.map_err(|error| fail(error.to_string()))?;
+    let mut line = serde_json::to_vec(request).map_err(|error| fail(error.to_string()))?;
+    line.push(b'\n');
+    stream.write_all(&line).map_err(|error| fail(error.to_string()))?;
+    let mut reader = std::io::BufReader::new(stream);
+    let mut answer = String::new();
+    std::io::BufRead::read_line(&mut reader, &mut answer)
+        .map_err(|error| fail(error.to_string()))?;
+    let answer: Value = serde_json::from_str(&answer)
+        .map_err(|_| fail("it closed the connection without an answer".into()))?;
+    if answer["ok"] == Value::Bool(true) {
+        return Ok(answer);
+    }
+    Err(fail(answer["error"].as_str().unwrap_or("refused without a reason").to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn socket() -> (tempfile::TempDir, ControlSocket) {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = ControlSocket::bind(directory.path()).unwrap();
+        (directory, socket)
+    }
+
+    #[test]
+    fn requests_are_parsed_strictly_and_answers_are_lines() {
+        let (directory, mut socket) = socket();
+        let mut client = UnixStream::connect(directory.path().join(CONTROL_SOCKET)).unwrap();
+        let (id, _) = socket.accept().unwrap();
+        client.write_all(b"{\"command\":\"ss\",\"all\":true}\n{\"command\":\"fly\"}\n{").unwrap();
+        assert_eq!(socket.read(id), [Request::Ss { listening: false, all: true }]);
+        assert!(!socket.answer(id, &acceptance(json!({ "sockets": [] }))));
+        let mut text = [0; 4096];
+        let len = client.read(&mut text).unwrap();
+        let text = String::from_utf8_lossy(&text[..len]).to_string();
+        let mut lines = text.lines();
+        assert!(lines.next().unwrap().contains("unknown variant `fly`"));
+        assert_eq!(lines.next().unwrap(), "{\"ok\":true,\"sockets\":[]}");
+    }
+
+    #[test]
+    fn an_endless_line_ends_the_client() {
+        let (directory, mut socket) = socket();
+        let mut client = UnixStream::connect(directory.path().join(CONTROL_SOCKET)).unwrap();
+        let (id, _) = socket.accept().unwrap();
+        client.set_nonblocking(true).unwrap();
+        for _ in 0..100 {
+            drop(client.write(&[b'x'; 4096]));
+            assert!(socket.read(id).is_empty());
+        }
+        assert!(socket.client_fd(id).is_none());
+    }
+
+    #[test]
+    fn the_socket_is_removed_and_guarded() {
+        let (directory, socket) = socket();
+        let path = directory.path().join(CONTROL_SOCKET);
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o660);
+        drop(socket);
+        assert!(!path.exists());
+        let error = ask(directory.path(), &Request::Status {}).unwrap_err();
+        assert!(error.to_string().contains("haypile serve"));
+    }
+}

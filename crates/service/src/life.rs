@@ -1,0 +1,174 @@
+//! Life and death of processes and shared sockets.
+//!
+//! A process ends when its pidfd says so (or when it executes another program); a shared socket
+//! ends when the kernel says that its placeholder is gone. Both are noted first, then every ring is
+//! drained once more, then they are applied, because what a process said about a socket was said
+//! before its end (docs/decisions/0005). Called by `server` in that order.
+
+use haypile_engine::Instant;
+use haypile_shm::Errno;
+
+use crate::connection_manager::ProcessId;
+use crate::poller::{Poller, Token};
+use crate::server::Core;
+use crate::slab::Key;
+
+/// How often the witness is asked which placeholders live, beside after an overrun.
+const WITNESS_INTERVAL_US: u64 = 5_000_000;
+/// Turns of a dead process's ring: it cannot hold more than a ring full.
+const LAST_WORDS: usize = 16;
+
+impl Core {
+    /// The process has executed another program: it is a new process to the service.
+    pub(crate) fn note_exec(&mut self, id: ProcessId) {
+        if !self.deaths.contains(&id) {
+            self.deaths.push(id);
+        }
+    }
+
+    /// The pidfd of a process says that it has ended.
+    pub(crate) fn note_death(&mut self, id: ProcessId, poller: &Poller) {
+        if let Some(process) = self.processes.get(id) {
+            // It stays readable; once is enough.
+            poller.remove(process.pidfd.raw());
+            self.note_exec(id);
+        }
+    }
+
+    /// Applies what was noted, after the rings were drained.
+    pub(crate) fn apply_ends(&mut self, now: Instant) {
+        for cookie in std::mem::take(&mut self.destroyed) {
+            self.placeholder_gone(now, cookie);
+        }
+        for id in std::mem::take(&mut self.deaths) {
+            for _ in 0..LAST_WORDS {
+                if self.handle_requests_of(now, id) == 0 {
+                    break;
+                }
+            }
+            self.end_process(now, id, false);
+        }
+        if self.diag.take_overrun() || self.is_witness_due(now) {
+            self.witness_asked = now;
+            self.ask_witness(now);
+        }
+    }
+
+    /// Whether the witness is to be asked for its own sake.
+    pub(crate) fn is_witness_due(&self, now: Instant) -> bool {
+        !self.observed.is_empty() && now.since(self.witness_asked) >= WITNESS_INTERVAL_US
+    }
+
+    /// The kernel has destroyed a socket; most are not ours.
+    fn placeholder_gone(&mut self, now: Instant, cookie: u64) {
+        for key in self.store.by_cookie(cookie).to_vec() {
+            self.close_socket(now, key, false);
+        }
+        self.observed.remove(&cookie);
+    }
+
+    /// Finds placeholders whose end nobody told.
+    fn ask_witness(&mut self, now: Instant) {
+        if self.observed.is_empty() {
+            return;
+        }
+        let Ok(living) = self.diag.living() else { return };
+        let gone: Vec<u64> =
+            self.observed.iter().filter(|cookie| !living.contains(cookie)).copied().collect();
+        for cookie in gone {
+            self.counters.ends_by_witness += 1;
+            self.placeholder_gone(now, cookie);
+        }
+    }
+
+    /// SHARED: from now on only the end of the placeholder ends the socket.
+    pub(crate) fn share(&mut self, process: ProcessId, key: Key, cookie: u64) {
+        let place = self.processes.get(process).map(|process| (process.pid, process.namespace));
+        let Some(socket) = self.store.sockets.get_mut(key) else { return };
+        if socket.cookie == Some(cookie) && socket.shared || socket.closed {
+            return;
+        }
+        socket.shared = true;
+        let (owner, domain) = (socket.owner, socket.domain);
+        if let Some(owner) = owner.and_then(|owner| self.processes.get_mut(owner)) {
+            owner.sockets.remove(&key);
+        }
+        let mut heard = false;
+        if let Some((pid, Some(namespace))) = place {
+            self.new_diag.extend(self.diag.listen_for(pid, namespace));
+            heard = self.diag.hears(namespace);
+        }
+        if let Some(domain) = domain.and_then(|domain| self.store.domains.get_mut(domain)) {
+            domain.shared.insert(key);
+            domain.unheard |= !heard;
+        }
+        self.store.set_cookie(key, cookie);
+    }
+
+    /// Registers descriptors of the kernel's notices that were opened since the last call.
+    pub(crate) fn watch_new_diag(&mut self, poller: &Poller) {
+        for fd in std::mem::take(&mut self.new_diag) {
+            // Without it the notices are read at the witness's pace.
+            let _: Result<(), Errno> = poller.add(fd, Token::Diag);
+        }
+    }
+
+    /// Ends a process: what it held alone is closed, what it was offered goes to others, what it
+    /// locked is free. `abort`: it wrote nonsense, and its connections are reset.
+    pub(crate) fn end_process(&mut self, now: Instant, id: ProcessId, abort: bool) {
+        if self.processes.get(id).is_none() {
+            return;
+        }
+        self.manager.process_died(id);
+        self.run_manager(now);
+        let Some(process) = self.processes.remove(id) else { return };
+        let mut alone: Vec<Key> = process.sockets.into_iter().collect();
+        alone.sort_unstable();
+        for key in alone {
+            self.close_socket(now, key, abort);
+        }
+        self.free_owner_words(process.domain, id);
+        let connections = self.processes.connections.keys();
+        for key in connections {
+            if let Some(connection) = self.processes.connections.get_mut(key)
+                && connection.process == Some(id)
+            {
+                // Children that inherited the connection may still attach over it.
+                connection.process = None;
+            }
+        }
+        self.leave_domain(now, process.domain);
+    }
+
+    /// A dead process may have died in the middle of a copy.
+    fn free_owner_words(&mut self, domain: Key, id: ProcessId) {
+        let Some(domain) = self.store.domains.get(domain) else { return };
+        for key in &domain.shared {
+            if let Some(stream) = self.store.sockets.get(*key).and_then(|s| s.stream.as_ref()) {
+                stream.clear_owner(id);
+            }
+        }
+    }
+
+    fn leave_domain(&mut self, now: Instant, domain_key: Key) {
+        let Some(domain) = self.store.domains.get_mut(domain_key) else { return };
+        domain.processes -= 1;
+        // With nobody left in the domain, a shared socket lives on only while the kernel's word of
+        // its end can still come.
+        if domain.processes == 0 && domain.unheard {
+            for key in domain.shared.clone() {
+                let cookie = self.store.sockets.get(key).and_then(|socket| socket.cookie);
+                if cookie.is_none_or(|cookie| !self.observed.contains(&cookie)) {
+                    self.close_socket(now, key, false);
+                }
+            }
+        }
+        self.store.domains.remove_if_unused(domain_key);
+    }
+
+    /// Whether anybody still uses the service: processes, or sockets that wait for one.
+    pub fn is_used(&self) -> bool {
+        !self.processes.is_empty()
+            || self.store.domains.iter().any(|(_, domain)| !domain.shared.is_empty())
+    }
+}

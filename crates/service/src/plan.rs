@@ -1,0 +1,214 @@
+//! Plans: which servers run which of the three components.
+//!
+//! A plan is written in the notation of the PIKA paper: `TS2LS2CM2` is two servers that each are
+//! transport server, link server and connection manager; `TS8LS8+CM2` is eight servers with the
+//! first two parts combined and two more connection managers alone; `TS8LS8CM2` is eight servers
+//! of which two are also connection managers. Called by `config`; `server` combines the
+//! components as the plan says.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::error::Error;
+
+/// The three components of the network service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Component {
+    /// Owns flows (`TS`).
+    Transport,
+    /// Owns the queues of a link (`LS`).
+    Link,
+    /// Owns listeners and acceptors (`CM`).
+    Manager,
+}
+
+/// Servers that run the same program: the components in it and how many servers have each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// Components with the number of the group's servers that run them; at least one, each once.
+    /// The number of servers is the largest of them.
+    pub members: Vec<(Component, u16)>,
+}
+
+/// A checked plan. Every component is in exactly one group, with at least one server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    groups: Vec<Group>,
+}
+
+/// The most servers of one component that a plan may name.
+pub const SERVERS_MAX: u16 = 1024;
+
+impl Plan {
+    /// The plan that runs today and is the default: one server that is all three.
+    pub fn combined() -> Plan {
+        let members =
+            vec![(Component::Transport, 1), (Component::Link, 1), (Component::Manager, 1)];
+        Plan { groups: vec![Group { members }] }
+    }
+
+    /// The groups, in the order written.
+    pub fn groups(&self) -> &[Group] {
+        &self.groups
+    }
+
+    /// Says yes to the plans that this version runs.
+    ///
+    /// # Errors
+    /// Names the plan and the ones that run.
+    pub fn check_runnable(&self) -> Result<(), Error> {
+        let single = self.groups.len() == 1
+            && self.groups[0].members.len() == 3
+            && self.groups[0].members.iter().all(|&(_, count)| count == 1);
+        if single {
+            return Ok(());
+        }
+        Err(Error::new(
+            format_args!("plan {self}"),
+            "valid, but this version runs only plans of one server with all three components",
+            "use TS1LS1CM1",
+        ))
+    }
+}
+
+impl FromStr for Plan {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Plan, Error> {
+        let fail = |why: String| {
+            Error::new(
+                format_args!("plan \"{text}\""),
+                why,
+                "write TS, LS and CM each once with a number, for example TS1LS1CM1 or TS8LS8+CM2",
+            )
+        };
+        if text.is_empty() {
+            return Err(fail("empty".into()));
+        }
+        let mut groups = Vec::new();
+        let mut seen = Vec::new();
+        for part in text.split('+') {
+            let members = parse_group(part).map_err(fail)?;
+            for &(component, _) in &members {
+                if seen.contains(&component) {
+                    return Err(fail(format!("{component} is named twice")));
+                }
+                seen.push(component);
+            }
+            groups.push(Group { members });
+        }
+        for component in [Component::Transport, Component::Link, Component::Manager] {
+            if !seen.contains(&component) {
+                return Err(fail(format!("{component} is missing")));
+            }
+        }
+        Ok(Plan { groups })
+    }
+}
+
+fn parse_group(part: &str) -> Result<Vec<(Component, u16)>, String> {
+    let mut members = Vec::new();
+    let mut rest = part;
+    while !rest.is_empty() {
+        let (component, after) = parse_component(rest)?;
+        let digits = after.len() - after.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        let number = &after[..digits];
+        let count = number.parse::<u16>().ok().filter(|count| (1..=SERVERS_MAX).contains(count));
+        let Some(count) = count else {
+            return Err(format!("{component} needs a number from 1 to {SERVERS_MAX} after it"));
+        };
+        members.push((component, count));
+        rest = &after[digits..];
+    }
+    if members.is_empty() {
+        return Err("nothing on one side of a +".into());
+    }
+    Ok(members)
+}
+
+fn parse_component(text: &str) -> Result<(Component, &str), String> {
+    for component in [Component::Transport, Component::Link, Component::Manager] {
+        if let Some(rest) = text.strip_prefix(component.notation()) {
+            return Ok((component, rest));
+        }
+    }
+    Err(format!("\"{text}\" does not start with TS, LS or CM"))
+}
+
+impl Component {
+    /// The two letters of the paper's notation.
+    pub fn notation(self) -> &'static str {
+        match self {
+            Component::Transport => "TS",
+            Component::Link => "LS",
+            Component::Manager => "CM",
+        }
+    }
+
+    /// The component's name in words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Component::Transport => "transport server",
+            Component::Link => "link server",
+            Component::Manager => "connection manager",
+        }
+    }
+}
+
+impl fmt::Display for Component {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.notation())
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, group) in self.groups.iter().enumerate() {
+            if index > 0 {
+                f.write_str("+")?;
+            }
+            for (component, count) in &group.members {
+                write!(f, "{component}{count}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parses_the_papers_notation_and_prints_it_back() {
+        for text in ["TS1LS1CM1", "TS2LS2CM2", "TS8LS8+CM2", "TS2+LS2+CM1", "TS8LS8CM2"] {
+            assert_eq!(text.parse::<Plan>().unwrap().to_string(), text);
+        }
+        assert_eq!("TS1LS1CM1".parse::<Plan>().unwrap(), Plan::combined());
+    }
+
+    #[test]
+    fn refuses_what_is_not_a_plan() {
+        for (text, why) in [
+            ("", "empty"),
+            ("TS1LS1", "CM is missing"),
+            ("TS1LS1CM0", "CM needs a number"),
+            ("TS1LS1CM1TS1", "TS is named twice"),
+            ("TS1LS1+", "nothing on one side"),
+            ("XX1", "does not start with"),
+            ("TSLS1CM1", "TS needs a number"),
+            ("TS99999LS1CM1", "TS needs a number"),
+        ] {
+            let error = text.parse::<Plan>().unwrap_err().to_string();
+            assert!(error.contains(why), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn says_which_plans_run() {
+        assert!(Plan::combined().check_runnable().is_ok());
+        assert!("CM1TS1LS1".parse::<Plan>().unwrap().check_runnable().is_ok());
+        let error = "TS2LS2CM2".parse::<Plan>().unwrap().check_runnable().unwrap_err();
+        assert!(error.to_string().contains("TS1LS1CM1"));
+    }
+}

@@ -1,0 +1,311 @@
+//! Attached processes: control connections, channels, doorbells, watchers' rings.
+//!
+//! Owns everything the service holds of a process apart from sockets. A control connection outlives
+//! its process, because forked children inherit it and send theirs over it; the life of a process
+//! is its pidfd. Called by `attach` (control messages), `requests` (rings) and `readiness`.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::os::fd::RawFd;
+
+use haypile_shm::messages::{Offer, Ready, ReplyPayload};
+use haypile_shm::sys::{self, Errno, Fd};
+use haypile_shm::{Doorbell, Message, ServiceChannel};
+
+use crate::connection_manager::ProcessId;
+use crate::slab::{Key, Slab};
+use crate::sockets::Watch;
+
+/// One attached process.
+#[derive(Debug)]
+pub struct Process {
+    /// Process id in the kernel's words.
+    pub pid: i32,
+    /// Name of the program.
+    pub program: String,
+    /// Its trust domain.
+    pub domain: Key,
+    /// The network namespace that its placeholders are made in, where that can be seen.
+    pub namespace: Option<u64>,
+    /// Readable once it has ended.
+    pub pidfd: Fd,
+    /// Requests, offers, replies, events.
+    pub channel: ServiceChannel,
+    /// Rung by the process when the service sleeps.
+    pub wake: Doorbell,
+    /// Sockets that it holds alone.
+    pub sockets: HashSet<Key>,
+    /// Offers it has not answered, by listener.
+    pub offers: HashMap<Key, u32>,
+    /// Number of uses of each watcher, so that an old registration does not reach a new watcher.
+    watcher_serials: HashMap<u32, u32>,
+    /// Sockets whose READY found a full ring.
+    backlogs: HashMap<u32, VecDeque<Key>>,
+}
+
+/// A control connection.
+#[derive(Debug)]
+pub struct Connection {
+    /// The socket.
+    pub fd: Fd,
+    /// The process that said HELLO on it.
+    pub process: Option<ProcessId>,
+}
+
+/// All processes.
+#[derive(Debug, Default)]
+pub struct Processes {
+    slab: Slab<Process>,
+    /// Control connections.
+    pub connections: Slab<Connection>,
+    /// Watchers to ring at the end of the turn.
+    rings: Vec<(ProcessId, u32)>,
+    /// Processes whose blocked accepts are to be woken at the end of the turn.
+    acceptors: Vec<ProcessId>,
+    /// Processes whose shared memory contradicts itself; to be dropped.
+    pub hostile: Vec<ProcessId>,
+}
+
+/// What became of a READY.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// It is queued, or was already, or is in the backlog.
+    Yes,
+    /// The watcher does not exist (any more): the registration is void.
+    NoWatcher,
+}
+
+impl Processes {
+    /// Adds a process; its number is in the answer. Numbers start at 1.
+    pub fn insert(&mut self, process: Process) -> ProcessId {
+        self.slab.insert(process).index() + 1
+    }
+
+    /// Takes a process out.
+    pub fn remove(&mut self, id: ProcessId) -> Option<Process> {
+        let (key, _) = self.slab.at(id.checked_sub(1)?)?;
+        self.slab.remove(key)
+    }
+
+    /// A process.
+    pub fn get(&self, id: ProcessId) -> Option<&Process> {
+        Some(self.slab.at(id.checked_sub(1)?)?.1)
+    }
+
+    /// A process, to be changed.
+    pub fn get_mut(&mut self, id: ProcessId) -> Option<&mut Process> {
+        let (key, _) = self.slab.at(id.checked_sub(1)?)?;
+        self.slab.get_mut(key)
+    }
+
+    /// All processes with their numbers.
+    pub fn iter(&self) -> impl Iterator<Item = (ProcessId, &Process)> {
+        self.slab.iter().map(|(key, process)| (key.index() + 1, process))
+    }
+
+    /// Number of processes.
+    pub fn len(&self) -> usize {
+        self.slab.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.slab.is_empty()
+    }
+
+    /// Numbers are at most this.
+    pub fn highest(&self) -> ProcessId {
+        self.slab.places()
+    }
+
+    /// Takes requests of a process from its ring; how many. A corrupt ring marks it hostile.
+    pub fn take_requests(&mut self, id: ProcessId, out: &mut [Message]) -> usize {
+        let Some(process) = self.get_mut(id) else { return 0 };
+        let count = process.channel.next_requests(out);
+        if count == 0 && process.channel.is_corrupt() {
+            self.mark_hostile(id);
+        }
+        count
+    }
+
+    /// Whether any process has a request: the last look before the service sleeps.
+    pub fn any_requests(&mut self) -> bool {
+        (1..=self.highest())
+            .any(|id| self.get_mut(id).is_some_and(|process| process.channel.has_requests()))
+    }
+
+    /// The process contradicts itself in shared memory; it is dropped at the end of the turn.
+    pub fn mark_hostile(&mut self, id: ProcessId) {
+        if !self.hostile.contains(&id) {
+            self.hostile.push(id);
+        }
+    }
+
+    /// Answers a request.
+    pub fn reply(&mut self, id: ProcessId, cell: u32, payload: &ReplyPayload) {
+        if let Some(process) = self.get_mut(id) {
+            // A cell that nobody waits on is the application's own affair.
+            let _: bool = process.channel.complete(cell, payload);
+        }
+    }
+
+    // --- offers --------------------------------------------------------------------------------
+
+    /// Sends an offer of a connection of `listener`. False: it takes no more.
+    pub fn push_offer(&mut self, id: ProcessId, listener: Key, offer: &Offer) -> bool {
+        let Some(process) = self.get_mut(id) else { return false };
+        if !process.channel.push_offer(offer) {
+            return false;
+        }
+        *process.offers.entry(listener).or_default() += 1;
+        if !self.acceptors.contains(&id) {
+            self.acceptors.push(id);
+        }
+        true
+    }
+
+    /// An offer was claimed, refused or revoked.
+    pub fn offer_settled(&mut self, id: ProcessId, listener: Key) {
+        let Some(process) = self.get_mut(id) else { return };
+        if let Some(count) = process.offers.get_mut(&listener) {
+            *count -= 1;
+            if *count == 0 {
+                process.offers.remove(&listener);
+            }
+        }
+    }
+
+    /// Whether an offer for `listener` waits at the process.
+    pub fn has_offer(&self, id: ProcessId, listener: Key) -> bool {
+        self.get(id).is_some_and(|process| process.offers.contains_key(&listener))
+    }
+
+    // --- watchers ------------------------------------------------------------------------------
+
+    /// Starts a watcher.
+    ///
+    /// # Errors
+    /// As `ServiceChannel::open_watcher`; ENOENT without a process.
+    pub fn open_watcher(&mut self, id: ProcessId, watcher: u32, bell: Fd) -> Result<(), Errno> {
+        let process = self.get_mut(id).ok_or(Errno::ENOENT)?;
+        process.channel.open_watcher(watcher, Doorbell::from_fd(bell))?;
+        *process.watcher_serials.entry(watcher).or_default() += 1;
+        Ok(())
+    }
+
+    /// Ends a watcher.
+    pub fn close_watcher(&mut self, id: ProcessId, watcher: u32) {
+        if let Some(process) = self.get_mut(id) {
+            process.channel.close_watcher(watcher);
+            process.backlogs.remove(&watcher);
+            *process.watcher_serials.entry(watcher).or_default() += 1;
+        }
+    }
+
+    /// Which use of a watcher is current; `None` if it does not exist.
+    pub fn watcher_serial(&mut self, id: ProcessId, watcher: u32) -> Option<u32> {
+        let process = self.get_mut(id)?;
+        process.channel.watcher(watcher)?;
+        process.watcher_serials.get(&watcher).copied()
+    }
+
+    /// Tells a watcher that a socket is worth a look, unless it will look anyway.
+    pub fn tell(&mut self, watch: &mut Watch, socket: Key, ready: &Ready) -> Told {
+        if self.watcher_serial(watch.process, watch.watcher) != Some(watch.serial) {
+            return Told::NoWatcher;
+        }
+        let Some(process) = self.get_mut(watch.process) else { return Told::NoWatcher };
+        let Some(ring) = process.channel.watcher(watch.watcher) else { return Told::NoWatcher };
+        if watch.backlogged || watch.last.is_some_and(|position| ring.is_pending(position)) {
+            return Told::Yes;
+        }
+        let mut pushed = ring.push(ready);
+        if pushed.is_none() && !ring.mark_backlog() {
+            pushed = ring.push(ready);
+        }
+        match pushed {
+            Some(position) => watch.last = Some(position),
+            None => {
+                watch.backlogged = true;
+                process.backlogs.entry(watch.watcher).or_default().push_back(socket);
+            }
+        }
+        if process.channel.is_corrupt() {
+            self.mark_hostile(watch.process);
+        } else if !self.rings.contains(&(watch.process, watch.watcher)) {
+            self.rings.push((watch.process, watch.watcher));
+        }
+        Told::Yes
+    }
+
+    /// The next socket whose READY waits for room in the watcher's ring, if there is room.
+    pub fn next_backlogged(&mut self, id: ProcessId, watcher: u32) -> Option<Key> {
+        let process = self.get_mut(id)?;
+        if process.backlogs.get(&watcher)?.is_empty() {
+            process.backlogs.remove(&watcher);
+            return None;
+        }
+        let ring = process.channel.watcher(watcher)?;
+        if ring.free() == 0 && ring.mark_backlog() {
+            return None;
+        }
+        process.backlogs.get_mut(&watcher)?.pop_front()
+    }
+
+    /// Rings everybody who has news and sleeps: once a turn, after everything is published.
+    pub fn flush(&mut self) {
+        for (id, watcher) in std::mem::take(&mut self.rings) {
+            let ring = self.get_mut(id).and_then(|process| process.channel.watcher(watcher));
+            // A doorbell that is gone belongs to a process that is going.
+            if ring.is_some_and(|ring| ring.wake().is_err()) {
+                self.close_watcher(id, watcher);
+            }
+        }
+        for id in std::mem::take(&mut self.acceptors) {
+            if let Some(process) = self.get(id) {
+                process.channel.wake_acceptors();
+            }
+        }
+    }
+}
+
+impl Process {
+    /// A process that has just said HELLO.
+    pub fn new(pid: i32, domain: Key, pidfd: Fd, wake: Doorbell) -> Result<Process, Errno> {
+        Ok(Process {
+            pid,
+            program: program_of(pid),
+            domain,
+            namespace: crate::diag::namespace_inode(pid),
+            pidfd,
+            channel: ServiceChannel::create()?,
+            wake,
+            sockets: HashSet::new(),
+            offers: HashMap::new(),
+            watcher_serials: HashMap::new(),
+            backlogs: HashMap::new(),
+        })
+    }
+}
+
+/// Name of a program, for display.
+pub fn program_of(pid: i32) -> String {
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    name.trim_end().to_string()
+}
+
+/// The process at the other end of a control connection: its id and a descriptor of it.
+///
+/// # Errors
+/// When it has ended already, or is not visible from here.
+pub fn peer_process(connection: RawFd) -> Result<(i32, Fd), Errno> {
+    let credentials = sys::peer_credentials(connection)?;
+    let mut value = [0; 4];
+    let pidfd = match sys::getsockopt(connection, libc::SOL_SOCKET, SO_PEERPIDFD, &mut value) {
+        Ok(4) => Fd::from_raw(i32::from_ne_bytes(value)),
+        // Kernels before 6.5; there the number could be another process's by now, if it died.
+        _ => sys::pidfd_open(credentials.pid)?,
+    };
+    Ok((credentials.pid, pidfd))
+}
+
+const SO_PEERPIDFD: i32 = 77;

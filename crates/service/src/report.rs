@@ -1,0 +1,285 @@
+//! What the service tells about itself: the rows of `haypile ss` and the parts of `haypile status`.
+//!
+//! Owns the shapes of these answers on the control socket, so that the command line reads the same
+//! types that the service writes. Called by `event_loop`; never on the data path.
+
+use haypile_engine::shard::{SocketState, SocketSummary};
+use haypile_engine::{Instant, SocketId, State};
+use haypile_link::port::Port;
+use haypile_shm::limits::CHUNK_SIZE;
+use serde::{Deserialize, Serialize};
+
+use crate::server::{Core, Server};
+
+/// One line of `haypile ss`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketRow {
+    /// State, as ss(8) names it.
+    pub state: String,
+    /// Bytes received and not read; for a listener, connections that wait.
+    pub recv_queue: u64,
+    /// Bytes not acknowledged; for a listener, its backlog.
+    pub send_queue: u64,
+    /// Own address and port.
+    pub local: String,
+    /// The peer's; `None` for a listener.
+    pub remote: Option<String>,
+    /// The process that has it; `None` where nobody or several have.
+    pub pid: Option<i32>,
+    /// Its program.
+    pub program: Option<String>,
+    /// When the next timer is due, in milliseconds.
+    pub timer_ms: Option<u64>,
+}
+
+/// All lines of `haypile ss`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sockets {
+    /// One each.
+    pub sockets: Vec<SocketRow>,
+}
+
+/// The answer to `haypile status`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the program.
+    pub version: String,
+    /// Process id of the service.
+    pub pid: u32,
+    /// Seconds since its start.
+    pub uptime_s: u64,
+    /// Its plan.
+    pub plan: String,
+    /// The link and its mode, in one line.
+    pub link: String,
+    /// The service's addresses.
+    pub addresses: Vec<String>,
+    /// The link's other end.
+    pub host_addresses: Vec<String>,
+    /// One row each.
+    pub servers: Vec<ServerRow>,
+    /// Frames and other things dropped, by reason; only reasons that have happened.
+    pub drops: Vec<CountRow>,
+    /// Everything else that was counted; only what has happened.
+    pub counters: Vec<CountRow>,
+    /// Stream memory.
+    pub memory: Memory,
+    /// One row each.
+    pub processes: Vec<ProcessRow>,
+}
+
+/// One server.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ServerRow {
+    /// Its number.
+    pub server: u32,
+    /// What it is.
+    pub components: Vec<String>,
+    /// Share of the last second spent with work, 0 to 100.
+    pub busy_percent: f64,
+    /// Turns in all.
+    pub turns: u64,
+    /// Turns in which something moved.
+    pub busy_turns: u64,
+    /// Times it went to sleep.
+    pub sleeps: u64,
+    /// Frames received.
+    pub rx_frames: u64,
+    /// Frames sent.
+    pub tx_frames: u64,
+    /// Connections, half-open and closing ones included.
+    pub connections: u64,
+}
+
+/// Something counted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CountRow {
+    /// Its name.
+    pub name: String,
+    /// What it means.
+    pub text: String,
+    /// How often.
+    pub count: u64,
+}
+
+/// Stream memory of all domains.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// Trust domains.
+    pub domains: u64,
+    /// Sockets with a record in a domain.
+    pub sockets: u64,
+    /// Bytes of chunks in use.
+    pub stream_bytes: u64,
+    /// Bytes of connections that nobody has claimed.
+    pub unclaimed_bytes: u64,
+}
+
+/// One process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessRow {
+    /// Process id.
+    pub pid: i32,
+    /// Program.
+    pub program: String,
+    /// Sockets that it holds alone.
+    pub sockets: u64,
+    /// Offers that it has not answered.
+    pub offers: u64,
+}
+
+/// What `status` says that the server itself does not know.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// Its plan.
+    pub plan: String,
+    /// The service's addresses.
+    pub addresses: Vec<String>,
+    /// The link's other end.
+    pub host_addresses: Vec<String>,
+}
+
+impl Core {
+    /// The sockets that `haypile ss` asks for.
+    pub fn socket_rows(&self, listening: bool, all: bool) -> Sockets {
+        let wanted = |summary: &SocketSummary| {
+            let listener = summary.state == SocketState::Listen;
+            let hidden = summary.state == SocketState::Tcp(State::TimeWait);
+            all || (listener == listening && !hidden)
+        };
+        let mut sockets: Vec<SocketRow> =
+            self.shard.sockets().filter(wanted).map(|summary| self.socket_row(&summary)).collect();
+        sockets.sort_by(|one, other| {
+            (&one.state, &one.local, &one.remote).cmp(&(&other.state, &other.local, &other.remote))
+        });
+        Sockets { sockets }
+    }
+
+    fn socket_row(&self, summary: &SocketSummary) -> SocketRow {
+        let owner = summary.id.and_then(|id| self.owner_of(id));
+        SocketRow {
+            state: state_name(summary.state).to_string(),
+            recv_queue: summary.receive_queue,
+            send_queue: summary.send_queue,
+            local: summary.local.to_string(),
+            remote: summary.remote.map(|remote| remote.to_string()),
+            pid: owner.map(|process| process.pid),
+            program: owner.map(|process| process.program.clone()),
+            timer_ms: summary.timeout.map(|due| due.since(self.now) / 1000),
+        }
+    }
+
+    fn owner_of(&self, id: SocketId) -> Option<&crate::processes::Process> {
+        let key = self.store.key_of(id)?;
+        self.processes.get(self.store.sockets.get(key)?.owner?)
+    }
+
+    fn memory(&self) -> Memory {
+        let mut memory =
+            Memory { unclaimed_bytes: self.store.unclaimed_bytes(), ..Memory::default() };
+        for (_, domain) in self.store.domains.iter() {
+            memory.domains += 1;
+            memory.sockets += u64::from(domain.table.used());
+            memory.stream_bytes += u64::from(domain.arena.used_chunks()) * CHUNK_SIZE as u64;
+        }
+        memory
+    }
+
+    fn process_rows(&self) -> Vec<ProcessRow> {
+        self.processes
+            .iter()
+            .map(|(_, process)| ProcessRow {
+                pid: process.pid,
+                program: process.program.clone(),
+                sockets: process.sockets.len() as u64,
+                offers: process.offers.values().map(|count| u64::from(*count)).sum(),
+            })
+            .collect()
+    }
+}
+
+impl<P: Port> Server<P> {
+    /// Everything that `haypile status` shows.
+    pub fn status(&self, facts: &Facts, now: Instant) -> Status {
+        let port = self.link.port();
+        let link = port.counters();
+        let row = ServerRow {
+            server: 0,
+            components: ["transport", "link", "connection manager"].map(str::to_string).to_vec(),
+            busy_percent: self.load.percent(now),
+            turns: self.load.turns,
+            busy_turns: self.load.busy_turns,
+            sleeps: self.load.sleeps,
+            rx_frames: link.rx_frames,
+            tx_frames: link.tx_frames,
+            connections: self.core.shard.connection_count() as u64,
+        };
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_string(),
+            pid: std::process::id(),
+            uptime_s: self.load.uptime_us(now) / 1_000_000,
+            plan: facts.plan.clone(),
+            link: port.describe(),
+            addresses: facts.addresses.clone(),
+            host_addresses: facts.host_addresses.clone(),
+            servers: vec![row],
+            drops: self.drops(),
+            counters: self.counts(),
+            memory: self.core.memory(),
+            processes: self.core.process_rows(),
+        }
+    }
+
+    fn drops(&self) -> Vec<CountRow> {
+        let drops = self.core.shard.counters().drops();
+        happened(drops.map(|(reason, count)| (reason.name(), reason.text(), count)))
+    }
+
+    fn counts(&self) -> Vec<CountRow> {
+        let engine = self.core.shard.counters().iter();
+        let engine = engine.map(|(counter, count)| (counter.name(), counter.text(), count));
+        let link = self.link.port().counters().named().into_iter();
+        let link = link.map(|(name, count)| (name, "of the link", count));
+        let manager = self.core.manager.counters();
+        let manager = [
+            ("connections_offered", "offers sent to acceptors", manager.offered),
+            ("connections_claimed", "connections claimed by applications", manager.claimed),
+            ("offers_revoked", "offers taken back", manager.revoked),
+            ("offers_timed_out", "offers not claimed in time", manager.timed_out),
+            ("offers_refused", "offers that could not be used or taken", manager.refused),
+        ];
+        let diag = self.core.diag.counters();
+        let diag = [
+            ("destroy_messages", "sockets destroyed, as told by the kernel", diag.messages),
+            ("destroy_overruns", "times the kernel lost such messages", diag.overruns),
+            ("witness_listings", "listings of living placeholders", diag.listings),
+            ("stream_misses", "bytes asked of sockets without any", self.core.store.misses),
+        ];
+        let own = self.core.counters.rows();
+        happened(engine.chain(link).chain(manager).chain(diag).chain(own))
+    }
+}
+
+fn happened<'a>(counts: impl Iterator<Item = (&'a str, &'a str, u64)>) -> Vec<CountRow> {
+    counts
+        .filter(|(_, _, count)| *count > 0)
+        .map(|(name, text, count)| CountRow { name: name.into(), text: text.into(), count })
+        .collect()
+}
+
+/// The names of ss(8).
+fn state_name(state: SocketState) -> &'static str {
+    match state {
+        SocketState::Listen => "LISTEN",
+        SocketState::Tcp(State::Closed) => "UNCONN",
+        SocketState::Tcp(State::SynSent) => "SYN-SENT",
+        SocketState::Tcp(State::SynReceived) => "SYN-RECV",
+        SocketState::Tcp(State::Established) => "ESTAB",
+        SocketState::Tcp(State::FinWait1) => "FIN-WAIT-1",
+        SocketState::Tcp(State::FinWait2) => "FIN-WAIT-2",
+        SocketState::Tcp(State::CloseWait) => "CLOSE-WAIT",
+        SocketState::Tcp(State::Closing) => "CLOSING",
+        SocketState::Tcp(State::LastAck) => "LAST-ACK",
+        SocketState::Tcp(State::TimeWait) => "TIME-WAIT",
+    }
+}

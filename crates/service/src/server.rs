@@ -1,0 +1,292 @@
+//! One server of the plan TS1LS1CM1: link server, transport server and connection manager as
+//! separate modules over one state, moved forward by `step`.
+//!
+//! [`Core`] is the state that the modules share: shard, records, processes, manager. [`Server`]
+//! adds the link, the epoll set and the sockets of the service. Driven by `event_loop` in the
+//! product and by virtual time in tests. One turn is bounded: bursts of 64 frames, 64 requests of
+//! each process, 256 events.
+
+use std::collections::{HashSet, VecDeque};
+use std::io::Read;
+use std::os::fd::{AsRawFd, RawFd};
+
+use haypile_engine::{Close, Instant, Limits, Shard, ShardConfig};
+use haypile_link::port::Port;
+use haypile_shm::{Errno, ServiceStatus};
+
+use crate::attach::Adoption;
+use crate::config::{Config, ServiceLimits};
+use crate::connection_manager::{ConnectionManager, ProcessId};
+use crate::diag::Diag;
+use crate::error::Error;
+use crate::link_server::LinkServer;
+use crate::poller::Poller;
+use crate::ports::Ports;
+use crate::processes::Processes;
+use crate::slab::Key;
+use crate::sockets::Store;
+use crate::stats::{Counters, Load};
+
+/// The state that transport server and connection manager work on.
+pub struct Core {
+    /// The engine.
+    pub shard: Shard,
+    /// Sockets and domains.
+    pub store: Store,
+    /// Listeners and acceptors.
+    pub manager: ConnectionManager,
+    /// Attached processes.
+    pub processes: Processes,
+    /// What happened, beside what the engine and the link count.
+    pub counters: Counters,
+    pub(crate) ports: Ports,
+    pub(crate) status: ServiceStatus,
+    pub(crate) diag: Diag,
+    pub(crate) limits: ServiceLimits,
+    /// Time of the current turn.
+    pub(crate) now: Instant,
+    /// Sockets whose memory may be taken back.
+    pub(crate) active: VecDeque<Key>,
+    /// Closed sockets with unsent data, by the time they are given up.
+    pub(crate) orphans: VecDeque<(Instant, Key)>,
+    /// Sockets of hostile applications.
+    pub(crate) to_abort: Vec<Key>,
+    /// Processes that have ended, not yet applied.
+    pub(crate) deaths: Vec<ProcessId>,
+    /// Cookies of placeholders that are gone, not yet applied.
+    pub(crate) destroyed: Vec<u64>,
+    /// Cookies under observation of the witness.
+    pub(crate) observed: HashSet<u64>,
+    pub(crate) adoptions: Vec<Adoption>,
+    pub(crate) new_diag: Vec<RawFd>,
+    pub(crate) witness_asked: Instant,
+    housekeeping_due: Instant,
+    trim_due: Instant,
+}
+
+/// One server with its link.
+pub struct Server<P: Port> {
+    /// Transport server and connection manager.
+    pub core: Core,
+    /// Link server.
+    pub link: LinkServer<P>,
+    /// What the server sleeps on.
+    pub poller: Poller,
+    /// How busy it is.
+    pub load: Load,
+    gone: Vec<u64>,
+}
+
+/// What a turn did.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Frames received.
+    pub received: usize,
+    /// Frames made for sending.
+    pub sent: usize,
+    /// Requests of applications.
+    pub requests: usize,
+    /// Events of the shard.
+    pub events: usize,
+}
+
+/// Time between two rounds over recently active sockets.
+const HOUSEKEEPING_US: u64 = 100_000;
+/// Time between two looks for memory to give back to the system.
+const TRIM_US: u64 = 1_000_000;
+/// Chunks given back to the system at a time.
+const TRIM_CHUNKS: usize = 256;
+/// Rounds over all rings before an end is applied: a ring holds eight budgets.
+const DRAIN_ROUNDS: usize = 9;
+
+impl Work {
+    /// Whether nothing moved.
+    pub fn is_none(&self) -> bool {
+        *self == Work::default()
+    }
+}
+
+impl<P: Port> Server<P> {
+    /// Puts a server together around a port.
+    ///
+    /// # Errors
+    /// When the configuration is impossible or the system gives no memory or descriptors.
+    pub fn new(config: &Config, port: P, now: Instant) -> Result<Self, Error> {
+        let shard_config = ShardConfig {
+            mac: port.mac(),
+            mtu: port.mtu(),
+            addresses: config.addresses.clone(),
+            routes: config.routes.clone(),
+            limits: Limits::default(),
+            secret: random().map_err(no_randomness)?,
+            seed: u64::from_ne_bytes(random().map_err(no_randomness)?),
+        };
+        let ports = Ports::new(shard_config.seed.rotate_left(17));
+        let shard = Shard::new(shard_config, now).map_err(|error| {
+            Error::new("set up the network", error, "correct the addresses and routes")
+        })?;
+        let refused = |errno: Errno| {
+            let error = std::io::Error::from(errno);
+            Error::new("set up the service", error, "raise the limits of memory and descriptors")
+        };
+        let core = Core {
+            shard,
+            store: Store::new(config.limits.unclaimed_bytes),
+            manager: ConnectionManager::new(config.limits.claim_timeout_us),
+            processes: Processes::default(),
+            counters: Counters::default(),
+            ports,
+            status: ServiceStatus::create().map_err(refused)?,
+            diag: Diag::new().map_err(refused)?,
+            limits: config.limits.clone(),
+            now,
+            active: VecDeque::new(),
+            orphans: VecDeque::new(),
+            to_abort: Vec::new(),
+            deaths: Vec::new(),
+            destroyed: Vec::new(),
+            observed: HashSet::new(),
+            adoptions: Vec::new(),
+            new_diag: Vec::new(),
+            witness_asked: now,
+            housekeeping_due: now,
+            trim_due: now,
+        };
+        Ok(Server {
+            core,
+            link: LinkServer::new(port).map_err(refused)?,
+            poller: Poller::new().map_err(refused)?,
+            load: Load::new(now),
+            gone: Vec::new(),
+        })
+    }
+
+    /// The descriptor of the link, to sleep on.
+    pub fn link_fd(&self) -> RawFd {
+        self.link.port().wait_fd().as_raw_fd()
+    }
+
+    /// One bounded turn: frames in, requests, timers, events, offers, frames out, notices.
+    ///
+    /// # Errors
+    /// When the link is of no more use.
+    pub fn step(&mut self, now: Instant) -> Result<Work, Error> {
+        let Server { core, link, poller, .. } = self;
+        core.now = now;
+        let failed = |error| Error::new("use the link", error, "look whether it was removed");
+        let received = link.receive(now, &mut core.shard, &mut core.store).map_err(failed)?;
+        let requests = core.handle_requests(now);
+        core.apply_what_was_noted(now, poller);
+        if core.shard.poll_timeout().is_some_and(|due| due <= now) {
+            core.shard.handle_timers(now, &mut core.store);
+        }
+        let events = core.handle_events(now);
+        core.run_manager(now);
+        core.expel(now);
+        let sent = link.transmit(now, &mut core.shard, &mut core.store).map_err(failed)?;
+        core.housekeeping(now);
+        core.watch_new_diag(poller);
+        core.processes.flush();
+        Ok(Work { received, sent, requests, events })
+    }
+
+    /// When `step` wants to be called even if nothing comes.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let core = &self.core;
+        let housekeeping = !core.active.is_empty() || !core.orphans.is_empty();
+        [
+            core.shard.poll_timeout(),
+            core.manager.poll_timeout(),
+            housekeeping.then_some(core.housekeeping_due),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// Reads the kernel's notices of sockets that are gone.
+    pub fn read_diag(&mut self) {
+        self.core.diag.read(&mut self.gone);
+        let store = &self.core.store;
+        let ours = self.gone.drain(..).filter(|cookie| !store.by_cookie(*cookie).is_empty());
+        self.core.destroyed.extend(ours);
+    }
+}
+
+impl Core {
+    /// Ends and adoptions, once every ring has been drained since they were noted.
+    fn apply_what_was_noted(&mut self, now: Instant, poller: &Poller) {
+        let witness_due = self.diag.is_overrun() || self.is_witness_due(now);
+        let nothing = self.deaths.is_empty()
+            && self.destroyed.is_empty()
+            && self.adoptions.is_empty()
+            && !witness_due;
+        if nothing {
+            return;
+        }
+        for _ in 0..DRAIN_ROUNDS {
+            if self.handle_requests(now) == 0 {
+                break;
+            }
+        }
+        self.answer_adoptions(poller);
+        self.apply_ends(now);
+    }
+
+    /// The time that handlers between two turns use.
+    pub(crate) fn set_now(&mut self, now: Instant) {
+        self.now = now;
+    }
+
+    fn housekeeping(&mut self, now: Instant) {
+        if now < self.housekeeping_due {
+            return;
+        }
+        self.housekeeping_due = now.plus_us(HOUSEKEEPING_US);
+        self.reclaim(now);
+        self.end_orphans(now);
+        if now >= self.trim_due {
+            self.trim_due = now.plus_us(TRIM_US);
+            self.store.domains.trim(TRIM_CHUNKS);
+        }
+    }
+
+    /// Closes every socket, as at the end of all applications; the listeners first.
+    pub fn close_everything(&mut self, now: Instant) {
+        let mut keys = self.store.sockets.keys();
+        let listener = |key: &Key| {
+            self.store
+                .sockets
+                .get(*key)
+                .is_some_and(|socket| socket.kind == haypile_shm::messages::SocketKind::Listener)
+        };
+        keys.sort_by_key(|key| !listener(key));
+        for key in keys {
+            self.close_socket(now, key, false);
+        }
+        self.processes.flush();
+    }
+
+    /// Resets what has not closed in time.
+    pub fn abort_everything(&mut self, now: Instant) {
+        for key in self.store.sockets.keys() {
+            if let Some(id) = self.store.sockets.get(key).and_then(|socket| socket.id) {
+                self.shard.close(now, id, Close::Abort);
+            }
+        }
+    }
+}
+
+/// Bytes that nobody can guess.
+///
+/// # Errors
+/// When the system has none to give.
+pub fn random<const N: usize>() -> std::io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn no_randomness(error: std::io::Error) -> Error {
+    Error::new("read /dev/urandom", error, "mount /dev")
+}

@@ -1,0 +1,127 @@
+//! What the service counts beside the engine and the link, and how busy a server is. Read by
+//! `report`; written wherever the thing counted happens.
+
+use haypile_engine::Instant;
+
+/// Events of the service. They only grow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Requests for a socket that was gone.
+    pub stale_requests: u64,
+    /// Requests that no honest application sends.
+    pub malformed_requests: u64,
+    /// Records with impossible contents.
+    pub hostile_sockets: u64,
+    /// Processes dropped for one of those.
+    pub hostile_processes: u64,
+    /// Attaches refused: version, limits, or the process was gone.
+    pub refused_attaches: u64,
+    /// Shared sockets whose end only the witness told.
+    pub ends_by_witness: u64,
+}
+
+impl Counters {
+    /// Names, texts and values, for display.
+    pub fn rows(&self) -> [(&'static str, &'static str, u64); 6] {
+        let Counters {
+            stale_requests,
+            malformed_requests,
+            hostile_sockets,
+            hostile_processes,
+            refused_attaches,
+            ends_by_witness,
+        } = *self;
+        [
+            ("stale_requests", "requests for a socket that was gone", stale_requests),
+            ("malformed_requests", "requests that no application may send", malformed_requests),
+            ("hostile_sockets", "socket records with impossible contents", hostile_sockets),
+            ("hostile_processes", "processes dropped for nonsense", hostile_processes),
+            ("refused_attaches", "processes refused at attach", refused_attaches),
+            ("ends_by_witness", "ends of shared sockets found late", ends_by_witness),
+        ]
+    }
+}
+
+/// How busy a server is. Fed once a turn.
+#[derive(Clone, Debug)]
+pub struct Load {
+    /// Turns in all.
+    pub turns: u64,
+    /// Turns in which something moved.
+    pub busy_turns: u64,
+    /// Times it went to sleep.
+    pub sleeps: u64,
+    /// Time in turns in which something moved.
+    pub busy_us: u64,
+    started: Instant,
+    window_start: Instant,
+    window_busy_us: u64,
+    recent_percent: f64,
+}
+
+/// Length of the window for the present load.
+const WINDOW_US: u64 = 1_000_000;
+
+impl Load {
+    /// Nothing done yet.
+    pub fn new(now: Instant) -> Load {
+        Load {
+            turns: 0,
+            busy_turns: 0,
+            sleeps: 0,
+            busy_us: 0,
+            started: now,
+            window_start: now,
+            window_busy_us: 0,
+            recent_percent: 0.0,
+        }
+    }
+
+    /// A turn from `start` to `end`.
+    pub fn turn(&mut self, start: Instant, end: Instant, busy: bool) {
+        self.turns += 1;
+        if busy {
+            self.busy_turns += 1;
+            self.busy_us += end.since(start);
+            self.window_busy_us += end.since(start);
+        }
+        self.roll(end);
+    }
+
+    fn roll(&mut self, now: Instant) {
+        let length = now.since(self.window_start);
+        if length >= WINDOW_US {
+            self.recent_percent = 100.0 * self.window_busy_us as f64 / length as f64;
+            self.window_start = now;
+            self.window_busy_us = 0;
+        }
+    }
+
+    /// Share of the time spent with work in the last second or so, 0 to 100.
+    pub fn percent(&self, now: Instant) -> f64 {
+        // A server that has slept for long has not rolled its window.
+        if now.since(self.window_start) > 2 * WINDOW_US { 0.0 } else { self.recent_percent }
+    }
+
+    /// Time since the start.
+    pub fn uptime_us(&self, now: Instant) -> u64 {
+        now.since(self.started)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_load_is_that_of_the_last_second() {
+        let at = Instant::from_us;
+        let mut load = Load::new(at(0));
+        load.turn(at(0), at(250_000), true);
+        load.turn(at(250_000), at(1_000_000), false);
+        assert_eq!(load.percent(at(1_000_000)), 25.0);
+        assert_eq!((load.turns, load.busy_turns, load.busy_us), (2, 1, 250_000));
+        assert_eq!(load.percent(at(10_000_000)), 0.0);
+        assert_eq!(load.uptime_us(at(10_000_000)), 10_000_000);
+    }
+}
