@@ -27,6 +27,7 @@ impl Connection {
             State::CloseWait => State::LastAck,
             other => other,
         };
+        self.arm_persist(now);
     }
 
     /// Data received from now on is acknowledged and discarded, as is what was not read yet.
@@ -118,6 +119,8 @@ impl Connection {
     /// Eighth step: the peer's FIN is next in order.
     pub(super) fn take_fin(&mut self, now: Instant, counters: &mut TcpCounters) -> Disposition {
         self.receive.nxt += 1;
+        // A FIN just behind the window is taken; it needs no room.
+        self.receive.edge = self.receive.edge.max(self.receive.nxt);
         self.receive.out_of_order.clear();
         self.ack = AckNeed::Now;
         self.changed = true;

@@ -23,6 +23,9 @@ use super::time_wait::TimeWait;
 use super::timers::{Timer, Timers};
 use crate::{Instant, Progress, SocketError, SocketOption, SocketOptions};
 
+/// Offsets stay below this whatever an application claims, so that sums never wrap.
+const OFFSET_MAX: u64 = 1 << 62;
+
 /// Our half of the sequence space, RFC 9293 section 3.3.1.
 #[derive(Debug)]
 pub(super) struct SendSpace {
@@ -313,19 +316,19 @@ impl Connection {
         self.timers.next()
     }
 
-    /// The application has written up to stream position `tail`; lower values are ignored, higher
-    /// ones cut to what the send buffer may hold.
+    /// The application has written up to stream position `tail`; lower values are ignored. However
+    /// high it is, no more than the send buffer limit goes out beyond what is acknowledged.
     pub fn send_ready(&mut self, now: Instant, tail: u64) {
         if self.fin_queued || self.is_over() {
             return;
         }
-        let limit = self.send.una + u64::from(self.parameters.send_buffer_max);
-        let tail = offset_of_position(tail).min(limit);
+        let tail = offset_of_position(tail).min(OFFSET_MAX);
         if tail > self.send.tail {
             if self.send.tail == self.send.nxt && self.in_flight() == 0 {
                 self.waiting_since = now;
             }
             self.send.tail = tail;
+            self.arm_persist(now);
         }
     }
 
@@ -368,6 +371,7 @@ impl Connection {
             }
             _ => {}
         }
+        self.arm_persist(now);
     }
 
     /// The record that answers for this connection in TIME-WAIT.
@@ -404,7 +408,7 @@ impl Connection {
             receive_window: (self.receive.edge - self.receive.nxt) as u32,
             unacknowledged: self.in_flight(),
             not_sent: self.send.tail.saturating_sub(self.send.nxt),
-            receive_queue: self.progress().rx_end - position(self.receive.consumed),
+            receive_queue: self.progress().rx_end.saturating_sub(position(self.receive.consumed)),
             retransmits: self.loss.retransmits,
             bytes_acked: position(self.send.una.min(self.send.tail)),
             bytes_received: position(self.receive.nxt.min(self.receive.fin_at)),

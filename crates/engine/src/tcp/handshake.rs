@@ -100,6 +100,7 @@ impl Connection {
         counters.established += 1;
         self.establish(now, ack, segment.options.timestamps.map(|ts| ts.echo));
         self.ack = super::connection::AckNeed::Now;
+        self.arm_persist(now);
         Disposition::Established
     }
 

@@ -60,12 +60,15 @@ impl Connection {
             _ => {}
         }
         let arrival = self.translate(segment);
-        if self.is_expected(&arrival) {
-            return self.handle_expected(now, id, &arrival, streams, counters);
-        }
-        match self.run_steps(now, id, &arrival, streams, counters) {
-            Continue(disposition) | Break(disposition) => disposition,
-        }
+        let disposition = if self.is_expected(&arrival) {
+            self.handle_expected(now, id, &arrival, streams, counters)
+        } else {
+            match self.run_steps(now, id, &arrival, streams, counters) {
+                Continue(disposition) | Break(disposition) => disposition,
+            }
+        };
+        self.arm_persist(now);
+        disposition
     }
 
     /// Puts a segment into offsets.

@@ -183,11 +183,12 @@ impl Connection {
         TimerOutcome::Closed(None)
     }
 
-    /// Something waits and nothing is in flight, so no acknowledgement will come by itself: arm the
-    /// persist timer unless it runs.
+    /// When something waits, cannot go out, and nothing is in flight, no acknowledgement will come by
+    /// itself: arms the persist timer unless it runs. Called after everything that may lead there.
     pub(super) fn arm_persist(&mut self, now: Instant) {
         let waits = self.connected && self.in_flight() == 0 && self.has_unsent();
-        if !waits || self.timers.deadline(Timer::Persist).is_some() {
+        let armed = self.timers.deadline(Timer::Persist).is_some();
+        if !waits || armed || self.is_over() || self.probe != Probe::None || self.can_send_new() {
             return;
         }
         if self.probe_backoff == 0 {

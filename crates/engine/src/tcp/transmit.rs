@@ -58,7 +58,6 @@ impl Connection {
         if self.is_over() {
             return None;
         }
-        self.slow_down_after_idle(now);
         let Some(transmission) = self.next_transmission() else {
             self.arm_persist(now);
             return None;
@@ -135,11 +134,15 @@ impl Connection {
         }
         let from = self.send.nxt;
         let mss = u64::from(self.segment_payload_max());
-        let available = self.send.tail - from;
+        let limit = self.send.una + u64::from(self.parameters.send_buffer_max);
+        let available = self.send.tail.min(limit).saturating_sub(from);
         let len = available.min(mss);
         let room = (self.send.una + u64::from(self.send.window)).saturating_sub(from);
-        let ends = self.fin_queued && len == available;
+        let ends = self.fin_queued && from + len == self.send.tail;
         let forced = self.probe == Probe::Window && self.in_flight() == 0;
+        if len == 0 && !ends {
+            return None;
+        }
         if room < len.max(1) {
             return self.piece_for_narrow_window(from, room, forced);
         }
@@ -165,15 +168,6 @@ impl Connection {
     fn waits_for_more(&self) -> bool {
         let small_in_flight = self.in_flight() > 0 && self.send.small_end > self.send.una;
         self.options.cork || (!self.options.no_delay && small_in_flight)
-    }
-
-    /// RFC 5681 section 4.1.
-    fn slow_down_after_idle(&mut self, now: Instant) {
-        if self.connected && self.in_flight() == 0 && self.has_unsent() {
-            let idle_us = now.since(self.data_sent_at);
-            let mss = self.segment_payload_max();
-            self.congestion.restart_after_idle(idle_us, self.rtt.rto_us, mss);
-        }
     }
 
     /// Sends our SYN, alone or with the acknowledgement of the peer's.
@@ -229,6 +223,10 @@ impl Connection {
     fn send_new(&mut self, now: Instant, piece: Piece, counters: &mut TcpCounters) -> Outgoing {
         if self.in_flight() == 0 {
             self.waiting_since = now;
+            // RFC 5681 section 4.1: a window that was not used for a while says little.
+            let idle_us = now.since(self.data_sent_at);
+            let mss = self.segment_payload_max();
+            self.congestion.restart_after_idle(idle_us, self.rtt.rto_us, mss);
         }
         counters.data_segments_sent += 1;
         counters.data_bytes_sent += piece.len;
@@ -243,7 +241,6 @@ impl Connection {
             if heard_data && now.since(self.data_received_at) < CONVERSATION_US {
                 self.ping_pong = true;
             }
-            self.data_sent_at = now;
         }
         self.rtt.start_timing(self.send.nxt, now);
         self.congestion.on_sent(self.send.nxt, self.pipe(), mss);
@@ -254,6 +251,9 @@ impl Connection {
     fn send_piece(&mut self, now: Instant, piece: Piece, counters: &mut TcpCounters) -> Outgoing {
         if self.timers.deadline(Timer::Retransmission).is_none() {
             self.timers.set(Timer::Retransmission, self.retransmission_deadline(now));
+        }
+        if piece.len > 0 {
+            self.data_sent_at = now;
         }
         let mut flags = Flags::ACK;
         if piece.len > 0 && piece.from + piece.len == self.send.tail {

@@ -397,3 +397,29 @@ fn new_connection_over_time_wait() {
     pair.run_for(1_000_000);
     pair.assert_delivered(Side::A);
 }
+
+#[test]
+fn fin_just_behind_the_window_is_taken() {
+    let mut pair = Pair::new();
+    pair.b.limits.receive_buffer_max = 4096;
+    pair.b.reads = false;
+    pair.connect();
+    pair.a.memory.sent = vec![3; 5000];
+    let (rcv_nxt, snd_nxt) = {
+        let record = pair.a.tcp().time_wait_record();
+        (record.rcv_nxt, record.snd_nxt)
+    };
+    let whole = Outgoing {
+        seq: snd_nxt,
+        ack: rcv_nxt,
+        flags: Flags::FIN | Flags::ACK,
+        window: 100,
+        payload_len: 4096,
+        ..Outgoing::default()
+    };
+    pair.put_on_wire(Side::A, &whole);
+    pair.run_for(DELAY_US);
+    assert_eq!(pair.b.state(), State::CloseWait);
+    assert_eq!(pair.b.tcp().info(pair.now).receive_window, 0);
+    assert_eq!(pair.b.tcp().info(pair.now).receive_queue, 4096);
+}

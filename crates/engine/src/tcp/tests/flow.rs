@@ -11,13 +11,7 @@ fn both_directions_carry_data() {
     let mut pair = Pair::established();
     pair.write(Side::A, 1_000_000);
     pair.write(Side::B, 700_000);
-    for _ in 0..50 {
-        pair.run_for(100_000);
-        // The send buffer takes less than was written at once.
-        for side in [Side::A, Side::B] {
-            pair.write(side, 0);
-        }
-    }
+    pair.run_for(5_000_000);
     pair.assert_delivered(Side::A);
     pair.assert_delivered(Side::B);
     assert_eq!(pair.a.counters.retransmitted_segments, 0);
@@ -387,7 +381,8 @@ fn send_ready_is_monotonic_and_bounded() {
     pair.a.tcp().send_ready(now, 4_000);
     assert_eq!(pair.a.tcp().info(now).not_sent, 5_000);
     pair.a.tcp().send_ready(now, u64::MAX);
-    assert_eq!(pair.a.tcp().info(now).not_sent, 10_000);
+    pair.run_for(1_000_000);
+    assert_eq!(pair.a.tcp().info(now).unacknowledged, 10_000);
     pair.a.tcp().receive_consumed(now, u64::MAX);
     assert_eq!(pair.a.tcp().info(now).receive_queue, 0);
 }
@@ -407,4 +402,43 @@ fn bulk_uses_the_fast_path() {
 #[test]
 fn connection_is_compact() {
     assert!(size_of::<Connection>() <= 512, "{}", size_of::<Connection>());
+}
+
+#[test]
+fn data_written_into_a_closed_window_is_probed_for() {
+    let mut pair = Pair::new();
+    pair.b.options.set(SocketOption::ReceiveBuffer(8 * 1448));
+    pair.connect();
+    pair.b.reads = false;
+    pair.write(Side::A, 8 * 1448);
+    pair.run_for(1_000_000);
+    assert_eq!(pair.a.tcp().info(pair.now).unacknowledged, 0);
+    assert_eq!(pair.a.tcp().next_timeout(), None);
+    pair.write(Side::A, 10);
+    assert!(pair.a.tcp().next_timeout().is_some());
+    pair.run_for(1_000_000);
+    assert!(pair.a.counters.window_probes_sent > 0);
+    pair.shutdown_send(Side::A);
+    pair.b.reads = true;
+    pair.read(Side::B);
+    pair.run_for(1_000_000);
+    pair.assert_delivered(Side::A);
+    assert_eq!(pair.b.state(), State::CloseWait);
+}
+
+#[test]
+fn fin_alone_waits_for_a_closed_window() {
+    let mut pair = Pair::new();
+    pair.b.options.set(SocketOption::ReceiveBuffer(8 * 1448));
+    pair.connect();
+    pair.b.reads = false;
+    pair.write(Side::A, 8 * 1448);
+    pair.run_for(1_000_000);
+    pair.shutdown_send(Side::A);
+    pair.run_for(3_000_000);
+    assert_eq!(pair.b.state(), State::Established);
+    pair.b.reads = true;
+    pair.read(Side::B);
+    pair.run_for(3_000_000);
+    assert_eq!((pair.a.state(), pair.b.state()), (State::FinWait2, State::CloseWait));
 }
