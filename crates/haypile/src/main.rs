@@ -1,1 +1,38 @@
-fn main() {}
+//! The `haypile` command. Owns the way from the command line to a subcommand and from a result to
+//! the exit status: 0 success, 1 failure, 2 wrong usage. Read `cli` for what there is.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+mod capture;
+mod cli;
+mod place;
+mod plan;
+mod preload;
+mod run;
+mod serve;
+mod ss;
+mod status;
+mod table;
+
+use cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Serve(arguments) => serve::run(&arguments),
+        Command::Ss(arguments) => ss::run(&arguments),
+        Command::Status(arguments) => status::run(&arguments),
+        Command::Plan(arguments) => plan::run(&arguments),
+        Command::Capture(arguments) => capture::run(&arguments),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("haypile: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

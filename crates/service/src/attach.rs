@@ -13,7 +13,7 @@ use haypile_shm::{Doorbell, PROTOCOL_VERSION, control};
 use crate::connection_manager::ProcessId;
 use crate::domains::Token as DomainToken;
 use crate::poller::{Poller, Token};
-use crate::processes::{self, Connection, Process};
+use crate::processes::{Connection, Process};
 use crate::server::Core;
 use crate::slab::Key;
 
@@ -185,7 +185,7 @@ impl Core {
         token: DomainToken,
         poller: &Poller,
     ) -> Result<(ProcessId, Key, Doorbell), Errno> {
-        let (pid, pidfd) = processes::peer_process(fd)?;
+        let (pid, pidfd) = (self.peer_process)(fd)?;
         // The same process again: another program was executed, and its old memory is gone.
         let before: Vec<ProcessId> =
             self.processes.iter().filter(|(_, old)| old.pid == pid).map(|(id, _)| id).collect();

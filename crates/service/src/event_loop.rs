@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::control::{self, ControlSocket, Request};
 use crate::error::Error;
-use crate::poller::{Poller, Token};
+use crate::poller::Token;
 use crate::report::Facts;
 use crate::server::Server;
 
@@ -195,7 +195,7 @@ impl<P: Port> Service<P> {
         let mut tokens = std::mem::take(&mut self.tokens);
         self.server.poller.wait(timeout_ms, &mut tokens);
         self.looked = now();
-        self.server.core.set_now(self.looked);
+        self.server.core.now = self.looked;
         for token in tokens.drain(..) {
             self.handle(token);
         }
@@ -203,19 +203,11 @@ impl<P: Port> Service<P> {
     }
 
     fn handle(&mut self, token: Token) {
-        let Server { core, poller, .. } = &mut self.server;
         match token {
-            // The next turn reads it.
-            Token::Link => {}
-            Token::Attach => core.accept_connections(self.attach.raw(), poller),
-            Token::Connection(index) => core.read_connection(index, poller),
-            Token::Pidfd(process) => core.note_death(process, poller),
-            Token::Wake(process) => core.heard(process, poller),
-            Token::Diag => self.server.read_diag(),
             Token::Control => {
                 while let Some((id, fd)) = self.control.accept() {
                     // A client that cannot be waited for is dropped with its connection.
-                    let _: Result<(), Errno> = poller.add(fd, Token::Client(id));
+                    let _: Result<(), Errno> = self.server.poller.add(fd, Token::Client(id));
                 }
             }
             Token::Client(id) => self.serve_client(id),
@@ -227,9 +219,10 @@ impl<P: Port> Service<P> {
             Token::Owner => {
                 if let Some(owner) = &mut self.owner {
                     owner.alive = false;
-                    poller.remove(owner.pidfd.raw());
+                    self.server.poller.remove(owner.pidfd.raw());
                 }
             }
+            other => self.server.handle(other, self.attach.raw()),
         }
     }
 
@@ -302,7 +295,7 @@ impl<P: Port> Service<P> {
     fn end(&mut self) {
         if self.ending == Ending::No {
             let now = now();
-            self.server.core.set_now(now);
+            self.server.core.now = now;
             self.server.core.close_everything(now);
             let patience = self.server.core.limits.shutdown_timeout_us;
             self.ending = Ending::Closing(now.plus_us(patience));
@@ -362,16 +355,4 @@ fn rest(cores: usize) {
 /// The service's clock.
 pub fn now() -> Instant {
     Instant::from_us(sys::clock_monotonic_us())
-}
-
-impl crate::server::Core {
-    /// A process rings because the service slept: its request is found in its ring. A doorbell that
-    /// is closed from the other side is no more listened to.
-    fn heard(&mut self, process: u32, poller: &Poller) {
-        if let Some(process) = self.processes.get(process)
-            && !matches!(process.wake.drain(), Ok(true))
-        {
-            poller.remove(process.wake.raw());
-        }
-    }
 }

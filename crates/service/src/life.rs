@@ -35,6 +35,16 @@ impl Core {
         }
     }
 
+    /// A process rings because the service slept: its request is found in its ring. A doorbell that
+    /// is closed from the other side is no more listened to.
+    pub(crate) fn heard(&mut self, process: ProcessId, poller: &Poller) {
+        if let Some(process) = self.processes.get(process)
+            && !matches!(process.wake.drain(), Ok(true))
+        {
+            poller.remove(process.wake.raw());
+        }
+    }
+
     /// Applies what was noted, after the rings were drained.
     pub(crate) fn apply_ends(&mut self, now: Instant) {
         for cookie in std::mem::take(&mut self.destroyed) {

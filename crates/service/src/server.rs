@@ -12,7 +12,7 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use haypile_engine::{Close, Instant, Limits, Shard, ShardConfig};
 use haypile_link::port::Port;
-use haypile_shm::{Errno, ServiceStatus};
+use haypile_shm::{Errno, Fd, ServiceStatus};
 
 use crate::attach::Adoption;
 use crate::config::{Config, ServiceLimits};
@@ -20,9 +20,9 @@ use crate::connection_manager::{ConnectionManager, ProcessId};
 use crate::diag::Diag;
 use crate::error::Error;
 use crate::link_server::LinkServer;
-use crate::poller::Poller;
+use crate::poller::{Poller, Token};
 use crate::ports::Ports;
-use crate::processes::Processes;
+use crate::processes::{self, Processes};
 use crate::slab::Key;
 use crate::sockets::Store;
 use crate::stats::{Counters, Load};
@@ -60,6 +60,8 @@ pub struct Core {
     pub(crate) adoptions: Vec<Adoption>,
     pub(crate) new_diag: Vec<RawFd>,
     pub(crate) witness_asked: Instant,
+    /// Tells who is at the other end of a control connection; tests put others there.
+    pub(crate) peer_process: fn(RawFd) -> Result<(i32, Fd), Errno>,
     housekeeping_due: Instant,
     trim_due: Instant,
 }
@@ -149,6 +151,7 @@ impl<P: Port> Server<P> {
             adoptions: Vec::new(),
             new_diag: Vec::new(),
             witness_asked: now,
+            peer_process: processes::peer_process,
             housekeeping_due: now,
             trim_due: now,
         };
@@ -204,8 +207,23 @@ impl<P: Port> Server<P> {
         .min()
     }
 
+    /// Something came on a descriptor of the transport server; `attach` is the attach socket. The
+    /// tokens of others mean nothing here.
+    pub fn handle(&mut self, token: Token, attach: RawFd) {
+        let Server { core, poller, .. } = self;
+        match token {
+            Token::Attach => core.accept_connections(attach, poller),
+            Token::Connection(index) => core.read_connection(index, poller),
+            Token::Pidfd(process) => core.note_death(process, poller),
+            Token::Wake(process) => core.heard(process, poller),
+            Token::Diag => self.read_diag(),
+            // The next turn reads the link.
+            _ => {}
+        }
+    }
+
     /// Reads the kernel's notices of sockets that are gone.
-    pub fn read_diag(&mut self) {
+    fn read_diag(&mut self) {
         self.core.diag.read(&mut self.gone);
         let store = &self.core.store;
         let ours = self.gone.drain(..).filter(|cookie| !store.by_cookie(*cookie).is_empty());
@@ -231,11 +249,6 @@ impl Core {
         }
         self.answer_adoptions(poller);
         self.apply_ends(now);
-    }
-
-    /// The time that handlers between two turns use.
-    pub(crate) fn set_now(&mut self, now: Instant) {
-        self.now = now;
     }
 
     fn housekeeping(&mut self, now: Instant) {

@@ -32,6 +32,13 @@ pub fn kill_group(leader: u32, signal: i32) -> Result<()> {
     unsafe { syscall4(libc::SYS_kill, -group as isize as usize, signal as usize, 0, 0) }.map(drop)
 }
 
+/// Starts a session of our own, away from the terminal and its signals. `EPERM` for the leader of a
+/// process group.
+pub fn setsid() -> Result<()> {
+    // SAFETY: touches no memory.
+    unsafe { syscall4(libc::SYS_setsid, 0, 0, 0, 0) }.map(drop)
+}
+
 /// Nanoseconds on the monotonic clock, by the vdso (libc's `clock_gettime`, which nobody
 /// interposes).
 pub fn clock_monotonic_ns() -> u64 {

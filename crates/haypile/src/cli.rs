@@ -1,0 +1,241 @@
+//! The command line: every subcommand, flag and help text. Parsed by `main`; each subcommand's
+//! work is in the file of its name.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// The whole command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "haypile",
+    version,
+    about = "A TCP/IP network service outside the kernel that unmodified programs use",
+    after_help = "Examples:
+  haypile run -- python3 -m http.server 8000    serve files over a private Haypile
+  haypile serve --addr 198.18.0.1/24            one service for many programs
+  haypile run -- nginx                          joins that service
+  haypile ss -l                                 who listens
+
+Exit status: 0 success, 1 failure, 2 wrong usage; run: that of the program."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a program on the service; with none running, a private one lives and dies with it.
+    #[command(after_help = "Examples:
+  haypile run -- python3 -m http.server 8000
+  haypile run --addr 198.18.7.1/24 -- redis-server --protected-mode no
+  haypile run --control-dir /run/pile2 -- nginx -g 'daemon off;'
+
+Without a service at the control directory a private one is started. It takes a TAP interface
+and, unless told otherwise, free addresses of 198.18.0.0/15 and 2001:2::/48, and ends after the
+last program that uses it. The exit status is the program's. HAYPILE_SHIM names another preload
+library than the built-in one.")]
+    Run(RunArgs),
+    /// Run the service in the foreground, for any number of programs.
+    #[command(after_help = "Examples:
+  haypile serve --addr 198.18.0.1/24
+  haypile serve --link tap:pile0 --addr 10.9.0.2/24 --addr fd00:9::2/64 --gateway 10.9.0.1
+  haypile serve --config /etc/haypile.toml
+
+SIGTERM and SIGINT end it: connections are closed, files and the interface removed.")]
+    Serve(ServeArgs),
+    /// List TCP sockets with their states, queues and owners.
+    #[command(after_help = "Examples:
+  haypile ss            connections
+  haypile ss -l         listeners only
+  haypile ss -a --json  everything, TIME-WAIT too, for scripts")]
+    Ss(SsArgs),
+    /// Show servers, load, drops, memory and processes.
+    #[command(after_help = "Examples:
+  haypile status
+  haypile status --json | jq .drops")]
+    Status(StatusArgs),
+    /// Show what a plan means and whether it runs here.
+    #[command(after_help = "Examples:
+  haypile plan TS1LS1CM1
+  haypile plan TS8LS8+CM2 --json")]
+    Plan(PlanArgs),
+    /// Write every frame the service sends and receives to a pcapng file.
+    #[command(after_help = "Examples:
+  haypile capture -w /tmp/pile.pcapng    start
+  haypile capture --stop                 end; then open the file with wireshark or tcpdump -r")]
+    Capture(CaptureArgs),
+}
+
+/// Where a service is.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ControlArgs {
+    /// Control directory of the service [default: /run/haypile as root, else
+    /// $XDG_RUNTIME_DIR/haypile]
+    #[arg(long, value_name = "DIR")]
+    pub control_dir: Option<PathBuf>,
+}
+
+/// What a service is made of; common to `run` and `serve`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ServiceArgs {
+    /// Configuration file (TOML); flags win over it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The link: tap:NAME, or tap: for a free name
+    #[arg(long, value_name = "KIND:NAME")]
+    pub link: Option<String>,
+    /// An address of the service with its prefix; may be repeated
+    #[arg(long = "addr", value_name = "CIDR")]
+    pub addresses: Vec<String>,
+    /// An address for the host's end of the link; may be repeated [default: another address of
+    /// each network of the service]
+    #[arg(long = "host-addr", value_name = "CIDR")]
+    pub host_addresses: Vec<String>,
+    /// A default gateway, one for each family
+    #[arg(long = "gateway", value_name = "IP")]
+    pub gateways: Vec<String>,
+    /// Largest IP packet of the link, in bytes
+    #[arg(long, value_name = "BYTES")]
+    pub mtu: Option<u16>,
+    /// Which servers run which components, for example TS1LS1CM1
+    #[arg(long, value_name = "PLAN")]
+    pub plan: Option<String>,
+}
+
+impl ServiceArgs {
+    /// Whether the user asked for anything particular.
+    pub fn is_default(&self) -> bool {
+        let ServiceArgs { config, link, addresses, host_addresses, gateways, mtu, plan } = self;
+        config.is_none()
+            && link.is_none()
+            && addresses.is_empty()
+            && host_addresses.is_empty()
+            && gateways.is_empty()
+            && mtu.is_none()
+            && plan.is_none()
+    }
+
+    /// The same settings as words of a command line.
+    pub fn words(&self) -> Vec<OsString> {
+        let ServiceArgs { config, link, addresses, host_addresses, gateways, mtu, plan } = self;
+        let mut words: Vec<OsString> = Vec::new();
+        let mut flag = |name: &str, value: OsString| words.extend([name.into(), value]);
+        if let Some(path) = config {
+            flag("--config", path.into());
+        }
+        if let Some(link) = link {
+            flag("--link", link.into());
+        }
+        for address in addresses {
+            flag("--addr", address.into());
+        }
+        for address in host_addresses {
+            flag("--host-addr", address.into());
+        }
+        for gateway in gateways {
+            flag("--gateway", gateway.into());
+        }
+        if let Some(mtu) = mtu {
+            flag("--mtu", mtu.to_string().into());
+        }
+        if let Some(plan) = plan {
+            flag("--plan", plan.into());
+        }
+        words
+    }
+}
+
+/// `haypile run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Settings of a private service.
+    #[command(flatten)]
+    pub service: ServiceArgs,
+    /// The service to join.
+    #[command(flatten)]
+    pub control: ControlArgs,
+    /// Do not say what was taken
+    #[arg(long, short)]
+    pub quiet: bool,
+    /// The program and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
+}
+
+/// `haypile serve`.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// Settings of the service.
+    #[command(flatten)]
+    pub service: ServiceArgs,
+    /// Where it puts its sockets.
+    #[command(flatten)]
+    pub control: ControlArgs,
+    /// Start as the private service of this process: used by `run`
+    #[arg(long, value_name = "PID", hide = true)]
+    pub private_for: Option<i32>,
+}
+
+/// `haypile ss`.
+#[derive(Debug, Args)]
+pub struct SsArgs {
+    /// The service to ask.
+    #[command(flatten)]
+    pub control: ControlArgs,
+    /// Listeners only
+    #[arg(long, short)]
+    pub listening: bool,
+    /// Everything: listeners, connections, TIME-WAIT
+    #[arg(long, short)]
+    pub all: bool,
+    /// One JSON object instead of the table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `haypile status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// The service to ask.
+    #[command(flatten)]
+    pub control: ControlArgs,
+    /// One JSON object instead of the tables
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `haypile plan`.
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// The plan, in the notation TS1LS1CM1
+    #[arg(default_value = "TS1LS1CM1")]
+    pub plan: String,
+    /// One JSON object instead of the table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `haypile capture`.
+#[derive(Debug, Args)]
+pub struct CaptureArgs {
+    /// The service to ask.
+    #[command(flatten)]
+    pub control: ControlArgs,
+    /// Start, writing to this file, which must not exist
+    #[arg(long, short, value_name = "FILE", required_unless_present = "stop")]
+    pub write: Option<PathBuf>,
+    /// Stop by itself after this many bytes
+    #[arg(long, value_name = "BYTES", default_value_t = 0, hide_default_value = true)]
+    pub max_bytes: u64,
+    /// End the capture that runs
+    #[arg(long, conflicts_with = "write")]
+    pub stop: bool,
+    /// One JSON object instead of a line
+    #[arg(long)]
+    pub json: bool,
+}

@@ -1,0 +1,44 @@
+//! `haypile ss`: the TCP sockets of a service. Called by `main`.
+
+use std::process::ExitCode;
+
+use haypile_service::control::{Request, ask};
+use haypile_service::error::Error;
+use haypile_service::report::{SocketRow, Sockets};
+
+use crate::cli::SsArgs;
+use crate::{place, table};
+
+/// Prints the sockets.
+///
+/// # Errors
+/// When no service answers.
+pub fn run(arguments: &SsArgs) -> Result<ExitCode, Error> {
+    let directory = place::directory(arguments.control.control_dir.as_deref())?;
+    let request = Request::Ss { listening: arguments.listening, all: arguments.all };
+    let answer = ask(&directory, &request)?;
+    let sockets: Sockets = table::parse(answer)?;
+    if arguments.json {
+        table::print(&sockets);
+    } else {
+        let rows: Vec<Vec<String>> = sockets.sockets.iter().map(cells).collect();
+        table::show(&["State", "Recv-Q", "Send-Q", "Local", "Peer", "Process"], &rows, &[1, 2]);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn cells(row: &SocketRow) -> Vec<String> {
+    let process = match (&row.program, row.pid) {
+        (Some(program), Some(pid)) => format!("{program} ({pid})"),
+        (None, Some(pid)) => pid.to_string(),
+        _ => "-".to_string(),
+    };
+    vec![
+        row.state.clone(),
+        row.recv_queue.to_string(),
+        row.send_queue.to_string(),
+        row.local.clone(),
+        row.remote.clone().unwrap_or_else(|| "*".to_string()),
+        process,
+    ]
+}
