@@ -17,10 +17,11 @@ use super::congestion::{Congestion, CongestionControl};
 use super::loss::Loss;
 use super::rtt::RoundTrip;
 use super::seam::{Parameters, Setup, State, TcpInfo};
-use super::segment::TIMESTAMPS_LEN;
-use super::sequence_space::{SYN_OFFSET, SequenceSpace, offset_of_position, position};
+use super::segment::{SeqNumber, TIMESTAMPS_LEN};
+use super::sequence_space::{FIRST_DATA, SYN_OFFSET, SequenceSpace, offset_of_position, position};
 use super::time_wait::TimeWait;
 use super::timers::{Timer, Timers};
+use super::window::{RECEIVE_MSS_INITIAL, shift_for};
 use crate::{Instant, Progress, SocketError, SocketOption, SocketOptions};
 
 /// Offsets stay below this whatever an application claims, so that sums never wrap.
@@ -49,6 +50,25 @@ pub(super) struct SendSpace {
     pub(super) mss: u16,
     /// Shift of the windows that the peer sends.
     pub(super) shift: u8,
+}
+
+impl SendSpace {
+    /// Nothing sent; `mss` is what our own link carries.
+    fn new(iss: SeqNumber, mss: u16) -> SendSpace {
+        SendSpace {
+            una: SYN_OFFSET,
+            nxt: SYN_OFFSET,
+            tail: FIRST_DATA,
+            small_end: 0,
+            space: SequenceSpace::new(iss),
+            window: 0,
+            window_max: 0,
+            wl1: 0,
+            wl2: 0,
+            mss,
+            shift: 0,
+        }
+    }
 }
 
 /// The peer's half of the sequence space.
@@ -80,6 +100,28 @@ pub(super) struct ReceiveSpace {
     pub(super) mss_announced: u16,
     /// Shift of the windows that we send.
     pub(super) shift: u8,
+}
+
+impl ReceiveSpace {
+    /// Nothing heard; `mss` is what we announce, `buffer_max` what the window may grow to.
+    fn new(now: Instant, buffer: u32, mss: u16, buffer_max: u32) -> ReceiveSpace {
+        ReceiveSpace {
+            nxt: SYN_OFFSET,
+            edge: SYN_OFFSET,
+            acked: SYN_OFFSET,
+            consumed: FIRST_DATA,
+            fin_at: u64::MAX,
+            discard_from: u64::MAX,
+            out_of_order: Assembler::default(),
+            measured_at: now,
+            measured_from: FIRST_DATA,
+            space: SequenceSpace::new(SeqNumber::default()),
+            buffer,
+            mss: mss.min(RECEIVE_MSS_INITIAL),
+            mss_announced: mss,
+            shift: shift_for(buffer_max),
+        }
+    }
 }
 
 /// Timestamps, RFC 7323.
@@ -195,35 +237,8 @@ impl Connection {
         };
         let buffer = options.receive_buffer.min(parameters.receive_buffer_max);
         Connection {
-            send: SendSpace {
-                una: SYN_OFFSET,
-                nxt: SYN_OFFSET,
-                tail: SYN_OFFSET + 1,
-                small_end: 0,
-                space: SequenceSpace::new(setup.iss),
-                window: 0,
-                window_max: 0,
-                wl1: 0,
-                wl2: 0,
-                mss: announced,
-                shift: 0,
-            },
-            receive: ReceiveSpace {
-                nxt: SYN_OFFSET,
-                edge: SYN_OFFSET,
-                acked: SYN_OFFSET,
-                consumed: SYN_OFFSET + 1,
-                fin_at: u64::MAX,
-                discard_from: u64::MAX,
-                out_of_order: Assembler::default(),
-                measured_at: now,
-                measured_from: SYN_OFFSET + 1,
-                space: SequenceSpace::new(Default::default()),
-                buffer,
-                mss: announced.min(super::window::RECEIVE_MSS_INITIAL),
-                mss_announced: announced,
-                shift: super::window::shift_for(parameters.receive_buffer_max),
-            },
+            send: SendSpace::new(setup.iss, announced),
+            receive: ReceiveSpace::new(now, buffer, announced, parameters.receive_buffer_max),
             rtt: RoundTrip::new(&parameters),
             loss: Loss::new(),
             congestion: Congestion::new(CongestionControl::Cubic),
