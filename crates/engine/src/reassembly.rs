@@ -349,7 +349,7 @@ impl Datagram {
 /// Refuses what cannot be part of any datagram.
 fn check(fragment: &Fragment<'_>) -> Result<(), DropReason> {
     let end = fragment.offset + fragment.data.len();
-    let unaligned = fragment.more && fragment.data.len() % 8 != 0;
+    let unaligned = fragment.more && !fragment.data.len().is_multiple_of(8);
     if fragment.data.is_empty() || unaligned || end > DATAGRAM_MAX {
         return Err(DropReason::FragmentMalformed);
     }

@@ -142,7 +142,7 @@ struct Oracle {
 
 impl Oracle {
     fn handle(&mut self, offset: usize, more: bool, data: &[u8]) -> Result<Option<Vec<u8>>, ()> {
-        if data.is_empty() || (more && data.len() % 8 != 0) {
+        if data.is_empty() || (more && !data.len().is_multiple_of(8)) {
             return Err(());
         }
         if self.dead {

@@ -130,8 +130,7 @@ impl Shard {
                 }
                 IpProtocol::Ipv6Route => self.check_routing(packet, position.at)?,
                 IpProtocol::Ipv6Frag => {
-                    let header = Ipv6FragmentHeader::new_checked(rest)
-                        .map_err(|_| DropReason::Ipv6BadExtension)?;
+                    let header = fragment_header(rest)?;
                     if header.more_frags() || header.frag_offset() != 0 {
                         return Ok(position);
                     }
@@ -202,10 +201,9 @@ impl Shard {
         if packet.ingress.reassembled || packet.group {
             return Err(DropReason::Ipv6BadExtension);
         }
-        let header = Ipv6FragmentHeader::new_checked(packet.payload)
-            .map_err(|_| DropReason::Ipv6BadExtension)?;
+        let header = fragment_header(packet.payload)?;
         let data = packet.payload.get(FRAGMENT_HEADER..).unwrap_or_default();
-        if header.more_frags() && data.len() % 8 != 0 {
+        if header.more_frags() && !data.len().is_multiple_of(8) {
             self.send_error(packet, IcmpCause::BadField(4));
             return Err(DropReason::FragmentMalformed);
         }
@@ -232,6 +230,13 @@ impl Shard {
             Ingress { wire: true, link_group: false, checksum_valid: false, reassembled: true };
         self.handle_ipv6(ingress, &whole, streams)
     }
+}
+
+/// The fields of a fragment header; smoltcp's view starts behind the two bytes that all extension
+/// headers share.
+fn fragment_header(bytes: &[u8]) -> Result<Ipv6FragmentHeader<&[u8]>, DropReason> {
+    let fields = bytes.get(2..).ok_or(DropReason::Ipv6BadExtension)?;
+    Ipv6FragmentHeader::new_checked(fields).map_err(|_| DropReason::Ipv6BadExtension)
 }
 
 /// Writes the next fragment of `packet`, which has no extension headers, to `out`. `sent` counts

@@ -221,11 +221,7 @@ impl Shard {
     /// Whether nothing is left to send: no queued reply, no connection with data or a FIN that the
     /// peer has not acknowledged. Looks at every connection: for shutting down.
     pub fn is_quiet(&self) -> bool {
-        let quiet = |entry: &Entry| {
-            let info = entry.connection.info(self.now);
-            let closing = matches!(info.state, State::FinWait1 | State::Closing | State::LastAck);
-            entry.gone || (!closing && info.unacknowledged == 0 && info.not_sent == 0)
-        };
+        let quiet = |entry: &Entry| entry.gone || !entry.connection.has_unfinished_data();
         self.replies.is_empty()
             && self.loopback.is_empty()
             && self.ready.is_empty()
