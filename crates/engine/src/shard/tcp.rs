@@ -68,7 +68,11 @@ impl Shard {
             return Err(DropReason::TcpNoFlow);
         };
         if let Stage::HalfOpen(listener) = entry.stage {
-            self.check_completion(listener, entry, segment)?;
+            let admitted = self.check_completion(listener, entry, segment);
+            if admitted == Err(DropReason::TcpListenerFull) {
+                self.counters.count(Counter::TcpListenOverflows);
+            }
+            admitted?;
         }
         let Some(entry) = self.sockets.get_mut(id).and_then(Socket::connection_mut) else {
             return Err(DropReason::TcpNoFlow);
@@ -151,7 +155,7 @@ impl Shard {
             }
             TimeWaitAnswer::Reuse { snd_nxt } => {
                 let listener = self.listener_for(&key).ok_or(DropReason::TcpTimeWait)?;
-                self.check_admission(listener, &key, segment)?;
+                self.check_admission(listener, &key)?;
                 self.forget_time_wait(name);
                 self.counters.count(Counter::TcpTimeWaitReused);
                 self.admit(listener, key, segment, Some(snd_nxt))
@@ -179,7 +183,7 @@ impl Shard {
         if !opens || flags.contains(Flags::FIN) {
             return Err(DropReason::TcpSynMalformed);
         }
-        self.check_admission(listener, &key, segment)?;
+        self.check_admission(listener, &key)?;
         self.admit(listener, key, segment, None)
     }
 
@@ -188,12 +192,7 @@ impl Shard {
     }
 
     /// Whether a listener can take a SYN now; makes room among its half-open connections.
-    fn check_admission(
-        &mut self,
-        listener_id: SocketId,
-        key: &FlowKey,
-        _syn: &Segment<'_>,
-    ) -> Result<(), DropReason> {
+    fn check_admission(&mut self, listener_id: SocketId, key: &FlowKey) -> Result<(), DropReason> {
         let Some(Socket::Listener(listener)) = self.sockets.get(listener_id) else {
             return Err(DropReason::TcpNoFlow);
         };
@@ -229,15 +228,11 @@ impl Shard {
         let Some(Socket::Listener(listener)) = self.sockets.get(listener_id) else {
             return Err(DropReason::TcpNoFlow);
         };
-        let setup = self.setup(&key, listener.template, after);
+        let template = listener.template;
+        let setup = self.setup(&key, template, after);
         let connection = Connection::open_passive(self.now, setup, syn);
-        let entry = self.entry(
-            connection,
-            key,
-            next_hop,
-            Stage::HalfOpen(listener_id),
-            &listener.template.clone(),
-        );
+        let stage = Stage::HalfOpen(listener_id);
+        let entry = self.entry(connection, key, next_hop, stage, &template);
         let id = self.insert_connection(entry).ok_or(DropReason::TcpSocketLimit)?;
         if let Some(listener) = self.sockets.get_mut(listener_id).and_then(Socket::listener_mut) {
             self.queue_links.push_back(&mut listener.half_open, id.index());

@@ -528,3 +528,93 @@ fn a_late_segment_for_a_closed_flow_is_reset() {
     assert_eq!(pair.hosts[0].progress(client).error, Some(SocketError::BrokenPipe));
     assert!(pair.hosts[1].released(server));
 }
+
+/// The source port of a TCP over IPv4 frame without options in its IP header.
+fn source_port(frame: &[u8]) -> u16 {
+    u16::from_be_bytes([frame[34], frame[35]])
+}
+
+#[test]
+fn connections_send_in_turns() {
+    let mut pair = Pair::new();
+    let (first, _, _) = pair.connect(V4);
+    let (second, _) = pair.connect_to(V4);
+    // Opens both congestion windows.
+    for id in [first, second] {
+        for _ in 0..3 {
+            let now = pair.now;
+            pair.hosts[0].send(now, id, &pattern(100_000));
+            pair.run(100_000);
+        }
+    }
+    let now = pair.now;
+    pair.hosts[0].send(now, first, &pattern(50_000));
+    pair.hosts[0].send(now, second, &pattern(50_000));
+    let frames = pair.hosts[0].drain(now);
+    let port_of = |id| pair.hosts[0].shard.local_address(id).expect("address").port();
+    let (first, second) = (port_of(first), port_of(second));
+    let ports: Vec<u16> = frames.iter().map(|frame| source_port(frame)).collect();
+    assert!(ports.len() > 40);
+    let turn = limits::SEGMENTS_PER_TURN as usize;
+    assert!(ports[..turn].iter().all(|port| *port == first));
+    assert!(ports[turn..2 * turn].iter().all(|port| *port == second));
+    assert_eq!(ports[2 * turn], first);
+}
+
+#[test]
+fn one_call_takes_a_bounded_number_of_steps() {
+    let mut host = Host::new(config(1));
+    // Every connection to nobody takes a step and gives no frame.
+    for _ in 0..1000 {
+        let options = SocketOptions::default();
+        let _ = host.shard.connect(START, None, at("198.18.0.77:80"), options).expect("connect");
+    }
+    let mut out = vec![0; 1514];
+    assert!(host.shard.poll_transmit(START, &mut out, &mut host.memory).is_some(), "a request");
+    let mut calls = 0;
+    while host.shard.poll_transmit(START, &mut out, &mut host.memory).is_none() {
+        calls += 1;
+        if host.shard.poll_timeout() != Some(START) {
+            break;
+        }
+    }
+    assert!((2..20).contains(&calls), "{calls}");
+}
+
+#[test]
+fn streams_that_are_not_read_close_the_window() {
+    let mut pair = Pair::new();
+    let (client, server, _) = pair.connect(V4);
+    pair.hosts[1].lazy = true;
+    for _ in 0..20 {
+        let now = pair.now;
+        pair.hosts[0].send(now, client, &pattern(100_000));
+        pair.run(500_000);
+    }
+    let received = pair.hosts[1].progress(server).rx_end;
+    assert!(received <= u64::from(limits::RECEIVE_BUFFER_MAX), "{received}");
+    let now = pair.now;
+    pair.hosts[1].shard.receive_consumed(now, server, received);
+    pair.hosts[1].lazy = false;
+    pair.run(30 * SECOND_US);
+    assert!(pair.hosts[1].progress(server).rx_end > received);
+}
+
+#[test]
+fn ports_run_out_and_come_back() {
+    let mut host = Host::new(config(1));
+    let remote = at("198.18.0.1:9");
+    let ports = usize::from(limits::EPHEMERAL_LAST - limits::EPHEMERAL_FIRST) + 1;
+    let options = SocketOptions::default();
+    let mut ids = Vec::new();
+    for _ in 0..ports {
+        ids.push(host.shard.connect(START, None, remote, options).expect("a port is left"));
+    }
+    let none = host.shard.connect(START, None, remote, options);
+    assert_eq!(none, Err(ConnectError::NoPortLeft));
+    assert!(host.shard.connect(START, None, at("198.18.0.1:10"), options).is_ok());
+    let freed = host.shard.local_address(ids[777]).expect("address");
+    host.shard.close(START, ids[777], Close::Abort);
+    let again = host.shard.connect(START, None, remote, options).expect("one is free");
+    assert_eq!(host.shard.local_address(again), Some(freed));
+}

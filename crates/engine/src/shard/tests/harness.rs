@@ -41,7 +41,6 @@ pub struct Host {
     pub consumed: BTreeMap<SocketId, u64>,
     /// Reads nothing by itself.
     pub lazy: bool,
-    pub mac: [u8; 6],
 }
 
 pub fn at(text: &str) -> SocketAddr {
@@ -73,7 +72,6 @@ pub const START: Instant = Instant::from_us(1_000_000_000);
 
 impl Host {
     pub fn new(config: ShardConfig) -> Host {
-        let mac = config.mac;
         Host {
             shard: Shard::new(config, START).expect("a good configuration"),
             memory: Memory::default(),
@@ -81,7 +79,6 @@ impl Host {
             progress: BTreeMap::new(),
             consumed: BTreeMap::new(),
             lazy: false,
-            mac,
         }
     }
 
@@ -173,13 +170,16 @@ impl Host {
     }
 }
 
+/// Decides by receiver and frame.
+type Lose = dyn FnMut(usize, &[u8]) -> bool;
+
 /// Two hosts, 1 and 2, on a wire.
 pub struct Pair {
     pub now: Instant,
     pub hosts: [Host; 2],
     wire: VecDeque<(usize, Vec<u8>)>,
     /// Frames that the wire loses: gets the receiver and the frame.
-    pub lose: Box<dyn FnMut(usize, &[u8]) -> bool>,
+    pub lose: Box<Lose>,
     pub frames: u64,
 }
 
