@@ -22,12 +22,12 @@ pub mod time;
 
 mod flow_table;
 mod keys;
-mod lists;
 mod listeners;
+mod lists;
 mod neighbours;
 mod packets;
-mod rate_limit;
 mod ports;
+mod rate_limit;
 mod reassembly;
 mod routing;
 mod slab;
