@@ -16,6 +16,9 @@ use crate::Instant;
 /// Duplicate acknowledgements that show a loss, RFC 5681 section 3.2.
 const DUPLICATE_THRESHOLD: u16 = 3;
 
+/// An echo that is older than this many milliseconds is garbage.
+const ECHO_AGE_MS_MAX: u32 = 1 << 24;
+
 /// Where a connection is in repairing losses.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub(super) enum Phase {
@@ -127,7 +130,9 @@ impl Connection {
     }
 
     /// RFC 6298 section 3 and RFC 7323 section 4.1: our own clock where it applies, the echo where
-    /// something was sent again.
+    /// something was sent again. When acknowledgements were lost an echo can be as old as the longest
+    /// back-off, so what it says is bounded: a path that has really become that slow is learnt in a
+    /// few steps.
     fn take_round_trip_sample(&mut self, now: Instant, echo: Option<u32>) {
         if let Some(rtt_us) = self.rtt.take_timing(self.send.una, now) {
             self.rtt.sample(rtt_us, &self.parameters);
@@ -135,8 +140,9 @@ impl Connection {
             && self.loss.phase != Phase::Open
         {
             let age_ms = self.timestamps.value(now).wrapping_sub(echo);
-            if age_ms < 1 << 24 {
-                self.rtt.sample(u64::from(age_ms) * 1000, &self.parameters);
+            if age_ms < ECHO_AGE_MS_MAX {
+                let bound_us = u64::from(self.rtt.rto_us) * 4;
+                self.rtt.sample((u64::from(age_ms) * 1000).min(bound_us), &self.parameters);
             }
         }
     }

@@ -226,6 +226,25 @@ fn timestamps_give_a_sample_after_a_retransmission() {
 }
 
 #[test]
+fn old_echo_after_lost_acknowledgements_does_not_poison_the_timer() {
+    let mut pair = Pair::established();
+    // All that B says is lost for long, so that A's time-outs double many times.
+    let until = pair.now.plus_us(30_000_000);
+    pair.set_fault(move |now, side, _, _| match side == Side::B && now < until {
+        true => Fate::Drop,
+        false => Fate::Deliver,
+    });
+    pair.write(Side::A, 3 * PAYLOAD);
+    pair.run_until(until);
+    // B speaks first, and echoes what it got long ago.
+    pair.write(Side::B, 10);
+    pair.run_for(1_000_000);
+    pair.assert_delivered(Side::A);
+    let rto_us = pair.a.tcp().info(pair.now).rto_us;
+    assert!(rto_us < 5_000_000, "{rto_us}");
+}
+
+#[test]
 fn sequence_numbers_wrap() {
     for before_wrap in [0u32, 1, 2, 1000, 1449, 200_000] {
         let mut pair = Pair::new();
