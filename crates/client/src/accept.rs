@@ -1,0 +1,298 @@
+//! Accepting: offers of connections come on a ring, one word of the record decides by
+//! compare-and-swap who has it, and neither the hit nor the miss of an accept waits for anybody.
+//!
+//! `Offers` sorts what came by listener. A process registers as an acceptor on its first accept or
+//! wait, and again when an offer turns out to be revoked: it was too slow once, so the service has
+//! taken it off its list. A dual listener asks its kernel half too. Read `socket.rs` first.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::os::fd::RawFd;
+
+use haypile_shm::messages::{Offer, RequestBody};
+use haypile_shm::sys::{self, Waited};
+use haypile_shm::{Consumer, Errno};
+
+use crate::addresses::{to_application, unspecified};
+use crate::attach::{self, Attachment};
+use crate::entry::{self, Phase, Pinned, Socket, flag};
+use crate::errno::SERVICE_GONE;
+use crate::{memory, placeholder, poll, socket};
+
+/// Longest sleep before the life of the service is looked at again.
+const SLICE_NS: u64 = 1_000_000_000;
+
+/// Offers that have come, by listener.
+#[derive(Debug)]
+pub(crate) struct Offers {
+    ring: Consumer,
+    queues: Vec<Queue>,
+}
+
+#[derive(Debug)]
+struct Queue {
+    listener: (u32, u32),
+    connections: VecDeque<(u32, u32)>,
+}
+
+impl Offers {
+    pub(crate) fn new(ring: Consumer) -> Offers {
+        Offers { ring, queues: Vec::new() }
+    }
+
+    fn queue(&mut self, listener: (u32, u32)) -> Option<&mut Queue> {
+        self.queues.iter_mut().find(|queue| queue.listener == listener)
+    }
+
+    /// From now on offers to this listener are kept.
+    fn open(&mut self, listener: (u32, u32)) {
+        if self.queue(listener).is_none() {
+            // Listeners that are gone have the same slot and another generation.
+            self.queues.retain(|queue| queue.listener.0 != listener.0);
+            self.queues.push(Queue { listener, connections: VecDeque::new() });
+        }
+    }
+
+    /// Takes what the ring holds.
+    fn drain(&mut self) {
+        let mut messages = [[0u64; 8]; 32];
+        loop {
+            let count = self.ring.pop_burst(&mut messages);
+            for message in &messages[..count] {
+                if let Ok(offer) = Offer::decode(message)
+                    && let Some(queue) = self.queue((offer.listener, offer.listener_generation))
+                {
+                    queue.connections.push_back((offer.slot, offer.generation));
+                }
+            }
+            if count < messages.len() {
+                return;
+            }
+        }
+    }
+
+    fn pop(&mut self, listener: (u32, u32)) -> Option<(u32, u32)> {
+        self.drain();
+        self.queue(listener)?.connections.pop_front()
+    }
+
+    fn put_back(&mut self, listener: (u32, u32), connection: (u32, u32)) {
+        if let Some(queue) = self.queue(listener) {
+            queue.connections.push_front(connection);
+        }
+    }
+
+    fn holds(&mut self, listener: (u32, u32)) -> bool {
+        self.drain();
+        self.queue(listener).is_some_and(|queue| !queue.connections.is_empty())
+    }
+}
+
+/// Whether an offer for a listener is at hand. It may be revoked by the time it is claimed.
+pub(crate) fn has_offer(listener: &Socket) -> bool {
+    let Ok(attachment) = attach::current() else { return false };
+    attachment.offers().lock().is_ok_and(|mut offers| offers.holds(listener.name()))
+}
+
+/// Registers as an acceptor of a listener, if this process is not.
+pub(crate) fn register(listener: &Socket) -> Result<(), Errno> {
+    if !listener.has(flag::ACCEPTOR) {
+        let attachment = attach::current()?;
+        attachment.offers().lock()?.open(listener.name());
+        if listener.set(flag::ACCEPTOR) {
+            listener.tell(RequestBody::Acceptor)?;
+        }
+    }
+    Ok(())
+}
+
+/// accept4(2): the new descriptor and the peer's address.
+///
+/// # Errors
+/// `TO_KERNEL` if the kernel must do it, or the errno.
+pub fn accept(fd: RawFd, flags: i32) -> Result<(RawFd, SocketAddr), Errno> {
+    let listener = entry::ours(fd)?;
+    if flags & !(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let attachment = attach::current()?;
+    loop {
+        if listener.phase() != Phase::Listening || listener.has(flag::SHUT_READ) {
+            return Err(Errno::EINVAL);
+        }
+        register(&listener)?;
+        if let Some(accepted) = accept_now(attachment, &listener, fd, flags)? {
+            return Ok(accepted);
+        }
+        if attachment.is_gone() {
+            return Err(SERVICE_GONE);
+        }
+        if listener.has(flag::NONBLOCKING) {
+            return Err(Errno::EAGAIN);
+        }
+        wait(attachment, &listener, fd)?;
+    }
+}
+
+type Accepted = (RawFd, SocketAddr);
+
+/// One look at both worlds.
+fn accept_now(
+    attachment: &Attachment,
+    listener: &Pinned,
+    fd: RawFd,
+    flags: i32,
+) -> Result<Option<Accepted>, Errno> {
+    if let Some(accepted) = claim(attachment, listener, flags)? {
+        return Ok(Some(accepted));
+    }
+    if listener.has(flag::DUAL) { accept_kernel(listener, fd, flags) } else { Ok(None) }
+}
+
+/// Claims an offer. The descriptor comes first, because a claim cannot be taken back for want of
+/// one; an offer that finds none stays where it is.
+fn claim(
+    attachment: &Attachment,
+    listener: &Pinned,
+    flags: i32,
+) -> Result<Option<Accepted>, Errno> {
+    let name = listener.name();
+    let mut number = None;
+    let outcome = loop {
+        let Some(connection) = attachment.offers().lock()?.pop(name) else { break Ok(None) };
+        let fd = match number {
+            Some(fd) => fd,
+            None => {
+                let close_on_exec = flags & libc::SOCK_CLOEXEC != 0;
+                match placeholder::duplicate_template(listener.domain(), close_on_exec) {
+                    Ok(fd) => *number.insert(fd),
+                    Err(errno) => {
+                        attachment.offers().lock()?.put_back(name, connection);
+                        break Err(errno);
+                    }
+                }
+            }
+        };
+        let stream = match memory::open_stream(attachment, connection.0, connection.1) {
+            Ok(stream) => stream,
+            Err(errno) => break Err(errno),
+        };
+        if !stream.claim() {
+            // Revoked: we are on the list no more.
+            listener.clear(flag::ACCEPTOR);
+            register(listener)?;
+            continue;
+        }
+        number = None;
+        break enter(attachment, listener, fd, stream, flags).map(Some);
+    };
+    if let Some(unused) = number {
+        let _: Result<(), Errno> = sys::close(unused);
+    }
+    outcome
+}
+
+/// A claimed connection becomes a socket of the application.
+fn enter(
+    attachment: &Attachment,
+    listener: &Pinned,
+    fd: RawFd,
+    stream: haypile_shm::AppStream,
+    flags: i32,
+) -> Result<Accepted, Errno> {
+    let (slot, generation) = (stream.slot(), stream.generation());
+    let remote = stream.remote_address();
+    let entered = entry::make(listener.domain()).and_then(|socket| {
+        socket::forget_number(fd);
+        socket.set(flag::TEMPLATE);
+        socket.put(flag::NONBLOCKING, flags & libc::SOCK_NONBLOCK != 0);
+        socket.stored.inherit(&listener.stored);
+        socket.set_record(stream)?;
+        socket.set_phase(Phase::Stream);
+        if !entry::enter(fd, &socket) {
+            socket.forget_record();
+            return Err(Errno::ENFILE);
+        }
+        attachment.tell(slot, generation, RequestBody::Claim)?;
+        placeholder::born(&socket);
+        Ok(())
+    });
+    if let Err(errno) = entered {
+        let _: Result<(), Errno> = attachment.tell(slot, generation, RequestBody::Refuse);
+        let _: Result<(), Errno> = sys::close(fd);
+        return Err(errno);
+    }
+    let unknown = || unspecified(listener.domain());
+    let remote = remote.map_or_else(unknown, |remote| to_application(remote, listener.domain()));
+    Ok((fd, remote))
+}
+
+/// The kernel's half of a dual listener. Programs that wait are told by their waits when it is
+/// worth asking; for the others every accept asks.
+fn accept_kernel(listener: &Pinned, fd: RawFd, flags: i32) -> Result<Option<Accepted>, Errno> {
+    if listener.has(flag::WATCHED) && !listener.has(flag::KERNEL_READY) {
+        return Ok(None);
+    }
+    match sys::accept4(fd, flags) {
+        Ok((new, remote)) => {
+            let new = new.into_raw();
+            socket::forget_number(new);
+            Ok(Some((new, remote.unwrap_or_else(|| unspecified(listener.domain())))))
+        }
+        Err(Errno::EAGAIN) => {
+            listener.clear(flag::KERNEL_READY);
+            Ok(None)
+        }
+        Err(errno) => Err(errno),
+    }
+}
+
+/// A blocking accept: spins for a moment, then sleeps. Every return means: look again.
+fn wait(attachment: &Attachment, listener: &Pinned, fd: RawFd) -> Result<(), Errno> {
+    let limit_us = listener.receive_timeout_us.load(std::sync::atomic::Ordering::Relaxed);
+    if listener.has(flag::DUAL) {
+        return wait_both(fd, limit_us);
+    }
+    let started_ns = sys::clock_monotonic_ns();
+    let spin_end_ns = started_ns + u64::from(attachment.spin_us()) * 1000;
+    while sys::clock_monotonic_ns() < spin_end_ns {
+        if has_offer(listener) {
+            return Ok(());
+        }
+        std::hint::spin_loop();
+    }
+    let deadline_ns = if limit_us == 0 { u64::MAX } else { started_ns + limit_us * 1000 };
+    let channel = attachment.channel();
+    loop {
+        let ticket = channel.prepare_offer_wait();
+        if has_offer(listener) || listener.has(flag::SHUT_READ) {
+            return Ok(());
+        }
+        let now_ns = sys::clock_monotonic_ns();
+        if now_ns >= deadline_ns {
+            return Err(Errno::EAGAIN);
+        }
+        let waited = channel.wait_offers(ticket, deadline_ns.min(now_ns + SLICE_NS));
+        if waited == Waited::Interrupted {
+            return Err(Errno::EINTR);
+        }
+        if !listener.is_behind(fd) {
+            return Err(Errno::EBADF);
+        }
+        if !attachment.is_alive() {
+            return Err(SERVICE_GONE);
+        }
+    }
+}
+
+/// Waits for an offer or for the kernel, whichever comes first.
+fn wait_both(fd: RawFd, limit_us: u64) -> Result<(), Errno> {
+    let mut fds = [libc::pollfd { fd, events: libc::POLLIN, revents: 0 }];
+    let timeout = (limit_us != 0).then(|| std::time::Duration::from_micros(limit_us));
+    match poll::poll(&mut fds, timeout, &mut |fds, timeout| sys::ppoll(fds, timeout)) {
+        Ok(0) => Err(Errno::EAGAIN),
+        Ok(_) if fds[0].revents & libc::POLLNVAL != 0 => Err(Errno::EBADF),
+        Ok(_) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}

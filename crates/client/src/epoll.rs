@@ -1,0 +1,520 @@
+//! Epoll sets over both worlds. The kernel's own epoll object stays what it is for kernel
+//! descriptors; beside it this process keeps the interest in Haypile sockets (`epoll/interest.rs`)
+//! and has put two descriptors of its own into the kernel's set: the doorbell that the service
+//! rings, and an alarm that this process rings itself.
+//!
+//! Because of the doorbell, one sleep in the kernel waits for both worlds, and duplicates, nesting
+//! and inheritance of epoll descriptors work by themselves. The alarm makes the set readable while
+//! events are at hand and somebody else sleeps on it: another thread, or an outer epoll or poll.
+//! Haypile sockets are never in the kernel's set, except the listening half of a dual listener.
+
+mod interest;
+
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
+
+use haypile_shm::Errno;
+use haypile_shm::sys::{self, EpollEvent};
+
+use crate::attach::{self, Attachment};
+use crate::descriptors::{self, Owner};
+use crate::entry::{self, Phase, Pinned};
+use crate::errno::TO_KERNEL;
+use crate::lock::{Guard, Lock};
+use crate::slab::{Entry, Slab};
+use interest::Interest;
+
+/// Marks the data of our own entries in a kernel set: no address, no small number.
+const MARK: u64 = 0xf5a9_3c71 << 32;
+const MARK_MASK: u64 = 0xffff_ffff << 32;
+/// The doorbell.
+const BELL: u64 = MARK | 0xffff_ffff;
+/// The alarm.
+const ALARM: u64 = MARK | 0xffff_fffe;
+
+/// With events in hand the kernel's half is looked at one time in so many.
+const KERNEL_TURN: u32 = 16;
+/// While spinning, the kernel's half is looked at so often, in nanoseconds.
+const KERNEL_INTERVAL_NS: u64 = 50_000;
+
+/// One epoll object.
+#[derive(Debug)]
+pub(crate) struct Epoll {
+    uses: AtomicU32,
+    descriptors: AtomicU32,
+    number: AtomicI32,
+    /// Threads asleep in the kernel's set, or about to be.
+    sleepers: AtomicU32,
+    /// Another epoll or poll waits on this one.
+    nested: AtomicBool,
+    /// Kernel descriptors were added.
+    has_kernel: AtomicBool,
+    /// Haypile sockets were added.
+    has_ours: AtomicBool,
+    turn: AtomicU32,
+    interest: Lock<Interest>,
+}
+
+impl Default for Epoll {
+    fn default() -> Self {
+        Epoll {
+            uses: AtomicU32::new(0),
+            descriptors: AtomicU32::new(0),
+            number: AtomicI32::new(-1),
+            sleepers: AtomicU32::new(0),
+            nested: AtomicBool::new(false),
+            has_kernel: AtomicBool::new(false),
+            has_ours: AtomicBool::new(false),
+            turn: AtomicU32::new(0),
+            interest: Lock::new(Interest::default()),
+        }
+    }
+}
+
+impl Entry for Epoll {
+    fn uses(&self) -> &AtomicU32 {
+        &self.uses
+    }
+}
+
+static EPOLLS: Slab<Epoll> = Slab::new();
+
+/// An epoll object that cannot go away while this lives.
+struct Held {
+    index: u32,
+    epoll: &'static Epoll,
+}
+
+impl std::ops::Deref for Held {
+    type Target = Epoll;
+    fn deref(&self) -> &Epoll {
+        self.epoll
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if EPOLLS.unpin(self.index) {
+            // The sockets forget the set first, so that none calls back into it.
+            if let Ok(mut interest) = self.epoll.interest.lock() {
+                interest.clear(self.index);
+            }
+            EPOLLS.put(self.index);
+        }
+    }
+}
+
+fn hold(index: u32) -> Option<Held> {
+    EPOLLS.pin(index).map(|epoll| Held { index, epoll })
+}
+
+/// The epoll object behind a descriptor.
+fn behind(fd: RawFd) -> Result<Held, Errno> {
+    loop {
+        match descriptors::owner(fd) {
+            Owner::Kernel => return Err(TO_KERNEL),
+            Owner::Internal => return Err(Errno::EBADF),
+            Owner::Socket(_) => return Err(Errno::EINVAL),
+            Owner::Epoll(index) => {
+                if let Some(held) = hold(index)
+                    && descriptors::owner(fd) == Owner::Epoll(index)
+                {
+                    return Ok(held);
+                }
+            }
+        }
+    }
+}
+
+/// epoll_create1(2) has made this descriptor.
+pub fn epoll_made(fd: RawFd) {
+    crate::socket::forget_number(fd);
+    if !attach::is_attached() {
+        return;
+    }
+    if let Ok((index, epoll)) = EPOLLS.take() {
+        epoll.descriptors.store(0, Ordering::Relaxed);
+        epoll.sleepers.store(0, Ordering::Relaxed);
+        for mark in [&epoll.nested, &epoll.has_kernel, &epoll.has_ours] {
+            mark.store(false, Ordering::Relaxed);
+        }
+        let held = Held { index, epoll };
+        enter(fd, held.index);
+    }
+}
+
+/// Enters a descriptor number for an epoll object.
+pub(crate) fn enter(fd: RawFd, index: u32) {
+    let Some(held) = hold(index) else { return };
+    held.descriptors.fetch_add(1, Ordering::AcqRel);
+    held.uses.fetch_add(1, Ordering::AcqRel);
+    held.number.store(fd, Ordering::Release);
+    if !descriptors::enter(fd, Owner::Epoll(index)) {
+        held.descriptors.fetch_sub(1, Ordering::AcqRel);
+        held.uses.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// A descriptor number of an epoll object is out of the table and about to be closed.
+pub(crate) fn leave(index: u32) {
+    let Some(held) = hold(index) else { return };
+    if held.descriptors.fetch_sub(1, Ordering::AcqRel) > 1 {
+        descriptors::for_each_in(0, u32::MAX, |fd, owner| {
+            if owner == Owner::Epoll(index) {
+                held.number.store(fd, Ordering::Release);
+            }
+        });
+    }
+    held.uses.fetch_sub(1, Ordering::AcqRel);
+}
+
+/// Calls `visit` with the number of every epoll object.
+pub(crate) fn for_each(mut visit: impl FnMut(u32)) {
+    EPOLLS.for_each(|index, _| visit(index));
+}
+
+impl Epoll {
+    /// The interest, with the watcher of this process behind it if there are Haypile sockets.
+    fn interest(&self, epoll: RawFd) -> Result<Guard<'_, Interest>, Errno> {
+        let mut interest = self.interest.lock()?;
+        if self.has_ours.load(Ordering::Acquire) {
+            interest.ensure_watcher(epoll)?;
+        }
+        Ok(interest)
+    }
+
+    /// Somebody else may sleep on the set: he must be rung for what comes, and for what is there.
+    fn settle(&self, epoll: RawFd, interest: &mut Interest) {
+        let others =
+            self.sleepers.load(Ordering::SeqCst) > 0 || self.nested.load(Ordering::Acquire);
+        interest.settle(epoll, others);
+    }
+}
+
+/// epoll_ctl(2).
+///
+/// # Errors
+/// `TO_KERNEL` if the kernel must do it, or the errno.
+pub fn epoll_ctl(
+    epoll: RawFd,
+    operation: i32,
+    fd: RawFd,
+    event: Option<EpollEvent>,
+) -> Result<(), Errno> {
+    let held = behind(epoll)?;
+    match descriptors::owner(fd) {
+        Owner::Internal => Err(Errno::EBADF),
+        Owner::Kernel => {
+            held.has_kernel.store(true, Ordering::Release);
+            Err(TO_KERNEL)
+        }
+        Owner::Epoll(inner) => {
+            held.has_kernel.store(true, Ordering::Release);
+            if operation != libc::EPOLL_CTL_DEL {
+                nest(inner, fd);
+            }
+            Err(TO_KERNEL)
+        }
+        Owner::Socket(_) => {
+            let socket = entry::behind(fd)?;
+            if socket.phase() == Phase::Kernel {
+                held.has_kernel.store(true, Ordering::Release);
+                return Err(TO_KERNEL);
+            }
+            control(&held, epoll, operation, fd, &socket, event)
+        }
+    }
+}
+
+/// From now on somebody waits on an epoll object from outside.
+pub(crate) fn nest(inner: u32, fd: RawFd) {
+    let Some(held) = hold(inner) else { return };
+    held.nested.store(true, Ordering::Release);
+    if let Ok(mut interest) = held.interest(fd) {
+        held.settle(fd, &mut interest);
+    }
+}
+
+fn control(
+    held: &Held,
+    epoll: RawFd,
+    operation: i32,
+    fd: RawFd,
+    socket: &Pinned,
+    event: Option<EpollEvent>,
+) -> Result<(), Errno> {
+    const EXCLUSIVE: u32 = libc::EPOLLEXCLUSIVE as u32;
+    let (events, data) = event.map_or((0, 0), |event| (event.events, event.u64));
+    let exclusive = events & EXCLUSIVE != 0;
+    match operation {
+        libc::EPOLL_CTL_ADD => {
+            // epoll_ctl(2): with EPOLLEXCLUSIVE only these may be given.
+            let allowed = EXCLUSIVE
+                | (libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLWAKEUP | libc::EPOLLET) as u32
+                | (libc::EPOLLERR | libc::EPOLLHUP) as u32;
+            if exclusive && events & !allowed != 0 {
+                return Err(Errno::EINVAL);
+            }
+            held.has_ours.store(true, Ordering::Release);
+            let mut interest = held.interest(epoll)?;
+            interest.add(epoll, fd, socket, events, data)?;
+            socket.note_epoll(held.index);
+            held.settle(epoll, &mut interest);
+        }
+        libc::EPOLL_CTL_MOD => {
+            let mut interest = held.interest(epoll)?;
+            interest.modify(epoll, fd, socket, events, data, exclusive)?;
+            held.settle(epoll, &mut interest);
+        }
+        libc::EPOLL_CTL_DEL => {
+            let mut interest = held.interest(epoll)?;
+            if interest.remove(epoll, fd, socket)? {
+                socket.forget_epoll(held.index);
+            }
+            held.settle(epoll, &mut interest);
+        }
+        _ => return Err(Errno::EINVAL),
+    }
+    Ok(())
+}
+
+/// How a wait sleeps in the kernel's set: set, events, milliseconds. The shim's has the signal
+/// mask in it.
+pub type Sleep<'a> = &'a mut dyn FnMut(RawFd, &mut [EpollEvent], i32) -> Result<usize, Errno>;
+
+/// epoll_wait(2) and its relatives.
+///
+/// # Errors
+/// `TO_KERNEL` if the kernel must do it, or the errno.
+pub fn epoll_wait(
+    epoll: RawFd,
+    out: &mut [EpollEvent],
+    timeout_ms: i32,
+    sleep: Sleep<'_>,
+) -> Result<usize, Errno> {
+    let held = behind(epoll)?;
+    let started_ns = sys::clock_monotonic_ns();
+    let deadline_ns = match u64::try_from(timeout_ms) {
+        Ok(timeout_ms) => started_ns + timeout_ms * 1_000_000,
+        Err(_) => u64::MAX,
+    };
+    let mut spin_end_ns = None;
+    loop {
+        let ready = look(&held, epoll, out)?;
+        if ready > 0 || timeout_ms == 0 {
+            return Ok(ready);
+        }
+        let attachment = attach::current()?;
+        let spin_us = if held.has_ours.load(Ordering::Relaxed) { attachment.spin_us() } else { 0 };
+        let end_ns = *spin_end_ns
+            .get_or_insert_with(|| (started_ns + u64::from(spin_us) * 1000).min(deadline_ns));
+        if let Some(ready) = spin(&held, epoll, out, end_ns)? {
+            return Ok(ready);
+        }
+        match doze(&held, epoll, out, deadline_ns, sleep)? {
+            Dozed::Ready(ready) => return Ok(ready),
+            Dozed::TimedOut => return look(&held, epoll, out),
+            Dozed::LookAgain => {}
+        }
+    }
+}
+
+/// Looks at the service's half, and at the kernel's half if it is due.
+fn look(held: &Held, epoll: RawFd, out: &mut [EpollEvent]) -> Result<usize, Errno> {
+    let mut ready = 0;
+    if held.has_ours.load(Ordering::Acquire) {
+        let mut interest = held.interest(epoll)?;
+        if held.nested.load(Ordering::Acquire) {
+            interest.quiet();
+        }
+        ready = interest.collect(out);
+        held.settle(epoll, &mut interest);
+    }
+    let turn = held.turn.fetch_add(1, Ordering::Relaxed);
+    let kernel = held.has_kernel.load(Ordering::Acquire) || !held.has_ours.load(Ordering::Acquire);
+    if ready < out.len() && kernel && (ready == 0 || turn.is_multiple_of(KERNEL_TURN)) {
+        ready = look_at_kernel(held, epoll, out, ready)?;
+    }
+    Ok(ready)
+}
+
+/// Adds what the kernel's half has, and what the service's half has after that.
+fn look_at_kernel(
+    held: &Held,
+    epoll: RawFd,
+    out: &mut [EpollEvent],
+    ready: usize,
+) -> Result<usize, Errno> {
+    let found = sys::epoll_wait(epoll, &mut out[ready..], 0)?;
+    Ok(ready + sift(held, epoll, &mut out[ready..], found)?)
+}
+
+/// Takes our own entries out of what the kernel reported, and acts on them. The room that is left
+/// is filled with events of our own sockets.
+fn sift(
+    held: &Held,
+    epoll: RawFd,
+    events: &mut [EpollEvent],
+    found: usize,
+) -> Result<usize, Errno> {
+    if !events[..found].iter().any(|event| event.u64 & MARK_MASK == MARK) {
+        return Ok(found);
+    }
+    let mut kept = 0;
+    let mut interest = held.interest(epoll)?;
+    for at in 0..found {
+        let event = events[at];
+        let data = event.u64;
+        match data {
+            BELL => interest.quiet(),
+            ALARM => interest.silence(),
+            data if data & MARK_MASK == MARK => interest.kernel_half_ready(data as u32),
+            _ => {
+                events[kept] = event;
+                kept += 1;
+            }
+        }
+    }
+    kept += interest.collect(&mut events[kept..]);
+    held.settle(epoll, &mut interest);
+    Ok(kept)
+}
+
+/// Spins until the end for an event of ours, looking at the kernel's half now and then.
+fn spin(
+    held: &Held,
+    epoll: RawFd,
+    out: &mut [EpollEvent],
+    end_ns: u64,
+) -> Result<Option<usize>, Errno> {
+    let mut kernel_ns = sys::clock_monotonic_ns() + KERNEL_INTERVAL_NS;
+    loop {
+        let now_ns = sys::clock_monotonic_ns();
+        if now_ns >= end_ns {
+            return Ok(None);
+        }
+        if held.interest(epoll)?.has_news() {
+            let ready = look(held, epoll, out)?;
+            if ready > 0 {
+                return Ok(Some(ready));
+            }
+        }
+        if now_ns >= kernel_ns && held.has_kernel.load(Ordering::Relaxed) {
+            kernel_ns = now_ns + KERNEL_INTERVAL_NS;
+            let ready = look_at_kernel(held, epoll, out, 0)?;
+            if ready > 0 {
+                return Ok(Some(ready));
+            }
+        }
+        std::hint::spin_loop();
+    }
+}
+
+enum Dozed {
+    Ready(usize),
+    TimedOut,
+    LookAgain,
+}
+
+/// Sleeps in the kernel's set, after the announcement that makes the service ring.
+fn doze(
+    held: &Held,
+    epoll: RawFd,
+    out: &mut [EpollEvent],
+    deadline_ns: u64,
+    sleep: Sleep<'_>,
+) -> Result<Dozed, Errno> {
+    let _asleep = Asleep::new(held);
+    if held.has_ours.load(Ordering::Acquire) && !held.interest(epoll)?.prepare_sleep() {
+        return Ok(Dozed::LookAgain);
+    }
+    let now_ns = sys::clock_monotonic_ns();
+    let left_ms = match deadline_ns {
+        u64::MAX => -1,
+        // Rounded up: a wait may be longer than asked for, never shorter.
+        deadline_ns => {
+            let left_ms = deadline_ns.saturating_sub(now_ns).div_ceil(1_000_000);
+            i32::try_from(left_ms).unwrap_or(i32::MAX)
+        }
+    };
+    let slept = sleep(epoll, out, left_ms);
+    drop(_asleep);
+    if held.has_ours.load(Ordering::Acquire) {
+        let mut interest = held.interest(epoll)?;
+        interest.awake();
+        held.settle(epoll, &mut interest);
+    }
+    let found = slept?;
+    if found == 0 {
+        return Ok(if left_ms < 0 { Dozed::LookAgain } else { Dozed::TimedOut });
+    }
+    match sift(held, epoll, out, found)? {
+        0 if sys::clock_monotonic_ns() >= deadline_ns => Ok(Dozed::TimedOut),
+        0 => Ok(Dozed::LookAgain),
+        ready => Ok(Dozed::Ready(ready)),
+    }
+}
+
+/// Counts a sleeper, also when the sleep ends by an error.
+struct Asleep<'a>(&'a Epoll);
+
+impl<'a> Asleep<'a> {
+    fn new(epoll: &'a Epoll) -> Asleep<'a> {
+        epoll.sleepers.fetch_add(1, Ordering::SeqCst);
+        Asleep(epoll)
+    }
+}
+
+impl Drop for Asleep<'_> {
+    fn drop(&mut self) {
+        self.0.sleepers.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Does something to the interest of an epoll object that a socket is in.
+fn with_interest(epoll: u32, act: impl FnOnce(&mut Interest, RawFd)) {
+    let Some(held) = hold(epoll) else { return };
+    let number = held.number.load(Ordering::Acquire);
+    if let Ok(mut interest) = held.interest.lock() {
+        act(&mut interest, number);
+        held.settle(number, &mut interest);
+    }
+}
+
+/// The last descriptor of a socket is gone: so is its registration.
+pub(crate) fn drop_socket(epoll: u32, socket: u32) {
+    with_interest(epoll, |interest, number| interest.drop_socket(number, socket));
+}
+
+/// A socket has turned out to be the kernel's: the kernel's set takes it over.
+pub(crate) fn hand_to_kernel(epoll: u32, socket: u32) {
+    if let Some(held) = hold(epoll) {
+        held.has_kernel.store(true, Ordering::Release);
+    }
+    with_interest(epoll, |interest, number| interest.hand_to_kernel(number, socket));
+}
+
+/// A socket has got a record, or another meaning.
+pub(crate) fn socket_changed(epoll: u32, socket: u32) {
+    with_interest(epoll, |interest, number| interest.socket_changed(number, socket));
+}
+
+pub(crate) fn hold_for_fork() {
+    EPOLLS.for_each(|_, epoll| epoll.interest.hold_for_fork());
+    EPOLLS.hold_for_fork();
+}
+
+pub(crate) fn release_after_fork() {
+    EPOLLS.release_after_fork();
+    EPOLLS.for_each(|_, epoll| epoll.interest.release_after_fork());
+}
+
+/// A forked child has attached: what its parent's watchers were told is not told to it.
+pub(crate) fn attached_in_child(_attachment: &Attachment) {
+    EPOLLS.for_each(|_, epoll| {
+        epoll.sleepers.store(0, Ordering::SeqCst);
+        if let Ok(mut interest) = epoll.interest.lock() {
+            interest.forget_watcher();
+        }
+    });
+}

@@ -1,0 +1,552 @@
+//! What an epoll object waits for on Haypile sockets: one registration for each descriptor, the
+//! list of those that may be ready, and the watcher that the service reports to.
+//!
+//! A registration is on the ready list once its socket was reported, added or modified. A wait
+//! looks at the socket's present state, so the list may hold too many but never too few:
+//! level-triggered registrations stay on it until they are found not ready, edge-triggered ones
+//! leave it when they are given out, one-shot ones are disarmed. Nothing here is linear in the
+//! number of registrations but walks over one socket's own.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::RawFd;
+
+use haypile_shm::Errno;
+use haypile_shm::limits::NO_SLOT;
+use haypile_shm::messages::RequestBody;
+use haypile_shm::sys::{self, EpollEvent};
+
+use super::{ALARM, BELL, MARK};
+use crate::attach;
+use crate::entry::{self, Phase, Pinned, Socket, flag};
+use crate::internal::{Bell, Internal};
+use crate::watchers::Watcher;
+use crate::{accept, readiness};
+
+const EDGE: u32 = libc::EPOLLET as u32;
+const ONE_SHOT: u32 = libc::EPOLLONESHOT as u32;
+const EXCLUSIVE: u32 = libc::EPOLLEXCLUSIVE as u32;
+const ALWAYS: u32 = (libc::EPOLLERR | libc::EPOLLHUP) as u32;
+const NONE: u32 = u32::MAX;
+
+type Map<K> = HashMap<K, u32, foldhash::fast::RandomState>;
+
+/// One registration.
+#[derive(Debug)]
+struct Registration {
+    fd: RawFd,
+    socket: u32,
+    events: u32,
+    data: u64,
+    slot: u32,
+    generation: u32,
+    /// False after a one-shot event, until modified.
+    armed: bool,
+    /// On the ready list.
+    queued: bool,
+    /// False once removed, while still on the ready list.
+    live: bool,
+    /// The placeholder of a dual listener is in the kernel's set for it.
+    in_kernel: bool,
+    /// The kernel has reported the placeholder.
+    kernel_ready: bool,
+    /// Next registration of the same socket in this set.
+    next: u32,
+}
+
+/// The interest of one epoll object.
+#[derive(Debug, Default)]
+pub(super) struct Interest {
+    registrations: Vec<Registration>,
+    free: Vec<u32>,
+    /// By descriptor and socket, the kernel's own key.
+    by_key: Map<(RawFd, u32)>,
+    /// First registration of a socket.
+    by_socket: Map<u32>,
+    /// The socket of a record.
+    by_slot: Map<u32>,
+    ready: VecDeque<u32>,
+    /// Listeners, to register as an acceptor of.
+    listeners: Vec<u32>,
+    watcher: Option<Watcher>,
+    alarm: Option<Alarm>,
+    alarm_is_set: bool,
+}
+
+/// A doorbell of which this process holds both ends.
+#[derive(Debug)]
+struct Alarm {
+    bell: Bell,
+    rope: Internal,
+}
+
+impl Interest {
+    // --- the watcher and the alarm -------------------------------------------------------------
+
+    /// Makes the watcher of this process, if there is none, and tells the service of everything.
+    pub(super) fn ensure_watcher(&mut self, epoll: RawFd) -> Result<(), Errno> {
+        let attachment = attach::current()?;
+        if self.watcher.as_ref().is_some_and(|watcher| watcher.belongs_to(attachment)) {
+            return Ok(());
+        }
+        self.forget_watcher();
+        let watcher = Watcher::new(attachment)?;
+        sys::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, watcher.bell(), libc::EPOLLIN as u32, BELL)?;
+        self.watcher = Some(watcher);
+        for index in 0..self.registrations.len() as u32 {
+            if self.registrations[index as usize].live {
+                self.watch(index);
+                self.push_ready(index);
+            }
+        }
+        Ok(())
+    }
+
+    /// In a forked child: the watcher is the parent's.
+    pub(super) fn forget_watcher(&mut self) {
+        self.watcher = None;
+        self.alarm = None;
+        self.alarm_is_set = false;
+    }
+
+    /// Takes the rings of the doorbell.
+    pub(super) fn quiet(&mut self) {
+        if let Some(watcher) = &self.watcher
+            && !watcher.quiet_bell()
+            && let Ok(attachment) = attach::current()
+        {
+            // The service is gone: every socket has something to say about that.
+            attachment.note_gone();
+            self.push_all();
+        }
+    }
+
+    fn push_all(&mut self) {
+        for index in 0..self.registrations.len() as u32 {
+            self.push_ready(index);
+        }
+    }
+
+    /// Takes the alarm back.
+    pub(super) fn silence(&mut self) {
+        if let Some(alarm) = &self.alarm {
+            alarm.bell.drain();
+        }
+        self.alarm_is_set = false;
+    }
+
+    /// Makes the set readable while events are at hand and `others` wait for it, and has the
+    /// service ring for what comes.
+    pub(super) fn settle(&mut self, epoll: RawFd, others: bool) {
+        if !others {
+            if self.alarm_is_set {
+                self.silence();
+            }
+            return;
+        }
+        let Some(watcher) = &mut self.watcher else { return };
+        watcher.prepare_sleep();
+        let at_hand = !watcher.is_empty() || !self.ready.is_empty();
+        if at_hand && !self.alarm_is_set {
+            self.ring_alarm(epoll);
+        } else if !at_hand && self.alarm_is_set {
+            self.silence();
+        }
+    }
+
+    fn ring_alarm(&mut self, epoll: RawFd) {
+        if self.alarm.is_none() {
+            let Ok((bell, rope)) = Bell::pair() else { return };
+            let events = libc::EPOLLIN as u32;
+            if sys::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, bell.raw(), events, ALARM).is_err() {
+                return;
+            }
+            self.alarm = Some(Alarm { bell, rope: Internal::new(rope) });
+        }
+        if let Some(alarm) = &self.alarm {
+            let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+            self.alarm_is_set = sys::send(alarm.rope.raw(), &[1], flags).is_ok();
+        }
+    }
+
+    /// Announces sleep. False: there is something to look at first.
+    pub(super) fn prepare_sleep(&mut self) -> bool {
+        let Some(watcher) = &mut self.watcher else { return true };
+        watcher.prepare_sleep();
+        watcher.is_empty() && self.ready.is_empty()
+    }
+
+    /// The sleep is over.
+    pub(super) fn awake(&mut self) {
+        if let Some(watcher) = &self.watcher {
+            watcher.awake();
+        }
+    }
+
+    /// Whether a look is worth it.
+    pub(super) fn has_news(&mut self) -> bool {
+        !self.ready.is_empty() || self.watcher.as_mut().is_some_and(|watcher| !watcher.is_empty())
+    }
+
+    // --- registrations -------------------------------------------------------------------------
+
+    fn find(&self, fd: RawFd, socket: &Pinned) -> Option<u32> {
+        self.by_key.get(&(fd, socket.index())).copied()
+    }
+
+    /// `EPOLL_CTL_ADD`
+    pub(super) fn add(
+        &mut self,
+        epoll: RawFd,
+        fd: RawFd,
+        socket: &Pinned,
+        events: u32,
+        data: u64,
+    ) -> Result<(), Errno> {
+        if self.find(fd, socket).is_some() {
+            return Err(Errno::EEXIST);
+        }
+        let registration = Registration {
+            fd,
+            socket: socket.index(),
+            events,
+            data,
+            slot: NO_SLOT,
+            generation: 0,
+            armed: true,
+            queued: false,
+            live: true,
+            in_kernel: false,
+            kernel_ready: false,
+            next: NONE,
+        };
+        let index = self.place(registration);
+        self.by_key.insert((fd, socket.index()), index);
+        let next = self.by_socket.insert(socket.index(), index).unwrap_or(NONE);
+        self.registrations[index as usize].next = next;
+        self.tie(epoll, index, socket);
+        Ok(())
+    }
+
+    fn place(&mut self, registration: Registration) -> u32 {
+        match self.free.pop() {
+            Some(index) => {
+                self.registrations[index as usize] = registration;
+                index
+            }
+            None => {
+                self.registrations.push(registration);
+                self.registrations.len() as u32 - 1
+            }
+        }
+    }
+
+    /// Ties a registration to the record of its socket, if there is one by now, and looks at it.
+    fn tie(&mut self, epoll: RawFd, index: u32, socket: &Socket) {
+        let (slot, generation) = socket.name();
+        let registration = &mut self.registrations[index as usize];
+        if registration.slot == NO_SLOT && slot != NO_SLOT {
+            registration.slot = slot;
+            registration.generation = generation;
+            self.by_slot.insert(slot, registration.socket);
+        }
+        if socket.phase() == Phase::Listening {
+            if !self.listeners.contains(&index) {
+                self.listeners.push(index);
+            }
+            socket.set(flag::WATCHED);
+            self.put_in_kernel(epoll, index, socket);
+        }
+        self.watch(index);
+        self.push_ready(index);
+    }
+
+    /// The listening half of a dual listener waits in the kernel's set.
+    fn put_in_kernel(&mut self, epoll: RawFd, index: u32, socket: &Socket) {
+        let registration = &mut self.registrations[index as usize];
+        if !socket.has(flag::DUAL) {
+            return;
+        }
+        let events = registration.events & (libc::EPOLLIN as u32 | EDGE | ONE_SHOT | EXCLUSIVE);
+        let data = MARK | u64::from(index);
+        let operation =
+            if registration.in_kernel { libc::EPOLL_CTL_MOD } else { libc::EPOLL_CTL_ADD };
+        let put = sys::epoll_ctl(epoll, operation, registration.fd, events, data);
+        registration.in_kernel |= put.is_ok();
+    }
+
+    /// `EPOLL_CTL_MOD`
+    pub(super) fn modify(
+        &mut self,
+        epoll: RawFd,
+        fd: RawFd,
+        socket: &Pinned,
+        events: u32,
+        data: u64,
+        exclusive: bool,
+    ) -> Result<(), Errno> {
+        let index = self.find(fd, socket).ok_or(Errno::ENOENT)?;
+        let registration = &mut self.registrations[index as usize];
+        if exclusive || registration.events & EXCLUSIVE != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let before = self.wanted(index);
+        let registration = &mut self.registrations[index as usize];
+        registration.events = events;
+        registration.data = data;
+        registration.armed = true;
+        if registration.in_kernel {
+            self.put_in_kernel(epoll, index, socket);
+        }
+        if self.wanted(index) & !before != 0 {
+            self.watch(index);
+        }
+        self.push_ready(index);
+        Ok(())
+    }
+
+    /// `EPOLL_CTL_DEL`. True: no registration of the socket is left.
+    pub(super) fn remove(
+        &mut self,
+        epoll: RawFd,
+        fd: RawFd,
+        socket: &Pinned,
+    ) -> Result<bool, Errno> {
+        let index = self.find(fd, socket).ok_or(Errno::ENOENT)?;
+        self.take_out(epoll, index, true);
+        Ok(!self.by_socket.contains_key(&socket.index()))
+    }
+
+    fn take_out(&mut self, epoll: RawFd, index: u32, tell: bool) {
+        let registration = &mut self.registrations[index as usize];
+        registration.live = false;
+        let (fd, socket, slot) = (registration.fd, registration.socket, registration.slot);
+        if registration.in_kernel {
+            let _: Result<(), Errno> = sys::epoll_ctl(epoll, libc::EPOLL_CTL_DEL, fd, 0, 0);
+        }
+        if !registration.queued {
+            self.free.push(index);
+        }
+        self.by_key.remove(&(fd, socket));
+        self.listeners.retain(|listener| *listener != index);
+        self.untie(index, socket);
+        if slot != NO_SLOT && !self.by_socket.contains_key(&socket) {
+            if self.by_slot.get(&slot) == Some(&socket) {
+                self.by_slot.remove(&slot);
+            }
+            if tell {
+                self.unwatch(index);
+            }
+        }
+    }
+
+    /// Takes a registration out of the chain of its socket.
+    fn untie(&mut self, index: u32, socket: u32) {
+        let after = self.registrations[index as usize].next;
+        let Some(first) = self.by_socket.get(&socket).copied() else { return };
+        if first == index {
+            match after {
+                NONE => drop(self.by_socket.remove(&socket)),
+                after => drop(self.by_socket.insert(socket, after)),
+            }
+            return;
+        }
+        let mut at = first;
+        while at != NONE {
+            let next = self.registrations[at as usize].next;
+            if next == index {
+                self.registrations[at as usize].next = after;
+                return;
+            }
+            at = next;
+        }
+    }
+
+    /// What is wanted of the socket of a registration, over all of its registrations here.
+    fn wanted(&self, index: u32) -> u32 {
+        let mut wanted = self.registrations[index as usize].events;
+        let mut at = self.first_of(self.registrations[index as usize].socket);
+        while at != NONE {
+            let registration = &self.registrations[at as usize];
+            wanted |= registration.events;
+            at = registration.next;
+        }
+        wanted
+    }
+
+    fn watch(&self, index: u32) {
+        let registration = &self.registrations[index as usize];
+        let (Some(watcher), Ok(attachment)) = (&self.watcher, attach::current()) else { return };
+        if registration.slot == NO_SLOT {
+            return;
+        }
+        let mask = readiness::watch_mask(self.wanted(index));
+        let body = RequestBody::Watch { watcher: watcher.number(), mask, one_shot: false };
+        // A service that is gone shows in the sockets themselves.
+        let _: Result<(), Errno> =
+            attachment.tell(registration.slot, registration.generation, body);
+    }
+
+    fn unwatch(&self, index: u32) {
+        let registration = &self.registrations[index as usize];
+        let (Some(watcher), Ok(attachment)) = (&self.watcher, attach::current()) else { return };
+        let body = RequestBody::Unwatch { watcher: watcher.number() };
+        let _: Result<(), Errno> =
+            attachment.tell(registration.slot, registration.generation, body);
+    }
+
+    fn first_of(&self, socket: u32) -> u32 {
+        self.by_socket.get(&socket).copied().unwrap_or(NONE)
+    }
+
+    /// The registrations of a socket.
+    fn chain_of(&self, socket: u32) -> Vec<u32> {
+        let mut indices = Vec::new();
+        let mut at = self.first_of(socket);
+        while at != NONE {
+            indices.push(at);
+            at = self.registrations[at as usize].next;
+        }
+        indices
+    }
+
+    /// The socket is closed. (The service forgets its watches with it, unless it is shared.)
+    pub(super) fn drop_socket(&mut self, epoll: RawFd, socket: u32) {
+        let shared = entry::pin(socket).is_some_and(|pinned| pinned.has(flag::SHARED));
+        for index in self.chain_of(socket) {
+            self.take_out(epoll, index, shared);
+        }
+    }
+
+    /// The socket is the kernel's: the kernel's set takes the registrations over.
+    pub(super) fn hand_to_kernel(&mut self, epoll: RawFd, socket: u32) {
+        for index in self.chain_of(socket) {
+            let registration = &self.registrations[index as usize];
+            let (fd, data) = (registration.fd, registration.data);
+            let events = if registration.armed { registration.events } else { ONE_SHOT };
+            self.take_out(epoll, index, false);
+            let _: Result<(), Errno> = sys::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, fd, events, data);
+        }
+    }
+
+    /// The socket has a record now, or listens.
+    pub(super) fn socket_changed(&mut self, epoll: RawFd, socket: u32) {
+        let Some(pinned) = entry::pin(socket) else { return };
+        if self.ensure_watcher(epoll).is_err() {
+            return;
+        }
+        for index in self.chain_of(socket) {
+            self.tie(epoll, index, &pinned);
+        }
+    }
+
+    /// The epoll object is gone.
+    pub(super) fn clear(&mut self, epoll: u32) {
+        for registration in self.registrations.iter().filter(|registration| registration.live) {
+            if let Some(socket) = entry::pin(registration.socket) {
+                socket.forget_epoll(epoll);
+            }
+        }
+        // The watcher ends with all that it watched.
+        *self = Interest::default();
+    }
+
+    // --- events --------------------------------------------------------------------------------
+
+    fn push_ready(&mut self, index: u32) {
+        let registration = &mut self.registrations[index as usize];
+        if registration.live && registration.armed && !registration.queued {
+            registration.queued = true;
+            self.ready.push_back(index);
+        }
+    }
+
+    /// The kernel reports the placeholder of a dual listener.
+    pub(super) fn kernel_half_ready(&mut self, index: u32) {
+        let Some(registration) = self.registrations.get_mut(index as usize) else { return };
+        registration.kernel_ready = true;
+        if let Some(socket) = entry::pin(registration.socket) {
+            socket.set(flag::KERNEL_READY);
+        }
+        self.push_ready(index);
+    }
+
+    /// Takes what the service has reported, registers with listeners, and gives out up to
+    /// `out.len()` events; returns how many.
+    pub(super) fn collect(&mut self, out: &mut [EpollEvent]) -> usize {
+        self.register();
+        self.take_reports();
+        let mut given = 0;
+        // Once round the list: level-triggered registrations go back to its end.
+        for _ in 0..self.ready.len() {
+            if given == out.len() {
+                break;
+            }
+            let Some(index) = self.ready.pop_front() else { break };
+            if let Some(event) = self.event_of(index) {
+                out[given] = event;
+                given += 1;
+            }
+        }
+        given
+    }
+
+    fn register(&mut self) {
+        for index in &self.listeners {
+            if let Some(socket) = entry::pin(self.registrations[*index as usize].socket) {
+                let _: Result<(), Errno> = accept::register(&socket);
+            }
+        }
+    }
+
+    fn take_reports(&mut self) {
+        let (Some(watcher), Ok(attachment)) = (&mut self.watcher, attach::current()) else {
+            return;
+        };
+        let (registrations, ready) = (&mut self.registrations, &mut self.ready);
+        let (by_slot, by_socket) = (&self.by_slot, &self.by_socket);
+        watcher.drain(attachment, |report| {
+            let socket = by_slot.get(&report.slot);
+            let first = socket.and_then(|socket| by_socket.get(socket));
+            let mut at = first.copied().unwrap_or(NONE);
+            while at != NONE {
+                let registration = &mut registrations[at as usize];
+                let meant = registration.generation == report.generation && registration.armed;
+                if meant && !registration.queued {
+                    registration.queued = true;
+                    ready.push_back(at);
+                }
+                at = registration.next;
+            }
+        });
+    }
+
+    /// What a registration from the ready list has to say now.
+    fn event_of(&mut self, index: u32) -> Option<EpollEvent> {
+        let registration = &mut self.registrations[index as usize];
+        registration.queued = false;
+        if !registration.live {
+            self.free.push(index);
+            return None;
+        }
+        if !registration.armed {
+            return None;
+        }
+        let socket = entry::pin(registration.socket)?;
+        let mut bits = readiness::of_socket(&socket);
+        if std::mem::take(&mut registration.kernel_ready) {
+            bits |= libc::EPOLLIN as u32;
+        }
+        bits &= registration.events | ALWAYS;
+        if bits == 0 {
+            return None;
+        }
+        let data = registration.data;
+        if registration.events & ONE_SHOT != 0 {
+            registration.armed = false;
+        } else if registration.events & EDGE == 0 {
+            registration.queued = true;
+            self.ready.push_back(index);
+        }
+        Some(EpollEvent { events: bits, u64: data })
+    }
+}

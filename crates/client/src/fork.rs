@@ -1,0 +1,176 @@
+//! What happens around `fork`, `exec` and `posix_spawn`.
+//!
+//! Before: every socket that the other process may get is marked as shared, with the cookie of its
+//! placeholder, so that the service ends it by the kernel's word alone; then all locks are taken,
+//! so that the child's copy of the books is whole. After, in the child: the channel, the watchers
+//! and the offers are the parent's. The child attaches anew when it first needs the service, or at
+//! once if it has a connection that it keeps over `exec`: such a child often locks itself in
+//! (seccomp, chroot) before it uses it.
+//!
+//! Forks that bypass the hooks are noticed by a word in memory that the kernel wipes in a child.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use haypile_shm::sys;
+
+use crate::attach::{self, Attachment};
+use crate::descriptors::{self, Owner};
+use crate::entry::{self, Phase, SOCKETS, flag};
+use crate::{epoll, placeholder, poll, watchers};
+
+/// A word that reads 0 in a child that no hook has run for.
+static MARK: OnceLock<&'static AtomicU32> = OnceLock::new();
+
+/// Gives the word in wiped memory; it is set here.
+pub fn set_wiped_word(word: &'static AtomicU32) {
+    word.store(1, Ordering::Relaxed);
+    let _: Result<(), &AtomicU32> = MARK.set(word);
+}
+
+/// Notices a fork that ran no hooks.
+#[inline]
+pub(crate) fn notice_unseen() {
+    if let Some(word) = MARK.get()
+        && word.load(Ordering::Relaxed) == 0
+    {
+        unseen();
+    }
+}
+
+#[cold]
+fn unseen() {
+    become_child();
+}
+
+/// `pthread_atfork`, prepare.
+pub fn before_fork() {
+    if !attach::is_attached() {
+        return;
+    }
+    notice_unseen();
+    placeholder::begin_spawn(true);
+    epoll::hold_for_fork();
+    poll::hold_for_fork();
+    watchers::hold_for_fork();
+    attach::hold_for_fork();
+    placeholder::hold_for_fork();
+    SOCKETS.hold_for_fork();
+}
+
+fn release() {
+    SOCKETS.release_after_fork();
+    placeholder::release_after_fork();
+    attach::release_after_fork();
+    watchers::release_after_fork();
+    poll::release_after_fork();
+    epoll::release_after_fork();
+}
+
+/// `pthread_atfork`, parent.
+pub fn after_fork_in_parent() {
+    if attach::is_attached() {
+        release();
+        placeholder::end_spawn();
+    }
+}
+
+/// `pthread_atfork`, child.
+pub fn after_fork_in_child() {
+    if attach::is_attached() {
+        release();
+        become_child();
+        if keeps_a_connection() {
+            // What goes wrong now goes wrong again, with an error, when the service is needed.
+            let _: Result<&Attachment, haypile_shm::Errno> = attach::current();
+        }
+    }
+}
+
+fn become_child() {
+    if let Some(word) = MARK.get() {
+        word.store(1, Ordering::Relaxed);
+    }
+    placeholder::forget_spawns();
+    attach::set_forked();
+    SOCKETS.for_each(|_, socket| {
+        socket.clear(flag::ACCEPTOR);
+        if socket.has_record() {
+            socket.set(flag::SHARED);
+        }
+    });
+}
+
+/// Whether a connection is open that would survive `exec`.
+fn keeps_a_connection() -> bool {
+    let mut keeps = false;
+    descriptors::for_each_in(0, u32::MAX, |fd, owner| {
+        if let Owner::Socket(index) = owner
+            && !keeps
+            && entry::pin(index).is_some_and(|socket| socket.phase() == Phase::Stream)
+        {
+            keeps = sys::fcntl_getfd(fd).is_ok_and(|flags| flags & libc::FD_CLOEXEC == 0);
+        }
+    });
+    keeps
+}
+
+/// The child has a channel of its own.
+pub(crate) fn attached_in_child(attachment: &Attachment) {
+    watchers::forget_all();
+    poll::forget_all();
+    epoll::attached_in_child(attachment);
+    SOCKETS.for_each(|_, socket| {
+        if let Some(stream) = socket.stream() {
+            stream.reset_after_fork(attachment.process_id());
+        }
+    });
+}
+
+/// Before `exec`: what survives it is marked as shared.
+pub fn before_exec() {
+    before_spawn(false);
+}
+
+/// Before another program is started: what it may inherit is marked as shared; everything, if file
+/// actions may move descriptors.
+pub fn before_spawn(all: bool) {
+    if attach::is_attached() {
+        placeholder::begin_spawn(all);
+    }
+}
+
+/// After it was started, or an `exec` has failed.
+pub fn after_spawn() {
+    if attach::is_attached() {
+        placeholder::end_spawn();
+    }
+}
+
+/// Looks for placeholders among the descriptors that this process was started with.
+pub fn adopt_inherited() {
+    if !attach::is_attached() {
+        return;
+    }
+    const BLOCK: usize = 1024;
+    let limit = sys::rlimit_nofile().map_or(1024, |(soft, _)| soft).min(1 << 20) as usize;
+    for first in (0..limit).step_by(BLOCK) {
+        let mut fds: Vec<sys::PollFd> = (first..limit.min(first + BLOCK))
+            .map(|fd| sys::PollFd { fd: fd as i32, events: 0, revents: 0 })
+            .collect();
+        if sys::ppoll(&mut fds, Some(std::time::Duration::ZERO)).is_err() {
+            return;
+        }
+        let mut open = false;
+        for entry in fds.iter().filter(|entry| entry.revents & libc::POLLNVAL == 0) {
+            if descriptors::is_kernel(entry.fd) {
+                open = true;
+                placeholder::adopt(entry.fd);
+            }
+        }
+        // Numbers are handed out from below: an empty block is the end of them.
+        if !open {
+            return;
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Descriptors of our own inside the application: moved to high numbers, close-on-exec, entered in
+//! the descriptor table so that the application can neither close them nor land on them.
+//!
+//! Used by `attach.rs`, `watchers.rs`, `epoll.rs` and `placeholder.rs`. High means just below the
+//! limit of open descriptors, and not above 16384, because a forked process copies the kernel's
+//! table up to its highest number.
+
+use std::os::fd::RawFd;
+
+use haypile_shm::sys::{self, Fd};
+use haypile_shm::{Doorbell, Errno};
+
+use crate::descriptors::{self, Owner};
+
+/// Numbers kept for ourselves below the limit.
+const ROOM: u64 = 256;
+const HIGHEST: u64 = 16 * 1024;
+
+/// The number from which on our own descriptors are placed.
+fn floor() -> RawFd {
+    let soft = sys::rlimit_nofile().map_or(1024, |(soft, _)| soft).min(HIGHEST);
+    soft.saturating_sub(ROOM).max(soft / 2) as RawFd
+}
+
+/// A descriptor of our own.
+#[derive(Debug)]
+pub(crate) struct Internal {
+    fd: Option<Fd>,
+}
+
+impl Internal {
+    /// Takes a descriptor over and moves it up. Where there is no room above it stays where it is.
+    pub(crate) fn new(fd: Fd) -> Internal {
+        let moved = fd.try_clone_at_least(floor()).unwrap_or(fd);
+        descriptors::enter(moved.raw(), Owner::Internal);
+        Internal { fd: Some(moved) }
+    }
+
+    /// The number; -1 never occurs while the value lives.
+    pub(crate) fn raw(&self) -> RawFd {
+        self.fd.as_ref().map_or(-1, Fd::raw)
+    }
+}
+
+impl Drop for Internal {
+    fn drop(&mut self) {
+        // If the number is not ours any more, somebody closed it behind our back and it may be
+        // another's by now.
+        if let Some(fd) = self.fd.take()
+            && !descriptors::take_if(fd.raw(), Owner::Internal)
+        {
+            let _: RawFd = fd.into_raw();
+        }
+    }
+}
+
+/// Moves a descriptor up that will live as long as the process.
+pub(crate) fn keep(fd: Fd) -> Fd {
+    let mut kept = Internal::new(fd);
+    kept.fd.take().unwrap_or(Fd::from_raw(-1))
+}
+
+/// Our end of a doorbell.
+#[derive(Debug)]
+pub(crate) struct Bell {
+    bell: Option<Doorbell>,
+}
+
+impl Bell {
+    /// A pair: our end, and the one to send away.
+    pub(crate) fn pair() -> Result<(Bell, Fd), Errno> {
+        let (ours, theirs) = Doorbell::pair()?;
+        Ok((Bell { bell: Some(Doorbell::from_fd(keep(ours.into_fd()))) }, theirs.into_fd()))
+    }
+
+    /// The number, for a poll or epoll set.
+    pub(crate) fn raw(&self) -> RawFd {
+        self.bell.as_ref().map_or(-1, Doorbell::raw)
+    }
+
+    /// Takes the rings that have arrived. False: the service is gone.
+    pub(crate) fn drain(&self) -> bool {
+        self.bell.as_ref().is_some_and(|bell| bell.drain().unwrap_or(false))
+    }
+}
+
+impl Drop for Bell {
+    fn drop(&mut self) {
+        if let Some(bell) = self.bell.take() {
+            let fd = bell.into_fd();
+            if !descriptors::take_if(fd.raw(), Owner::Internal) {
+                let _: RawFd = fd.into_raw();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_descriptors_are_high_and_entered() {
+        let (left, _right) = sys::socketpair_stream().unwrap();
+        let low = left.raw();
+        let own = Internal::new(left);
+        let number = own.raw();
+        assert!(number > low);
+        assert_eq!(descriptors::owner(number), Owner::Internal);
+        assert!(sys::fcntl_getfd(number).unwrap() & libc::FD_CLOEXEC != 0);
+        assert_eq!(sys::fcntl_getfd(low), Err(Errno::EBADF));
+        drop(own);
+        assert!(descriptors::is_kernel(number));
+        assert_eq!(sys::fcntl_getfd(number), Err(Errno::EBADF));
+    }
+}

@@ -1,0 +1,445 @@
+//! Socket options: which the service acts on, which are only kept, which are left to the kernel's
+//! placeholder. One table, by what programs are seen to use.
+//!
+//! Until a socket is known to be Haypile's, an option goes to the placeholder, which checks it as
+//! the kernel does, and is kept here to be replayed. Afterwards the options of the service's list
+//! go there; of the others most need no effect, and the placeholder keeps them. Connections that
+//! were accepted share one placeholder's file, so their options are kept here alone.
+
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+
+use haypile_shm::Errno;
+use haypile_shm::messages::{OPTION_BYTES, RequestBody};
+use haypile_shm::stream::status;
+use haypile_shm::sys;
+use libc::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, SOL_SOCKET};
+
+use crate::attach;
+use crate::entry::{self, Phase, Pinned, Socket, flag};
+
+/// What an option does here.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+enum Effect {
+    /// The service acts on it; the range of values that Linux takes.
+    Service(i32, i32),
+    /// As `Service`, and it must be known before the SYN is sent.
+    ServiceEarly(i32, i32),
+    /// Read by this crate at bind, listen or close.
+    Local,
+    /// Kept and given back.
+    Kept,
+}
+
+use Effect::{Kept, Local, Service, ServiceEarly};
+
+const ANY: i32 = i32::MAX;
+
+/// The options with an integer value that are kept here. Names that libc does not have carry their
+/// number from the kernel's headers.
+const TABLE: [(i32, i32, Effect); 43] = [
+    (SOL_SOCKET, libc::SO_REUSEADDR, Local),
+    (SOL_SOCKET, libc::SO_REUSEPORT, Local),
+    (SOL_SOCKET, libc::SO_LINGER, Local),
+    (IPPROTO_IPV6, libc::IPV6_V6ONLY, Local),
+    (SOL_SOCKET, libc::SO_SNDBUF, ServiceEarly(i32::MIN, ANY)),
+    (SOL_SOCKET, libc::SO_RCVBUF, ServiceEarly(i32::MIN, ANY)),
+    (SOL_SOCKET, libc::SO_KEEPALIVE, Service(i32::MIN, ANY)),
+    (IPPROTO_TCP, libc::TCP_NODELAY, Service(i32::MIN, ANY)),
+    (IPPROTO_TCP, libc::TCP_CORK, Service(i32::MIN, ANY)),
+    (IPPROTO_TCP, libc::TCP_QUICKACK, Service(i32::MIN, ANY)),
+    (IPPROTO_TCP, libc::TCP_MAXSEG, ServiceEarly(0, 32_767)),
+    (IPPROTO_TCP, libc::TCP_KEEPIDLE, Service(1, 32_767)),
+    (IPPROTO_TCP, libc::TCP_KEEPINTVL, Service(1, 32_767)),
+    (IPPROTO_TCP, libc::TCP_KEEPCNT, Service(1, 127)),
+    (IPPROTO_TCP, libc::TCP_SYNCNT, ServiceEarly(1, 127)),
+    (IPPROTO_TCP, libc::TCP_LINGER2, Service(i32::MIN, ANY)),
+    (IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, Service(i32::MIN, ANY)),
+    (IPPROTO_TCP, libc::TCP_USER_TIMEOUT, ServiceEarly(0, ANY)),
+    (IPPROTO_IP, libc::IP_TOS, ServiceEarly(i32::MIN, ANY)),
+    (IPPROTO_IP, libc::IP_TTL, ServiceEarly(-1, 255)),
+    (IPPROTO_IPV6, libc::IPV6_TCLASS, ServiceEarly(-1, 255)),
+    (IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, ServiceEarly(-1, 255)),
+    (SOL_SOCKET, libc::SO_BROADCAST, Kept),
+    (SOL_SOCKET, libc::SO_OOBINLINE, Kept),
+    (SOL_SOCKET, libc::SO_PRIORITY, Kept),
+    (SOL_SOCKET, libc::SO_DONTROUTE, Kept),
+    (SOL_SOCKET, libc::SO_RCVLOWAT, Kept),
+    (SOL_SOCKET, libc::SO_TIMESTAMP, Kept),
+    (SOL_SOCKET, libc::SO_BUSY_POLL, Kept),
+    (SOL_SOCKET, libc::SO_INCOMING_CPU, Kept),
+    (IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, Kept),
+    (IPPROTO_TCP, libc::TCP_FASTOPEN, Kept),
+    (IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, Kept),
+    (IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, Kept),
+    (IPPROTO_TCP, libc::TCP_THIN_LINEAR_TIMEOUTS, Kept),
+    (IPPROTO_IP, libc::IP_MTU_DISCOVER, Kept),
+    (IPPROTO_IP, libc::IP_RECVERR, Kept),
+    (IPPROTO_IP, libc::IP_PKTINFO, Kept),
+    (IPPROTO_IP, libc::IP_FREEBIND, Kept),
+    (IPPROTO_IP, libc::IP_TRANSPARENT, Kept),
+    (IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, Kept),
+    (IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, Kept),
+    (IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, Kept),
+];
+
+const _: () = assert!(TABLE.len() <= 64, "one bit each");
+
+/// Options that would ask for what a Haypile connection cannot do. The error makes programs do
+/// without; it comes before it is known whose the socket will be.
+const REFUSED: [(i32, i32); 7] = [
+    (SOL_SOCKET, libc::SO_ZEROCOPY),
+    (IPPROTO_TCP, libc::TCP_ULP),
+    (IPPROTO_TCP, libc::TCP_REPAIR),
+    (IPPROTO_TCP, libc::TCP_MD5SIG),
+    (IPPROTO_TCP, TCP_ZEROCOPY_RECEIVE),
+    (SOL_SOCKET, libc::SO_ATTACH_FILTER),
+    (SOL_SOCKET, libc::SO_ATTACH_BPF),
+];
+const TCP_ZEROCOPY_RECEIVE: i32 = 35;
+
+/// `SO_LINGER` with time: the value kept is the time plus one, 0 is off.
+const LINGER_OFF: i32 = 0;
+
+fn place(level: i32, name: i32) -> Option<usize> {
+    TABLE.iter().position(|(of, known, _)| (*of, *known) == (level, name))
+}
+
+/// The number of an option in messages: level in the high byte, name in the low.
+fn number(level: i32, name: i32) -> u16 {
+    (level as u16) << 8 | (name as u16 & 0xff)
+}
+
+/// Values set on one socket.
+#[derive(Debug)]
+pub(crate) struct Stored {
+    values: [AtomicI32; TABLE.len()],
+    /// One bit a place: a value was set.
+    set: AtomicU64,
+}
+
+impl Default for Stored {
+    fn default() -> Self {
+        Stored { values: [const { AtomicI32::new(0) }; TABLE.len()], set: AtomicU64::new(0) }
+    }
+}
+
+impl Stored {
+    pub(crate) fn reset(&self) {
+        self.set.store(0, Ordering::Relaxed);
+    }
+
+    fn put(&self, place: usize, value: i32) {
+        self.values[place].store(value, Ordering::Relaxed);
+        self.set.fetch_or(1 << place, Ordering::Release);
+    }
+
+    fn get(&self, place: usize) -> Option<i32> {
+        let set = self.set.load(Ordering::Acquire) & 1 << place != 0;
+        set.then(|| self.values[place].load(Ordering::Relaxed))
+    }
+
+    fn is_on(&self, level: i32, name: i32) -> bool {
+        place(level, name).and_then(|place| self.get(place)).is_some_and(|value| value != 0)
+    }
+
+    /// `SO_REUSEADDR`
+    pub(crate) fn reuse_address(&self) -> bool {
+        self.is_on(SOL_SOCKET, libc::SO_REUSEADDR)
+    }
+
+    /// `SO_REUSEPORT`
+    pub(crate) fn reuse_port(&self) -> bool {
+        self.is_on(SOL_SOCKET, libc::SO_REUSEPORT)
+    }
+
+    /// `IPV6_V6ONLY`
+    pub(crate) fn v6only(&self) -> bool {
+        self.is_on(IPPROTO_IPV6, libc::IPV6_V6ONLY)
+    }
+
+    /// `SO_LINGER`: the time in seconds, `None` if off.
+    pub(crate) fn linger_s(&self) -> Option<u32> {
+        let value = self.get(place(SOL_SOCKET, libc::SO_LINGER)?)?;
+        (value != LINGER_OFF).then(|| (value - 1).max(0) as u32)
+    }
+
+    /// Whether an option was set that the service must know before the SYN.
+    pub(crate) fn any_early(&self) -> bool {
+        (0..TABLE.len())
+            .any(|place| matches!(TABLE[place].2, ServiceEarly(..)) && self.get(place).is_some())
+    }
+
+    /// Takes over what an accepted connection inherits from its listener.
+    pub(crate) fn inherit(&self, listener: &Stored) {
+        let set = listener.set.load(Ordering::Acquire);
+        for (place, (own, theirs)) in self.values.iter().zip(&listener.values).enumerate() {
+            if set & 1 << place != 0 {
+                own.store(theirs.load(Ordering::Relaxed), Ordering::Relaxed);
+            }
+        }
+        self.set.store(set, Ordering::Release);
+    }
+}
+
+/// Tells the service every option that was set before it knew the socket.
+pub(crate) fn replay(socket: &Socket) {
+    for (place, (level, name, effect)) in TABLE.iter().enumerate() {
+        if !matches!(effect, Service(..) | ServiceEarly(..)) {
+            continue;
+        }
+        if let Some(value) = socket.stored.get(place) {
+            let option = number(*level, *name);
+            let value = i64::from(value);
+            let _: Result<(), Errno> = socket.tell(RequestBody::SetOption { option, value });
+        }
+    }
+}
+
+/// Whether the placeholder of a socket is its own, so that options can be kept there.
+fn has_own_placeholder(socket: &Socket) -> bool {
+    !socket.has(flag::TEMPLATE)
+}
+
+fn integer(value: &[u8]) -> Result<i32, Errno> {
+    let bytes = value.get(..4).ok_or(Errno::EINVAL)?;
+    Ok(i32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+}
+
+/// setsockopt(2).
+///
+/// # Errors
+/// `TO_KERNEL`, or the errno.
+pub fn setsockopt(fd: RawFd, level: i32, name: i32, value: &[u8]) -> Result<(), Errno> {
+    let socket = entry::ours(fd)?;
+    if REFUSED.contains(&(level, name)) {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    if level == SOL_SOCKET && matches!(name, libc::SO_RCVTIMEO | libc::SO_SNDTIMEO) {
+        return set_timeout(&socket, name, value);
+    }
+    let name = match (level, name) {
+        (SOL_SOCKET, libc::SO_RCVBUFFORCE) => libc::SO_RCVBUF,
+        (SOL_SOCKET, libc::SO_SNDBUFFORCE) => libc::SO_SNDBUF,
+        _ => name,
+    };
+    let Some(place) = place(level, name) else { return set_unknown(&socket, level, name, value) };
+    if level == IPPROTO_IPV6 && socket.domain() != libc::AF_INET6 {
+        return Err(Errno::ENOPROTOOPT);
+    }
+    if (level, name) == (SOL_SOCKET, libc::SO_LINGER) {
+        return set_linger(&socket, place, value);
+    }
+    // The kernel's own placeholder checks what it is given.
+    if has_own_placeholder(&socket) && !socket.has_record() {
+        sys::setsockopt(fd, level, name, value)?;
+    }
+    // IP_TOS and the like may be one byte.
+    let value = match value {
+        [byte] if level == IPPROTO_IP => i32::from(*byte),
+        _ => integer(value)?,
+    };
+    if let Service(low, high) | ServiceEarly(low, high) = TABLE[place].2
+        && !(low..=high).contains(&value)
+    {
+        return Err(Errno::EINVAL);
+    }
+    socket.stored.put(place, value);
+    if socket.has_record() && matches!(TABLE[place].2, Service(..) | ServiceEarly(..)) {
+        let option = number(level, name);
+        socket.tell(RequestBody::SetOption { option, value: i64::from(value) })?;
+    }
+    Ok(())
+}
+
+fn set_linger(socket: &Pinned, place: usize, value: &[u8]) -> Result<(), Errno> {
+    let (on, time_s) = (integer(value)?, integer(value.get(4..).unwrap_or_default())?);
+    let kept = if on == 0 { LINGER_OFF } else { time_s.clamp(0, i32::MAX - 1) + 1 };
+    socket.stored.put(place, kept);
+    if has_own_placeholder(socket) {
+        sys::setsockopt(socket.number(), SOL_SOCKET, libc::SO_LINGER, value)?;
+    }
+    Ok(())
+}
+
+/// Options outside the table: the placeholder's, if it has one of its own; else accepted as known
+/// to have no effect.
+fn set_unknown(socket: &Pinned, level: i32, name: i32, value: &[u8]) -> Result<(), Errno> {
+    if has_own_placeholder(socket) {
+        return sys::setsockopt(socket.number(), level, name, value);
+    }
+    match (level, name) {
+        (IPPROTO_TCP, libc::TCP_CONGESTION) => Ok(()),
+        (SOL_SOCKET | IPPROTO_TCP | IPPROTO_IP | IPPROTO_IPV6, _) => Ok(()),
+        _ => Err(Errno::ENOPROTOOPT),
+    }
+}
+
+fn set_timeout(socket: &Pinned, name: i32, value: &[u8]) -> Result<(), Errno> {
+    let word = |at: usize| {
+        let bytes = value.get(at..at + 8).ok_or(Errno::EINVAL)?;
+        let mut whole = [0; 8];
+        whole.copy_from_slice(bytes);
+        Ok::<i64, Errno>(i64::from_ne_bytes(whole))
+    };
+    let (seconds, micros) = (word(0)?, word(8)?);
+    if !(0..1_000_000).contains(&micros) {
+        return Err(Errno(libc::EDOM));
+    }
+    // A negative time is the shortest, as on Linux.
+    let time_us = match seconds {
+        ..0 => 1,
+        _ => (seconds as u64).saturating_mul(1_000_000).saturating_add(micros as u64),
+    };
+    let place = if name == libc::SO_RCVTIMEO {
+        &socket.receive_timeout_us
+    } else {
+        &socket.send_timeout_us
+    };
+    place.store(time_us, Ordering::Relaxed);
+    // So that it survives exec, and holds if the socket turns out to be the kernel's.
+    if has_own_placeholder(socket) {
+        sys::setsockopt(socket.number(), SOL_SOCKET, name, value)?;
+    }
+    Ok(())
+}
+
+/// Copies a value out, cut to the room there is.
+fn give(value: &[u8], out: &mut [u8]) -> Result<usize, Errno> {
+    let len = value.len().min(out.len());
+    out[..len].copy_from_slice(&value[..len]);
+    Ok(len)
+}
+
+fn give_integer(value: i32, out: &mut [u8]) -> Result<usize, Errno> {
+    give(&value.to_ne_bytes(), out)
+}
+
+/// getsockopt(2). Returns the length of the value.
+///
+/// # Errors
+/// `TO_KERNEL`, or the errno.
+pub fn getsockopt(fd: RawFd, level: i32, name: i32, out: &mut [u8]) -> Result<usize, Errno> {
+    let socket = entry::ours(fd)?;
+    match (level, name) {
+        (SOL_SOCKET, libc::SO_ERROR) => give_integer(take_error(&socket), out),
+        (SOL_SOCKET, libc::SO_ACCEPTCONN) => {
+            give_integer(i32::from(socket.phase() == Phase::Listening), out)
+        }
+        (SOL_SOCKET, libc::SO_RCVTIMEO) => give_timeout(&socket.receive_timeout_us, out),
+        (SOL_SOCKET, libc::SO_SNDTIMEO) => give_timeout(&socket.send_timeout_us, out),
+        (SOL_SOCKET, libc::SO_LINGER) => {
+            let linger_s = socket.stored.linger_s();
+            let value = [i32::from(linger_s.is_some()), linger_s.unwrap_or(0) as i32];
+            give(&value.map(i32::to_ne_bytes).concat(), out)
+        }
+        (IPPROTO_TCP, libc::TCP_INFO) if socket.has_record() => tcp_info(&socket, out),
+        // No IP options, no ancillary data kept.
+        (IPPROTO_IP, libc::IP_OPTIONS | IP_PKTOPTIONS) => Ok(0),
+        (IPPROTO_IP, libc::IP_MTU) | (IPPROTO_IPV6, libc::IPV6_MTU)
+            if socket.phase() == Phase::Stream =>
+        {
+            let segment = ask_integer(&socket, number(IPPROTO_TCP, libc::TCP_MAXSEG))?;
+            let headers = if level == IPPROTO_IP { 40 } else { 60 };
+            give_integer(segment + headers, out)
+        }
+        _ => get_known(&socket, fd, level, name, out),
+    }
+}
+
+const IP_PKTOPTIONS: i32 = 9;
+
+fn get_known(
+    socket: &Pinned,
+    fd: RawFd,
+    level: i32,
+    name: i32,
+    out: &mut [u8],
+) -> Result<usize, Errno> {
+    let Some(place) = place(level, name) else { return sys::getsockopt(fd, level, name, out) };
+    let by_service = matches!(TABLE[place].2, Service(..) | ServiceEarly(..));
+    if by_service && socket.has_record() {
+        return give_integer(ask_integer(socket, number(level, name))?, out);
+    }
+    match socket.stored.get(place) {
+        // The kernel knows its own minimum and maximum.
+        Some(value) if !(has_own_placeholder(socket) && by_service) => give_integer(value, out),
+        _ => sys::getsockopt(fd, level, name, out),
+    }
+}
+
+fn ask_integer(socket: &Pinned, option: u16) -> Result<i32, Errno> {
+    let (slot, generation) = socket.name();
+    let body = RequestBody::GetOption { option };
+    let reply = attach::current()?.ask_option(slot, generation, body)?;
+    integer(reply.bytes())
+}
+
+/// `SO_ERROR`: takes the pending error.
+pub(crate) fn take_error(socket: &Socket) -> i32 {
+    socket.stream().map_or(0, |stream| stream.take_error())
+}
+
+fn give_timeout(place: &AtomicU64, out: &mut [u8]) -> Result<usize, Errno> {
+    let time_us = place.load(Ordering::Relaxed);
+    let words = [(time_us / 1_000_000) as i64, (time_us % 1_000_000) as i64];
+    give(&words.map(i64::to_ne_bytes).concat(), out)
+}
+
+/// `TCP_INFO`, in as many parts as there is room for.
+fn tcp_info(socket: &Pinned, out: &mut [u8]) -> Result<usize, Errno> {
+    let (slot, generation) = socket.name();
+    let attachment = attach::current()?;
+    let mut done = 0;
+    for part in 0..8 {
+        if done >= out.len() {
+            break;
+        }
+        let body = RequestBody::TcpInfo { part };
+        let reply = attachment.ask_option(slot, generation, body)?;
+        done += give(reply.bytes(), &mut out[done..])?;
+        if reply.bytes().len() < OPTION_BYTES {
+            break;
+        }
+    }
+    Ok(done)
+}
+
+/// Whether a connection is established or has been.
+pub(crate) fn is_connected(socket: &Socket) -> bool {
+    let connected = status::CONNECTED;
+    socket.phase() == Phase::Stream
+        && socket.stream().is_some_and(|stream| stream.status() & connected != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_option_has_its_own_number() {
+        let mut seen = std::collections::BTreeSet::new();
+        for (level, name, _) in TABLE {
+            assert!((0..256).contains(&level) && (0..256).contains(&name), "{level} {name}");
+            assert!(seen.insert(number(level, name)), "{level} {name} twice");
+        }
+    }
+
+    #[test]
+    fn values_are_kept_and_inherited() {
+        let listener = Stored::default();
+        let (nodelay, linger) = (
+            place(IPPROTO_TCP, libc::TCP_NODELAY).unwrap(),
+            place(SOL_SOCKET, libc::SO_LINGER).unwrap(),
+        );
+        listener.put(nodelay, 1);
+        listener.put(linger, 1);
+        let accepted = Stored::default();
+        accepted.inherit(&listener);
+        assert_eq!(accepted.get(nodelay), Some(1));
+        assert_eq!(accepted.linger_s(), Some(0));
+        assert!(!accepted.reuse_address() && !accepted.any_early());
+        accepted.reset();
+        assert_eq!(accepted.linger_s(), None);
+    }
+}

@@ -1,0 +1,335 @@
+//! poll(2), and select through it, over sets of both worlds. A call that has to sleep borrows a
+//! watcher from the pool, has the service report our sockets to it, and sleeps in one kernel poll
+//! over the kernel's descriptors and the watcher's doorbell.
+//!
+//! What a watcher has been told to watch is remembered with it, so that a loop over the same set
+//! sends nothing after its first turn. Used by the shim, and by `accept.rs` for dual listeners.
+
+use std::time::Duration;
+
+use haypile_shm::Errno;
+use haypile_shm::messages::RequestBody;
+use haypile_shm::sys::{self, PollFd};
+
+use crate::attach::{self, Attachment};
+use crate::descriptors::{self, Owner};
+use crate::entry::{self, Phase, Pinned, flag};
+use crate::lock::Lock;
+use crate::watchers::Watcher;
+use crate::{accept, epoll, readiness};
+
+/// Watchers kept for later calls.
+const POOL: usize = 16;
+/// Sockets that a pooled watcher may go on watching between calls.
+const REMEMBERED: usize = 64;
+/// Without a watcher to sleep on, the sockets are looked at so often.
+const BLIND_SLICE: Duration = Duration::from_millis(2);
+
+/// A watcher and what it has been told to watch.
+#[derive(Debug)]
+struct Lookout {
+    watcher: Watcher,
+    watched: Vec<Watched>,
+}
+
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+struct Watched {
+    slot: u32,
+    generation: u32,
+    mask: u32,
+}
+
+static LOOKOUTS: Lock<Vec<Lookout>> = Lock::new(Vec::new());
+
+/// One of our sockets in a poll set.
+struct Ours {
+    /// Its place in the application's array.
+    place: usize,
+    socket: Pinned,
+    wanted: u32,
+    /// The place of its kernel half in the kernel's array.
+    kernel_place: Option<usize>,
+}
+
+/// How a poll sleeps in the kernel. The shim's has the signal mask in it.
+pub type Sleep<'a> = &'a mut dyn FnMut(&mut [PollFd], Option<Duration>) -> Result<usize, Errno>;
+
+/// Whether a poll set has a descriptor that is not the kernel's alone.
+pub fn any_ours(fds: &[PollFd]) -> bool {
+    fds.iter().any(|entry| entry.fd >= 0 && !descriptors::is_kernel(entry.fd))
+}
+
+/// A poll set taken apart.
+struct Set {
+    ours: Vec<Ours>,
+    /// The kernel's part, with the place of each in the application's array.
+    kernel: Vec<PollFd>,
+    places: Vec<usize>,
+}
+
+impl Set {
+    fn of(fds: &mut [PollFd]) -> Set {
+        let mut set = Set { ours: Vec::new(), kernel: Vec::new(), places: Vec::new() };
+        for (place, entry) in fds.iter_mut().enumerate() {
+            entry.revents = 0;
+            match descriptors::owner(entry.fd) {
+                Owner::Socket(_) => set.add_socket(place, entry),
+                Owner::Epoll(index) => {
+                    epoll::nest(index, entry.fd);
+                    set.add_kernel(place, entry);
+                }
+                Owner::Kernel => set.add_kernel(place, entry),
+                Owner::Internal => entry.revents = libc::POLLNVAL,
+            }
+        }
+        set
+    }
+
+    fn add_kernel(&mut self, place: usize, entry: &PollFd) {
+        self.kernel.push(PollFd { fd: entry.fd, events: entry.events, revents: 0 });
+        self.places.push(place);
+    }
+
+    fn add_socket(&mut self, place: usize, entry: &PollFd) {
+        let Ok(socket) = entry::ours(entry.fd) else { return self.add_kernel(place, entry) };
+        let mut kernel_place = None;
+        if socket.phase() == Phase::Listening {
+            let _: Result<(), Errno> = accept::register(&socket);
+            if socket.has(flag::DUAL) {
+                kernel_place = Some(self.kernel.len());
+                self.add_kernel(place, entry);
+                socket.set(flag::WATCHED);
+            }
+        }
+        let wanted = u32::from(entry.events as u16);
+        self.ours.push(Ours { place, socket, wanted, kernel_place });
+    }
+
+    /// Looks at our sockets; how many are ready.
+    fn look(&self, fds: &mut [PollFd]) -> usize {
+        let mut ready = 0;
+        for ours in &self.ours {
+            let always = (libc::POLLERR | libc::POLLHUP) as u32;
+            let mut bits = readiness::of_socket(&ours.socket) & (ours.wanted | always);
+            if let Some(place) = ours.kernel_place
+                && self.kernel[place].revents & libc::POLLIN != 0
+            {
+                ours.socket.set(flag::KERNEL_READY);
+                bits |= libc::POLLIN as u32 & ours.wanted;
+            }
+            fds[ours.place].revents = bits as u16 as i16;
+            ready += usize::from(bits != 0);
+        }
+        ready
+    }
+
+    /// Copies what the kernel said to the application's array; how many of its own are ready.
+    fn copy_kernel(&self, fds: &mut [PollFd]) -> usize {
+        let mut ready = 0;
+        for (entry, place) in self.kernel.iter().zip(&self.places) {
+            let dual =
+                self.ours.iter().any(|ours| ours.kernel_place.is_some() && ours.place == *place);
+            if !dual {
+                fds[*place].revents = entry.revents;
+                ready += usize::from(entry.revents != 0);
+            }
+        }
+        ready
+    }
+
+    /// A look at everything without sleeping.
+    fn look_at_all(&mut self, fds: &mut [PollFd]) -> Result<usize, Errno> {
+        if !self.kernel.is_empty() {
+            sys::ppoll(&mut self.kernel, Some(Duration::ZERO))?;
+        }
+        let invalid = fds.iter().filter(|entry| entry.revents & libc::POLLNVAL != 0).count();
+        let kernel = self.copy_kernel(fds);
+        Ok(invalid + kernel + self.look(fds))
+    }
+}
+
+/// poll(2).
+///
+/// # Errors
+/// The errno of the sleep, `EINTR` above all.
+pub fn poll(
+    fds: &mut [PollFd],
+    timeout: Option<Duration>,
+    sleep: Sleep<'_>,
+) -> Result<usize, Errno> {
+    let started_ns = sys::clock_monotonic_ns();
+    let deadline_ns = timeout.map(|timeout| {
+        started_ns.saturating_add(u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX))
+    });
+    let mut set = Set::of(fds);
+    let ready = set.look_at_all(fds)?;
+    if ready > 0 || timeout == Some(Duration::ZERO) {
+        return Ok(ready);
+    }
+    let attachment = attach::current()?;
+    let spin_end_ns = started_ns + u64::from(attachment.spin_us()) * 1000;
+    while !set.ours.is_empty() && sys::clock_monotonic_ns() < spin_end_ns {
+        if set.look(fds) > 0 {
+            return set.look_at_all(fds);
+        }
+        std::hint::spin_loop();
+    }
+    let mut lookout = if set.ours.is_empty() { None } else { borrow(attachment) };
+    let outcome = wait(attachment, &mut set, fds, lookout.as_mut(), deadline_ns, sleep);
+    if let Some(lookout) = lookout {
+        give_back(lookout);
+    }
+    outcome
+}
+
+fn wait(
+    attachment: &'static Attachment,
+    set: &mut Set,
+    fds: &mut [PollFd],
+    mut lookout: Option<&mut Lookout>,
+    deadline_ns: Option<u64>,
+    sleep: Sleep<'_>,
+) -> Result<usize, Errno> {
+    if let Some(lookout) = &mut lookout {
+        lookout.watch(attachment, &set.ours);
+        let bell = lookout.watcher.bell();
+        set.kernel.push(PollFd { fd: bell, events: libc::POLLIN, revents: 0 });
+    }
+    let bell_place = lookout.is_some().then(|| set.kernel.len() - 1);
+    loop {
+        if let Some(lookout) = &mut lookout {
+            lookout.watcher.drain(attachment, |_| {});
+            lookout.watcher.prepare_sleep();
+        }
+        // The look after the announcement: what comes from now on rings.
+        let ready = set.look(fds);
+        let news = lookout.as_mut().is_some_and(|lookout| !lookout.watcher.is_empty());
+        if ready > 0 || news {
+            if let Some(lookout) = &lookout {
+                lookout.watcher.awake();
+            }
+            let ready = finish(set, fds)?;
+            if ready > 0 {
+                return Ok(ready);
+            }
+            continue;
+        }
+        let left = deadline_ns.map(|deadline_ns| {
+            Duration::from_nanos(deadline_ns.saturating_sub(sys::clock_monotonic_ns()))
+        });
+        let blind = lookout.is_none() && !set.ours.is_empty();
+        let slice = if blind { Some(left.unwrap_or(BLIND_SLICE).min(BLIND_SLICE)) } else { left };
+        let slept = sleep(&mut set.kernel, slice);
+        if let Some(lookout) = &lookout {
+            lookout.watcher.awake();
+        }
+        slept?;
+        if let (Some(place), Some(lookout)) = (bell_place, &lookout)
+            && set.kernel[place].revents != 0
+            && !lookout.watcher.quiet_bell()
+        {
+            attachment.note_gone();
+        }
+        let ready = set.copy_kernel(fds) + set.look(fds);
+        let over = deadline_ns.is_some_and(|deadline_ns| sys::clock_monotonic_ns() >= deadline_ns);
+        if ready > 0 || over {
+            return Ok(ready);
+        }
+    }
+}
+
+/// The last look, with the kernel's part as it is now.
+fn finish(set: &mut Set, fds: &mut [PollFd]) -> Result<usize, Errno> {
+    sys::ppoll(&mut set.kernel, Some(Duration::ZERO))?;
+    Ok(set.copy_kernel(fds) + set.look(fds))
+}
+
+impl Lookout {
+    /// Has the service report these sockets, and no more others than can be remembered.
+    fn watch(&mut self, attachment: &Attachment, ours: &[Ours]) {
+        if self.watched.len() + ours.len() > REMEMBERED {
+            self.forget(attachment, ours);
+        }
+        for ours in ours {
+            let (slot, generation) = ours.socket.name();
+            if slot == haypile_shm::NO_SLOT {
+                continue;
+            }
+            let mask = readiness::watch_mask(ours.wanted);
+            let known = self.watched.iter_mut().find(|watched| watched.slot == slot);
+            let mask = match known {
+                Some(watched) if watched.generation == generation => {
+                    if watched.mask & mask == mask {
+                        continue;
+                    }
+                    watched.mask |= mask;
+                    watched.mask
+                }
+                Some(watched) => {
+                    *watched = Watched { slot, generation, mask };
+                    mask
+                }
+                None => {
+                    self.watched.push(Watched { slot, generation, mask });
+                    mask
+                }
+            };
+            let body = RequestBody::Watch { watcher: self.watcher.number(), mask, one_shot: false };
+            let _: Result<(), Errno> = attachment.tell(slot, generation, body);
+        }
+    }
+
+    /// Stops watching what is not in the present set.
+    fn forget(&mut self, attachment: &Attachment, ours: &[Ours]) {
+        let mut present: Vec<u32> = ours.iter().map(|ours| ours.socket.name().0).collect();
+        present.sort_unstable();
+        let number = self.watcher.number();
+        self.watched.retain(|watched| {
+            let stays = present.binary_search(&watched.slot).is_ok();
+            if !stays {
+                let body = RequestBody::Unwatch { watcher: number };
+                let _: Result<(), Errno> = attachment.tell(watched.slot, watched.generation, body);
+            }
+            stays
+        });
+    }
+}
+
+/// A watcher from the pool, or a new one; `None` when there can be no more.
+fn borrow(attachment: &'static Attachment) -> Option<Lookout> {
+    if let Ok(mut lookouts) = LOOKOUTS.lock() {
+        while let Some(lookout) = lookouts.pop() {
+            if lookout.watcher.belongs_to(attachment) {
+                return Some(lookout);
+            }
+        }
+    }
+    let watcher = Watcher::new(attachment).ok()?;
+    Some(Lookout { watcher, watched: Vec::new() })
+}
+
+fn give_back(lookout: Lookout) {
+    // Dropped outside the lock if there is no room: that sends a message.
+    let mut spare = Some(lookout);
+    if let Ok(mut lookouts) = LOOKOUTS.lock()
+        && lookouts.len() < POOL
+        && let Some(lookout) = spare.take()
+    {
+        lookouts.push(lookout);
+    }
+}
+
+/// In a forked child: the watchers are the parent's.
+pub(crate) fn forget_all() {
+    if let Ok(mut lookouts) = LOOKOUTS.lock() {
+        lookouts.clear();
+    }
+}
+
+pub(crate) fn hold_for_fork() {
+    LOOKOUTS.hold_for_fork();
+}
+
+pub(crate) fn release_after_fork() {
+    LOOKOUTS.release_after_fork();
+}

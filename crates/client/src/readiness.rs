@@ -1,0 +1,84 @@
+//! What a socket is ready for, as poll(2) and epoll(7) say it: read from the shared record and the
+//! offers at hand, without a message. Used by `poll.rs` and `epoll.rs`.
+
+use haypile_shm::AppStream;
+use haypile_shm::messages::ready::{ERR, HUP, IN, OUT, PRI, RDHUP};
+use haypile_shm::stream::status;
+
+use crate::accept;
+use crate::attach;
+use crate::entry::{Phase, Socket, flag};
+
+/// `POLLRDNORM`, `POLLRDBAND`, `POLLWRNORM`, `POLLWRBAND`.
+const RDNORM: u32 = 0x40;
+const WRNORM: u32 = 0x100;
+
+/// What a Haypile socket is ready for now. (A dual listener's kernel half is asked elsewhere.)
+pub(crate) fn of_socket(socket: &Socket) -> u32 {
+    let gone = attach::current().is_ok_and(|attachment| attachment.is_gone());
+    let bits = match socket.phase() {
+        Phase::Fresh | Phase::Bound => return expand(OUT | HUP),
+        Phase::Kernel => return 0,
+        Phase::Listening if socket.has(flag::SHUT_READ) => IN | HUP | RDHUP,
+        Phase::Listening if accept::has_offer(socket) => IN,
+        Phase::Listening => 0,
+        Phase::Stream => match socket.stream() {
+            Some(stream) => of_stream(&stream, socket),
+            None => IN | OUT | ERR | HUP | RDHUP,
+        },
+    };
+    expand(if gone { bits | IN | OUT | ERR | HUP | RDHUP } else { bits })
+}
+
+fn of_stream(stream: &AppStream, socket: &Socket) -> u32 {
+    let state = stream.status();
+    if state & status::CLOSED != 0 {
+        return IN | OUT | HUP | RDHUP;
+    }
+    let error = if stream.has_error() { ERR } else { 0 };
+    if state & status::FAILED != 0 {
+        return IN | OUT | HUP | RDHUP | error;
+    }
+    if state & status::CONNECTED == 0 {
+        return error;
+    }
+    let read_end = state & (status::RX_FIN | status::RX_SHUT) != 0 || socket.has(flag::SHUT_READ);
+    let write_end = state & status::TX_SHUT != 0 || socket.has(flag::SHUT_WRITE);
+    let mut bits = error;
+    if read_end {
+        bits |= IN | RDHUP;
+    } else if stream.readable() > 0 {
+        bits |= IN;
+    }
+    if read_end && write_end || state & status::FINISHED != 0 {
+        bits |= HUP;
+    }
+    if write_end || stream.tx_room() > 0 {
+        bits |= OUT;
+    }
+    bits
+}
+
+/// The other names that poll(2) has for reading and writing.
+fn expand(bits: u32) -> u32 {
+    let mut expanded = bits;
+    if bits & IN != 0 {
+        expanded |= RDNORM;
+    }
+    if bits & OUT != 0 {
+        expanded |= WRNORM;
+    }
+    expanded
+}
+
+/// What the service is asked to report, for a set of wanted bits in any of their names.
+pub(crate) fn watch_mask(wanted: u32) -> u32 {
+    let mut mask = wanted & (IN | PRI | OUT | RDHUP) | ERR | HUP;
+    if wanted & RDNORM != 0 {
+        mask |= IN;
+    }
+    if wanted & WRNORM != 0 {
+        mask |= OUT;
+    }
+    mask
+}

@@ -1,0 +1,526 @@
+//! Making, naming, connecting and closing sockets. `bind` and `connect` decide whose a socket is:
+//! the service's addresses and routes are Haypile's, everything else stays the kernel's.
+//!
+//! ```text
+//! Fresh --bind--> Bound --listen--> Listening        Fresh, Bound --connect--> Stream
+//!   any of them --the service says "not ours"--> Kernel (and out of the table)
+//! ```
+//! A wildcard address binds both: the socket is *dual*, its placeholder is bound and listens in the
+//! kernel too, and the port is taken in both worlds. Read `accept.rs` and `stream_io.rs` next.
+
+use std::net::SocketAddr;
+use std::os::fd::RawFd;
+
+use haypile_shm::Errno;
+use haypile_shm::limits::NO_SLOT;
+use haypile_shm::messages::{
+    ControlReply, ControlRequest, NOT_OURS, RequestBody, Shutdown, SocketKind,
+};
+use haypile_shm::stream::status;
+use haypile_shm::sys;
+
+use crate::addresses::{is_wildcard, to_application, to_service, unspecified};
+use crate::attach::{self, Attachment};
+use crate::descriptors::{self, Owner};
+use crate::entry::{self, Phase, Pinned, flag};
+use crate::errno::TO_KERNEL;
+use crate::{epoll, options, placeholder, stream_io};
+
+/// Ports tried when the service chooses one that the kernel has given away already.
+const PORT_TRIES: u32 = 32;
+
+/// socket(2).
+///
+/// # Errors
+/// `TO_KERNEL` without a service, or the kernel's errno.
+pub fn socket(domain: i32, kind: i32, protocol: i32) -> Result<RawFd, Errno> {
+    if !attach::is_attached() {
+        return Err(TO_KERNEL);
+    }
+    let made = sys::socket(domain, kind, protocol)?;
+    let fd = made.into_raw();
+    forget_number(fd);
+    let base = kind & !(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC);
+    let stream = base == libc::SOCK_STREAM && matches!(protocol, 0 | libc::IPPROTO_TCP);
+    if stream && matches!(domain, libc::AF_INET | libc::AF_INET6) {
+        // Without an entry it is a kernel socket, which is better than none.
+        if let Ok(pinned) = entry::make(domain) {
+            pinned.put(flag::NONBLOCKING, kind & libc::SOCK_NONBLOCK != 0);
+            entry::enter(fd, &pinned);
+        }
+    }
+    Ok(fd)
+}
+
+/// A number has just been given to something else by the kernel: whatever we knew of it is old,
+/// because it was closed by a way that we do not see.
+pub fn forget_number(fd: RawFd) {
+    match descriptors::take(fd) {
+        Owner::Socket(index) => entry::leave(index, fd),
+        Owner::Epoll(index) => epoll::leave(index),
+        Owner::Kernel | Owner::Internal => {}
+    }
+}
+
+/// bind(2).
+///
+/// # Errors
+/// `TO_KERNEL` if the kernel must do it, or the errno.
+pub fn bind(fd: RawFd, address: SocketAddr) -> Result<(), Errno> {
+    let socket = entry::ours(fd)?;
+    if socket.phase() != Phase::Fresh {
+        return Err(Errno::EINVAL);
+    }
+    if address.is_ipv6() && socket.domain() == libc::AF_INET {
+        return Err(Errno::EAFNOSUPPORT);
+    }
+    if address.is_ipv4() && socket.domain() == libc::AF_INET6 {
+        return Err(Errno::EINVAL);
+    }
+    bind_to(&socket, fd, address)
+}
+
+fn bind_to(socket: &Pinned, fd: RawFd, address: SocketAddr) -> Result<(), Errno> {
+    let attachment = attach::current()?;
+    for _ in 0..PORT_TRIES {
+        let body = RequestBody::Bind {
+            address: to_service(address),
+            reuse_address: socket.stored.reuse_address(),
+            reuse_port: socket.stored.reuse_port(),
+            v6only: socket.stored.v6only(),
+        };
+        let reply = attachment.ask_socket(NO_SLOT, 0, body)?;
+        match reply.errno {
+            0 => {}
+            NOT_OURS => return become_kernel(socket, fd),
+            errno => return Err(Errno(errno)),
+        }
+        let opened = socket.open_record(attachment, reply.slot, reply.generation);
+        let both = opened.and_then(|()| {
+            let port = reply.local.map_or(address.port(), |local| local.port());
+            bind_placeholder(socket, fd, SocketAddr::new(address.ip(), port))
+        });
+        match both {
+            Ok(()) => {
+                options::replay(socket);
+                socket.set_phase(Phase::Bound);
+                placeholder::born(socket);
+                return Ok(());
+            }
+            Err(errno) => {
+                drop_record(attachment, socket, reply.slot, reply.generation);
+                if errno != Errno::EADDRINUSE || address.port() != 0 {
+                    return Err(errno);
+                }
+            }
+        }
+    }
+    Err(Errno::EADDRINUSE)
+}
+
+/// The kernel's half of a wildcard bind.
+fn bind_placeholder(socket: &Pinned, fd: RawFd, address: SocketAddr) -> Result<(), Errno> {
+    if is_wildcard(&address) {
+        sys::bind(fd, &address)?;
+        socket.set(flag::DUAL);
+    }
+    Ok(())
+}
+
+fn drop_record(attachment: &Attachment, socket: &Pinned, slot: u32, generation: u32) {
+    let close = RequestBody::Close { abort: true };
+    let _: Result<(), Errno> = attachment.tell(slot, generation, close);
+    socket.forget_record();
+}
+
+/// The socket is the kernel's from now on; the caller's call is the kernel's to make.
+fn become_kernel(socket: &Pinned, fd: RawFd) -> Result<(), Errno> {
+    if let Some((slot, generation)) = socket.has_record().then(|| socket.name()) {
+        drop_record(attach::current()?, socket, slot, generation);
+    }
+    socket.set_phase(Phase::Kernel);
+    socket.for_each_epoll(|epoll| epoll::hand_to_kernel(epoll, socket.index()));
+    // With one descriptor, its number is the kernel's again; duplicates are told apart by phase.
+    if socket.descriptors() == 1 && descriptors::take_if(fd, Owner::Socket(socket.index())) {
+        entry::leave(socket.index(), fd);
+    }
+    Err(TO_KERNEL)
+}
+
+/// listen(2).
+///
+/// # Errors
+/// `TO_KERNEL` if the kernel must do it, or the errno.
+pub fn listen(fd: RawFd, backlog: i32) -> Result<(), Errno> {
+    let socket = entry::ours(fd)?;
+    match socket.phase() {
+        Phase::Fresh => bind_to(&socket, fd, unspecified(socket.domain()))?,
+        Phase::Bound | Phase::Listening => {}
+        Phase::Stream | Phase::Kernel => return Err(Errno::EINVAL),
+    }
+    let (slot, generation) = socket.name();
+    let body = RequestBody::Listen {
+        // Linux reads the number as unsigned and holds it to net.core.somaxconn, 4096.
+        backlog: (backlog as u32).min(4096),
+        v6only: socket.stored.v6only(),
+        reuse_port: socket.stored.reuse_port(),
+    };
+    let reply = attach::current()?.ask_socket(slot, generation, body)?;
+    if reply.errno != 0 {
+        return Err(Errno(reply.errno));
+    }
+    if socket.has(flag::DUAL) {
+        sys::listen(fd, backlog)?;
+        // So that an accept never blocks on the kernel's half when another process was faster.
+        let flags = sys::fcntl_getfl(fd)?;
+        sys::fcntl_setfl(fd, flags | libc::O_NONBLOCK)?;
+    }
+    if socket.phase() != Phase::Listening {
+        socket.set_phase(Phase::Listening);
+        socket.for_each_epoll(|epoll| epoll::socket_changed(epoll, socket.index()));
+    }
+    Ok(())
+}
+
+/// connect(2).
+///
+/// # Errors
+/// `TO_KERNEL` if the kernel must do it, or the errno.
+pub fn connect(fd: RawFd, remote: SocketAddr) -> Result<(), Errno> {
+    let socket = entry::ours(fd)?;
+    match socket.phase() {
+        Phase::Fresh | Phase::Bound => {}
+        Phase::Stream => return connect_again(&socket),
+        Phase::Listening => return Err(Errno::EISCONN),
+        Phase::Kernel => return Err(TO_KERNEL),
+    }
+    if remote.is_ipv6() && socket.domain() == libc::AF_INET {
+        return Err(Errno::EAFNOSUPPORT);
+    }
+    start_connecting(&socket, fd, remote)?;
+    if socket.has(flag::NONBLOCKING) && !options::is_connected(&socket) {
+        return Err(Errno::EINPROGRESS);
+    }
+    stream_io::wait_connected(&socket, fd)
+}
+
+/// The first half of a connect: when it returns, a SYN is on its way.
+fn start_connecting(socket: &Pinned, fd: RawFd, remote: SocketAddr) -> Result<(), Errno> {
+    let attachment = attach::current()?;
+    let early = !socket.has_record() && socket.stored.any_early();
+    if early {
+        let v6 = to_service(remote).is_ipv6();
+        let reply = attachment.ask_socket(NO_SLOT, 0, RequestBody::Open { v6 })?;
+        if reply.errno != 0 {
+            return Err(Errno(reply.errno));
+        }
+        socket.open_record(attachment, reply.slot, reply.generation)?;
+        options::replay(socket);
+    }
+    let (slot, generation) = if socket.has_record() { socket.name() } else { (NO_SLOT, 0) };
+    let body = RequestBody::Connect { remote: to_service(remote) };
+    let reply = attachment.ask_socket(slot, generation, body)?;
+    match reply.errno {
+        0 => {}
+        NOT_OURS => return become_kernel(socket, fd),
+        errno => {
+            if early {
+                drop_record(attachment, socket, slot, generation);
+            }
+            return Err(Errno(errno));
+        }
+    }
+    if slot == NO_SLOT {
+        socket.open_record(attachment, reply.slot, reply.generation)?;
+        options::replay(socket);
+    }
+    socket.set_phase(Phase::Stream);
+    placeholder::born(socket);
+    socket.for_each_epoll(|epoll| epoll::socket_changed(epoll, socket.index()));
+    Ok(())
+}
+
+/// connect on a socket that has a connection, or had one.
+fn connect_again(socket: &Pinned) -> Result<(), Errno> {
+    let Some(stream) = socket.stream() else { return Err(Errno::EISCONN) };
+    let state = stream.status();
+    if state & (status::FAILED | status::CLOSED) != 0 {
+        return Err(match stream.take_error() {
+            0 => Errno::ECONNABORTED,
+            errno => Errno(errno),
+        });
+    }
+    if state & status::CONNECTED == 0 {
+        return Err(Errno::EALREADY);
+    }
+    // The first one to ask after a connect in the background hears of its success.
+    if socket.set(flag::CONNECT_REPORTED) { Ok(()) } else { Err(Errno::EISCONN) }
+}
+
+/// connect(2) with `AF_UNSPEC`, which undoes a connect.
+///
+/// # Errors
+/// `TO_KERNEL`, or `EOPNOTSUPP`: a Haypile connection cannot become another one.
+pub fn disconnect(fd: RawFd) -> Result<(), Errno> {
+    match entry::ours(fd)?.phase() {
+        Phase::Fresh => Err(TO_KERNEL),
+        _ => Err(Errno::EOPNOTSUPP),
+    }
+}
+
+/// getsockname(2).
+///
+/// # Errors
+/// `TO_KERNEL` if the kernel must do it, or the errno.
+pub fn local_address(fd: RawFd) -> Result<SocketAddr, Errno> {
+    let socket = entry::ours(fd)?;
+    let known = socket.stream().and_then(|stream| stream.local_address());
+    match known {
+        // A wildcard keeps the family of the socket.
+        Some(address) if address.ip().is_unspecified() => {
+            Ok(SocketAddr::new(unspecified(socket.domain()).ip(), address.port()))
+        }
+        Some(address) => Ok(to_application(address, socket.domain())),
+        None => Ok(unspecified(socket.domain())),
+    }
+}
+
+/// getpeername(2).
+///
+/// # Errors
+/// `TO_KERNEL` if the kernel must do it, or the errno.
+pub fn remote_address(fd: RawFd) -> Result<SocketAddr, Errno> {
+    let socket = entry::ours(fd)?;
+    let stream = socket.stream().filter(|stream| {
+        stream.status() & status::CONNECTED != 0
+            && stream.status() & (status::CLOSED | status::FAILED) == 0
+    });
+    let remote = stream.and_then(|stream| stream.remote_address()).ok_or(Errno::ENOTCONN)?;
+    Ok(to_application(remote, socket.domain()))
+}
+
+/// shutdown(2).
+///
+/// # Errors
+/// `TO_KERNEL` if the kernel must do it, or the errno.
+pub fn shutdown(fd: RawFd, how: i32) -> Result<(), Errno> {
+    let socket = entry::ours(fd)?;
+    let (direction, flags) = match how {
+        libc::SHUT_RD => (Shutdown::Read, flag::SHUT_READ),
+        libc::SHUT_WR => (Shutdown::Write, flag::SHUT_WRITE),
+        libc::SHUT_RDWR => (Shutdown::Both, flag::SHUT_READ | flag::SHUT_WRITE),
+        _ => return Err(Errno::EINVAL),
+    };
+    if socket.phase() == Phase::Listening && how != libc::SHUT_WR {
+        socket.set(flag::SHUT_READ);
+        if socket.has(flag::DUAL) {
+            let _: Result<(), Errno> = sys::shutdown(fd, how);
+        }
+        let attachment = attach::current()?;
+        attachment.channel().wake_offer_waiters();
+        return socket.tell(RequestBody::NotAcceptor);
+    }
+    let connected = options::is_connected(&socket)
+        && socket
+            .stream()
+            .is_some_and(|stream| stream.status() & (status::FAILED | status::CLOSED) == 0);
+    if !connected {
+        return Err(Errno::ENOTCONN);
+    }
+    socket.set(flags);
+    socket.tell(RequestBody::Shutdown { how: direction })
+}
+
+/// close(2) of a number that is not the kernel's.
+///
+/// # Errors
+/// `TO_KERNEL` if it is the kernel's, `EBADF` for a descriptor of this library.
+pub fn close(fd: RawFd) -> Result<(), Errno> {
+    match descriptors::owner(fd) {
+        Owner::Kernel => Err(TO_KERNEL),
+        Owner::Internal => Err(Errno::EBADF),
+        Owner::Socket(index) => placeholder::close_number(fd, index),
+        Owner::Epoll(index) => {
+            if !descriptors::take_if(fd, Owner::Epoll(index)) {
+                return Err(Errno::EBADF);
+            }
+            epoll::leave(index);
+            sys::close(fd)
+        }
+    }
+}
+
+/// Range of numbers, both ends included, and flags: the kernel's close_range.
+pub type CloseRange<'a> = &'a mut dyn FnMut(u32, u32, u32) -> Result<(), Errno>;
+
+/// close_range(2). `kernel` closes a range in the kernel; it is called for the stretches between
+/// our own descriptors.
+///
+/// # Errors
+/// The kernel's.
+pub fn close_range(first: u32, last: u32, flags: u32, kernel: CloseRange<'_>) -> Result<(), Errno> {
+    // Marking for close-on-exec harms none of ours: they are so already.
+    if flags & libc::CLOSE_RANGE_CLOEXEC != 0 || first > last {
+        return kernel(first, last, flags);
+    }
+    let mut start = first;
+    let mut outcome = Ok(());
+    descriptors::for_each_in(first, last, |fd, owner| match owner {
+        Owner::Internal => {
+            if start < fd as u32 {
+                outcome = outcome.and(kernel(start, fd as u32 - 1, flags));
+            }
+            start = fd as u32 + 1;
+        }
+        Owner::Socket(_) | Owner::Epoll(_) => forget_number(fd),
+        Owner::Kernel => {}
+    });
+    if start <= last { outcome.and(kernel(start, last, flags)) } else { outcome }
+}
+
+/// dup(2), or fcntl(2) `F_DUPFD`, of a number that is not the kernel's.
+///
+/// # Errors
+/// `TO_KERNEL` if it is, or the errno.
+pub fn duplicate(fd: RawFd, minimum: RawFd, close_on_exec: bool) -> Result<RawFd, Errno> {
+    match descriptors::owner(fd) {
+        Owner::Kernel => Err(TO_KERNEL),
+        Owner::Internal => Err(Errno::EBADF),
+        Owner::Epoll(index) => {
+            let new = duplicate_number(fd, minimum, close_on_exec)?;
+            epoll::enter(new, index);
+            Ok(new)
+        }
+        Owner::Socket(_) => {
+            let socket = entry::behind(fd)?;
+            placeholder::materialise(&socket)?;
+            let new = duplicate_number(fd, minimum, close_on_exec)?;
+            entry::enter(new, &socket);
+            Ok(new)
+        }
+    }
+}
+
+fn duplicate_number(fd: RawFd, minimum: RawFd, close_on_exec: bool) -> Result<RawFd, Errno> {
+    let new = if minimum == 0 {
+        sys::dup_lowest(fd, close_on_exec)?
+    } else if minimum < 0 {
+        return Err(Errno::EINVAL);
+    } else {
+        let new = sys::dup_at_least(fd, minimum)?.into_raw();
+        if !close_on_exec {
+            sys::fcntl_setfd(new, 0)?;
+        }
+        new
+    };
+    forget_number(new);
+    Ok(new)
+}
+
+/// dup3(2) (and dup2(2), of two different numbers) where at least one is not the kernel's.
+///
+/// # Errors
+/// `EBUSY` if the target is a descriptor of this library: the kernel, too, says so when the number
+/// is about to be somebody else's. Else the kernel's errno.
+pub fn duplicate_to(old: RawFd, new: RawFd, flags: i32) -> Result<RawFd, Errno> {
+    if old == new || flags & !libc::O_CLOEXEC != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let from = descriptors::owner(old);
+    if from == Owner::Internal {
+        return Err(Errno::EBADF);
+    }
+    if descriptors::owner(new) == Owner::Internal {
+        return Err(Errno::EBUSY);
+    }
+    let source = match from {
+        Owner::Socket(_) => {
+            let socket = entry::behind(old)?;
+            placeholder::materialise(&socket)?;
+            Some(socket)
+        }
+        _ => {
+            // So that an invalid `old` leaves `new` alone.
+            sys::fcntl_getfd(old)?;
+            None
+        }
+    };
+    forget_number(new);
+    let made = sys::dup3(old, new, flags)?;
+    match (source, from) {
+        (Some(socket), _) => drop(entry::enter(made, &socket)),
+        (None, Owner::Epoll(index)) => epoll::enter(made, index),
+        _ => {}
+    }
+    Ok(made)
+}
+
+/// fcntl(2) `F_GETFL`.
+///
+/// # Errors
+/// `TO_KERNEL`, or the errno.
+pub fn status_flags(fd: RawFd) -> Result<i32, Errno> {
+    let socket = entry::ours(fd)?;
+    let flags = sys::fcntl_getfl(fd)? & !libc::O_NONBLOCK;
+    Ok(if socket.has(flag::NONBLOCKING) { flags | libc::O_NONBLOCK } else { flags })
+}
+
+/// fcntl(2) `F_SETFL`: only `O_NONBLOCK` matters to a socket.
+///
+/// # Errors
+/// `TO_KERNEL`, or the errno.
+pub fn set_status_flags(fd: RawFd, flags: i32) -> Result<(), Errno> {
+    set_nonblocking(fd, flags & libc::O_NONBLOCK != 0)
+}
+
+/// `FIONBIO`, and fcntl(2) `F_SETFL`.
+///
+/// # Errors
+/// `TO_KERNEL`, or the errno.
+pub fn set_nonblocking(fd: RawFd, on: bool) -> Result<(), Errno> {
+    let socket = entry::ours(fd)?;
+    socket.put(flag::NONBLOCKING, on);
+    // The placeholder keeps it for whoever gets the socket next. A duplicate of the template would
+    // set it for all, and a dual listener's must stay non-blocking.
+    let listening = socket.phase() == Phase::Listening && socket.has(flag::DUAL);
+    if !socket.has(flag::TEMPLATE) && !listening {
+        let flags = sys::fcntl_getfl(fd)? & !libc::O_NONBLOCK;
+        sys::fcntl_setfl(fd, if on { flags | libc::O_NONBLOCK } else { flags })?;
+    }
+    Ok(())
+}
+
+/// Asks the service what a placeholder from elsewhere stands for, and enters it.
+pub(crate) fn adopt(fd: RawFd, domain: i32) -> Result<(), Errno> {
+    let attachment = attach::current()?;
+    let is_answer = |reply: &ControlReply| matches!(reply, ControlReply::Adopted { .. });
+    let (reply, _) = attachment.ask(&ControlRequest::Adopt, &[fd], is_answer)?;
+    let ControlReply::Adopted { errno: 0, slot, generation, kind } = reply else {
+        return Err(TO_KERNEL);
+    };
+    let socket = entry::make(domain)?;
+    socket.open_record(attachment, slot, generation)?;
+    socket.set(flag::SHARED);
+    socket.put(flag::NONBLOCKING, sys::fcntl_getfl(fd)? & libc::O_NONBLOCK != 0);
+    let mut listening = [0; 4];
+    let asked = sys::getsockopt(fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN, &mut listening);
+    let dual = match kind {
+        SocketKind::Connection => false,
+        SocketKind::Listener => asked.is_ok() && listening != [0; 4],
+        SocketKind::Plain => {
+            sys::getsockname(fd)?.is_some_and(|name| is_wildcard(&name) && name.port() != 0)
+        }
+    };
+    socket.put(flag::DUAL, dual);
+    if dual && kind == SocketKind::Listener {
+        // What the application had set is not known any more: a listener blocks unless told.
+        socket.clear(flag::NONBLOCKING);
+    }
+    socket.set_phase(match kind {
+        SocketKind::Plain => Phase::Bound,
+        SocketKind::Connection => Phase::Stream,
+        SocketKind::Listener => Phase::Listening,
+    });
+    entry::enter(fd, &socket);
+    Ok(())
+}

@@ -1,0 +1,422 @@
+//! Reading and writing connections, with the flags and the blocking of the send and recv families.
+//!
+//! The bytes are copied by `AppStream`; here is what happens when there are none, or no room: an
+//! error, the end, EAGAIN, or a wait. A wait spins for a moment and then sleeps in the kernel, in a
+//! call that signals interrupt by the same rules as the kernel's own reads (`SA_RESTART`), and in
+//! slices, so that a service that dies leaves nobody hanging.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use haypile_shm::messages::RequestBody;
+use haypile_shm::stream::{ReadOutcome, StreamError, WriteOutcome, status};
+use haypile_shm::sys::{self, Waited};
+use haypile_shm::{AppStream, Errno};
+
+use crate::attach::{self, Attachment};
+use crate::entry::{self, Phase, Pinned, flag};
+use crate::errno::{SERVICE_GONE, of_stream};
+use crate::memory::Arenas;
+
+/// Longest sleep before the life of the service is looked at again.
+const SLICE_NS: u64 = 1_000_000_000;
+/// How long a writer that only waits for memory spins: the service answers within a turn.
+const GRANT_SPIN_US: u64 = 50;
+
+/// One call's wait: its limit, and whether it has spun already.
+struct Wait<'a> {
+    attachment: &'static Attachment,
+    socket: &'a Pinned,
+    fd: RawFd,
+    deadline_ns: u64,
+    spin_left: bool,
+}
+
+impl<'a> Wait<'a> {
+    fn new(socket: &'a Pinned, fd: RawFd, limit_us: &AtomicU64) -> Result<Wait<'a>, Errno> {
+        let limit_us = limit_us.load(Ordering::Relaxed);
+        let deadline_ns = match limit_us {
+            0 => u64::MAX,
+            limit_us => sys::clock_monotonic_ns().saturating_add(limit_us.saturating_mul(1000)),
+        };
+        let attachment = attach::current()?;
+        Ok(Wait { attachment, socket, fd, deadline_ns, spin_left: true })
+    }
+
+    /// Waits until `done` may have become true. Look at everything again afterwards.
+    fn once(&mut self, stream: &AppStream, done: impl Fn() -> bool) -> Result<(), Errno> {
+        if std::mem::take(&mut self.spin_left) && spin(self.attachment.spin_us().into(), &done) {
+            return Ok(());
+        }
+        if self.attachment.is_gone() {
+            return Err(SERVICE_GONE);
+        }
+        let ticket = stream.prepare_wait();
+        if done() {
+            return Ok(());
+        }
+        let now_ns = sys::clock_monotonic_ns();
+        if now_ns >= self.deadline_ns {
+            return Err(Errno::EAGAIN);
+        }
+        let waited = stream.wait(ticket, self.deadline_ns.min(now_ns + SLICE_NS));
+        if waited == Waited::Interrupted {
+            return Err(Errno::EINTR);
+        }
+        // Another thread may have closed the descriptor, or put something else in its place.
+        if !self.socket.is_behind(self.fd) {
+            return Err(Errno::EBADF);
+        }
+        if waited == Waited::TimedOut && !self.attachment.is_alive() {
+            return Err(SERVICE_GONE);
+        }
+        Ok(())
+    }
+}
+
+fn spin(time_us: u64, done: &impl Fn() -> bool) -> bool {
+    let end_ns = sys::clock_monotonic_ns() + time_us * 1000;
+    loop {
+        if done() {
+            return true;
+        }
+        if sys::clock_monotonic_ns() >= end_ns {
+            return false;
+        }
+        std::hint::spin_loop();
+    }
+}
+
+/// The socket behind a descriptor for reading or writing: a forked child attaches first, so that
+/// the owner words bear its own number.
+fn connection(fd: RawFd) -> Result<Pinned, Errno> {
+    let socket = entry::ours(fd)?;
+    if attach::is_forked() {
+        attach::current()?;
+    }
+    Ok(socket)
+}
+
+const ENDED: u32 = status::FAILED | status::CLOSED;
+
+/// Waits for the outcome of a connect that has started.
+///
+/// # Errors
+/// The reason it failed; `EINPROGRESS` when the send time-out is over.
+pub(crate) fn wait_connected(socket: &Pinned, fd: RawFd) -> Result<(), Errno> {
+    let mut wait = Wait::new(socket, fd, &socket.send_timeout_us)?;
+    let Some(stream) = socket.stream() else { return Err(Errno::EINVAL) };
+    loop {
+        let state = stream.status();
+        if state & ENDED != 0 {
+            return Err(match stream.take_error() {
+                0 => Errno::ECONNABORTED,
+                errno => Errno(errno),
+            });
+        }
+        if state & status::CONNECTED != 0 {
+            socket.set(flag::CONNECT_REPORTED);
+            return Ok(());
+        }
+        match wait.once(&stream, || stream.status() & (status::CONNECTED | ENDED) != 0) {
+            Err(Errno::EAGAIN) => return Err(Errno::EINPROGRESS),
+            other => other?,
+        }
+    }
+}
+
+// --- receiving ---------------------------------------------------------------------------------
+
+/// What a look at the receiving side gave.
+enum Look {
+    /// This many bytes.
+    Bytes(usize),
+    /// The end of the stream.
+    End,
+    /// Nothing yet.
+    Nothing,
+}
+
+/// recvmsg(2) and its family, into several buffers.
+///
+/// # Errors
+/// `TO_KERNEL` if the kernel must do it, or the errno.
+pub fn receive(fd: RawFd, out: &mut [IoSliceMut<'_>], flags: i32) -> Result<usize, Errno> {
+    let want = out.iter().map(|slice| slice.len()).sum();
+    if flags & libc::MSG_TRUNC != 0 && flags & libc::MSG_PEEK == 0 {
+        return discard(fd, want, flags);
+    }
+    let peek = flags & libc::MSG_PEEK != 0;
+    receive_with(fd, want, flags, |stream, done| {
+        if peek {
+            // A peek starts over each time, so that it is whole when it is enough.
+            return stream.peek_vectored(out, 0, &Arenas);
+        }
+        match done {
+            0 => stream.read_vectored(out, &Arenas),
+            done => read_rest(stream, out, done),
+        }
+    })
+}
+
+/// Goes on reading where an earlier read has stopped, one buffer at a time.
+fn read_rest(
+    stream: &AppStream,
+    out: &mut [IoSliceMut<'_>],
+    done: usize,
+) -> Result<ReadOutcome, StreamError> {
+    let mut skip = done;
+    for buffer in out.iter_mut() {
+        if skip < buffer.len() {
+            return stream.read(&mut buffer[skip..], &Arenas);
+        }
+        skip -= buffer.len();
+    }
+    Ok(ReadOutcome::default())
+}
+
+/// Takes up to `want` bytes without copying them (`MSG_TRUNC`).
+///
+/// # Errors
+/// As [`receive`].
+pub fn discard(fd: RawFd, want: usize, flags: i32) -> Result<usize, Errno> {
+    receive_with(fd, want, flags, |stream, done| stream.discard((want - done) as u64))
+}
+
+fn receive_with(
+    fd: RawFd,
+    want: usize,
+    flags: i32,
+    mut step: impl FnMut(&AppStream, usize) -> Result<ReadOutcome, StreamError>,
+) -> Result<usize, Errno> {
+    let socket = connection(fd)?;
+    if socket.phase() != Phase::Stream {
+        return Err(Errno::ENOTCONN);
+    }
+    if flags & libc::MSG_OOB != 0 {
+        return Err(Errno::EINVAL);
+    }
+    if flags & libc::MSG_ERRQUEUE != 0 {
+        return Err(Errno::EAGAIN);
+    }
+    let Some(stream) = socket.stream() else { return Err(Errno::EAGAIN) };
+    let blocking = flags & libc::MSG_DONTWAIT == 0 && !socket.has(flag::NONBLOCKING);
+    let all = flags & libc::MSG_WAITALL != 0 && blocking;
+    let peek = flags & libc::MSG_PEEK != 0;
+    let mut wait: Option<Wait<'_>> = None;
+    let mut done = 0;
+    loop {
+        if want == 0 {
+            return Ok(0);
+        }
+        let started = if peek { 0 } else { done };
+        match look(&socket, &stream, || step(&stream, started)) {
+            Ok(Look::Bytes(bytes)) => {
+                done = started + bytes;
+                if done >= want || !all {
+                    return Ok(done);
+                }
+            }
+            Ok(Look::End) => return Ok(done),
+            Ok(Look::Nothing) if done > 0 && !all => return Ok(done),
+            Ok(Look::Nothing) if !blocking => return Err(Errno::EAGAIN),
+            Ok(Look::Nothing) => {}
+            Err(errno) => return if done > 0 { Ok(done) } else { Err(errno) },
+        }
+        let slept = match &mut wait {
+            Some(wait) => wait,
+            None => wait.insert(Wait::new(&socket, fd, &socket.receive_timeout_us)?),
+        }
+        .once(&stream, || {
+            let enough = if peek { done as u64 } else { 0 };
+            stream.readable() > enough || stream.status() & READ_END != 0
+        });
+        if let Err(errno) = slept {
+            return if done > 0 { Ok(done) } else { Err(errno) };
+        }
+    }
+}
+
+const READ_END: u32 = status::RX_FIN | status::RX_SHUT | ENDED;
+
+/// One attempt to read, and what it means if there was nothing: Linux gives data first, then the
+/// end, then the error, then the end for ever.
+fn look(
+    socket: &Pinned,
+    stream: &AppStream,
+    step: impl FnOnce() -> Result<ReadOutcome, StreamError>,
+) -> Result<Look, Errno> {
+    if socket.has(flag::SHUT_READ) && stream.readable() == 0 {
+        return Ok(Look::End);
+    }
+    // The state comes first: what is found missing after it was ended is missing for ever.
+    let state = stream.status();
+    let outcome = step().map_err(of_stream)?;
+    if outcome.kick {
+        socket.tell(RequestBody::KickRx)?;
+    }
+    if outcome.bytes > 0 {
+        return Ok(Look::Bytes(outcome.bytes));
+    }
+    if outcome.end_of_stream || state & status::RX_SHUT != 0 {
+        return Ok(Look::End);
+    }
+    if state & ENDED != 0 {
+        return match stream.take_error() {
+            0 => Ok(Look::End),
+            errno => Err(Errno(errno)),
+        };
+    }
+    if attach::current()?.is_gone() { Err(SERVICE_GONE) } else { Ok(Look::Nothing) }
+}
+
+/// `FIONREAD`: bytes that can be read now.
+///
+/// # Errors
+/// `TO_KERNEL`, or `EINVAL` for a listener, as on Linux.
+pub fn readable_bytes(fd: RawFd) -> Result<usize, Errno> {
+    let socket = connection(fd)?;
+    match socket.phase() {
+        Phase::Listening => Err(Errno::EINVAL),
+        _ => Ok(socket.stream().map_or(0, |stream| stream.readable() as usize)),
+    }
+}
+
+/// `TIOCOUTQ`: bytes that the peer has not acknowledged.
+///
+/// # Errors
+/// As [`readable_bytes`].
+pub fn unsent_bytes(fd: RawFd) -> Result<usize, Errno> {
+    let socket = connection(fd)?;
+    match socket.phase() {
+        Phase::Listening => Err(Errno::EINVAL),
+        _ => Ok(socket.stream().map_or(0, |stream| stream.unacknowledged() as usize)),
+    }
+}
+
+// --- sending -----------------------------------------------------------------------------------
+
+/// sendmsg(2) and its family, from several buffers. `MSG_MORE` is no promise to anybody and is
+/// not looked at; `SIGPIPE` is the caller's to raise on `EPIPE`.
+///
+/// # Errors
+/// `TO_KERNEL` if the kernel must do it, or the errno.
+pub fn send(fd: RawFd, data: &[IoSlice<'_>], flags: i32) -> Result<usize, Errno> {
+    let socket = connection(fd)?;
+    if socket.phase() != Phase::Stream {
+        return Err(Errno::EPIPE);
+    }
+    if flags & libc::MSG_OOB != 0 {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    let Some(stream) = socket.stream() else { return Err(Errno::EAGAIN) };
+    let blocking = flags & libc::MSG_DONTWAIT == 0 && !socket.has(flag::NONBLOCKING);
+    let want: usize = data.iter().map(|slice| slice.len()).sum();
+    let mut wait: Option<Wait<'_>> = None;
+    let mut done = 0;
+    loop {
+        let step = check_writable(&socket, &stream)
+            .and_then(|open| if open { write_some(&socket, &stream, data, done) } else { Ok(0) });
+        match step {
+            Ok(bytes) => done += bytes,
+            Err(errno) => return if done > 0 { Ok(done) } else { Err(errno) },
+        }
+        if done >= want {
+            return Ok(done);
+        }
+        if !blocking {
+            return if done > 0 { Ok(done) } else { Err(Errno::EAGAIN) };
+        }
+        let slept = match &mut wait {
+            Some(wait) => wait,
+            None => wait.insert(Wait::new(&socket, fd, &socket.send_timeout_us)?),
+        }
+        .once(&stream, || {
+            let state = stream.status();
+            state & (ENDED | status::TX_SHUT) != 0
+                || state & status::CONNECTED != 0 && stream.writable() > 0
+        });
+        if let Err(errno) = slept {
+            return if done > 0 { Ok(done) } else { Err(errno) };
+        }
+    }
+}
+
+/// False: the connection is not established yet.
+fn check_writable(socket: &Pinned, stream: &AppStream) -> Result<bool, Errno> {
+    let state = stream.status();
+    if state & ENDED != 0 {
+        return Err(match stream.take_error() {
+            0 => Errno::EPIPE,
+            errno => Errno(errno),
+        });
+    }
+    if state & status::TX_SHUT != 0 || socket.has(flag::SHUT_WRITE) {
+        return Err(Errno::EPIPE);
+    }
+    if attach::current()?.is_gone() {
+        return Err(SERVICE_GONE);
+    }
+    Ok(state & status::CONNECTED != 0)
+}
+
+/// Writes as much as there is room for, and asks for more room once if that is worth it.
+fn write_some(
+    socket: &Pinned,
+    stream: &AppStream,
+    data: &[IoSlice<'_>],
+    done: usize,
+) -> Result<usize, Errno> {
+    let outcome = write_from(stream, data, done).map_err(of_stream)?;
+    report(socket, &outcome)?;
+    let granted = outcome.room_beyond
+        && spin(GRANT_SPIN_US, &|| stream.writable() > 0 || stream.status() & ENDED != 0);
+    if !granted {
+        return Ok(outcome.bytes);
+    }
+    let more = write_from(stream, data, done + outcome.bytes).map_err(of_stream)?;
+    report(socket, &more)?;
+    Ok(outcome.bytes + more.bytes)
+}
+
+fn report(socket: &Pinned, outcome: &WriteOutcome) -> Result<(), Errno> {
+    if outcome.kick {
+        socket.tell(RequestBody::KickTx)?;
+    }
+    if outcome.want {
+        socket.tell(RequestBody::WantTx)?;
+    }
+    Ok(())
+}
+
+/// Writes what follows the first `done` bytes of several buffers.
+fn write_from(
+    stream: &AppStream,
+    data: &[IoSlice<'_>],
+    done: usize,
+) -> Result<WriteOutcome, StreamError> {
+    if done == 0 {
+        return stream.write_vectored(data, &Arenas);
+    }
+    let mut skip = done;
+    for (index, buffer) in data.iter().enumerate() {
+        if skip >= buffer.len() {
+            skip -= buffer.len();
+            continue;
+        }
+        let first = stream.write(&buffer[skip..], &Arenas)?;
+        let rest = &data[index + 1..];
+        if first.bytes < buffer.len() - skip || rest.is_empty() {
+            return Ok(first);
+        }
+        let second = stream.write_vectored(rest, &Arenas)?;
+        return Ok(WriteOutcome {
+            bytes: first.bytes + second.bytes,
+            kick: first.kick || second.kick,
+            want: second.want,
+            room_beyond: second.room_beyond,
+        });
+    }
+    Ok(WriteOutcome::default())
+}

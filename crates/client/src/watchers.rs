@@ -1,0 +1,151 @@
+//! Watchers: the service's way to tell this process that sockets changed. Each has a ring of READY
+//! messages and a doorbell that is rung when its owner sleeps. An epoll set has one; calls to poll
+//! borrow one from a pool. At most 128 a process.
+//!
+//! Used by `epoll.rs` and `poll.rs`.
+
+use haypile_shm::limits::WATCHERS;
+use haypile_shm::messages::{ControlReply, ControlRequest, Ready, RequestBody};
+use haypile_shm::{Consumer, Errno};
+
+use crate::attach::{self, Attachment};
+use crate::internal::Bell;
+use crate::lock::Lock;
+
+/// One bit a watcher number in use.
+static TAKEN: Lock<u128> = Lock::new(0);
+const _: () = assert!(WATCHERS == 128, "one bit each");
+
+/// A watcher of this process.
+#[derive(Debug)]
+pub(crate) struct Watcher {
+    number: u32,
+    process_id: u32,
+    ring: Consumer,
+    bell: Bell,
+}
+
+impl Watcher {
+    /// A new watcher. `ENOSPC` when all numbers are in use.
+    pub(crate) fn new(attachment: &Attachment) -> Result<Watcher, Errno> {
+        let number = {
+            let mut taken = TAKEN.lock()?;
+            let number = taken.trailing_ones();
+            if number as usize >= WATCHERS {
+                return Err(Errno::ENOSPC);
+            }
+            *taken |= 1 << number;
+            number
+        };
+        Watcher::start(attachment, number).inspect_err(|_| release(number))
+    }
+
+    fn start(attachment: &Attachment, number: u32) -> Result<Watcher, Errno> {
+        let (bell, theirs) = Bell::pair()?;
+        let request = ControlRequest::NewWatcher { watcher: number };
+        let (reply, _) = attachment.ask(&request, &[theirs.raw()], |reply| {
+            matches!(reply, ControlReply::WatcherMade { watcher, .. } if *watcher == number)
+        })?;
+        if let ControlReply::WatcherMade { errno, .. } = reply
+            && errno != 0
+        {
+            return Err(Errno(errno));
+        }
+        let ring = attachment.channel().watcher(number).ok_or(Errno::EPROTO)?;
+        Ok(Watcher { number, process_id: attachment.process_id(), ring, bell })
+    }
+
+    /// The number, for WATCH.
+    pub(crate) fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Whether it was made by this process, and not by the one it was forked from.
+    pub(crate) fn belongs_to(&self, attachment: &Attachment) -> bool {
+        self.process_id == attachment.process_id()
+    }
+
+    /// The doorbell's number, for a poll or epoll set.
+    pub(crate) fn bell(&self) -> i32 {
+        self.bell.raw()
+    }
+
+    /// Takes the rings of the doorbell. False: the service is gone.
+    pub(crate) fn quiet_bell(&self) -> bool {
+        self.bell.drain()
+    }
+
+    /// Takes all messages. What they are about may be looked at afterwards.
+    pub(crate) fn drain(&mut self, attachment: &Attachment, mut visit: impl FnMut(Ready)) {
+        let mut messages = [[0u64; 8]; 32];
+        loop {
+            let count = self.ring.pop_burst(&mut messages);
+            for message in &messages[..count] {
+                if let Ok(ready) = Ready::decode(message) {
+                    visit(ready);
+                }
+            }
+            if count == messages.len() {
+                continue;
+            }
+            if !self.ring.take_backlog() {
+                return;
+            }
+            // More comes by itself, with a ring of the bell if we sleep by then.
+            let body = RequestBody::Drained { watcher: self.number };
+            let _: Result<(), Errno> = attachment.tell(haypile_shm::NO_SLOT, 0, body);
+            return;
+        }
+    }
+
+    /// Whether there is nothing to take.
+    pub(crate) fn is_empty(&mut self) -> bool {
+        self.ring.is_empty()
+    }
+
+    /// Announces sleep: look once more after this.
+    pub(crate) fn prepare_sleep(&self) {
+        self.ring.prepare_sleep();
+    }
+
+    /// Takes the announcement back.
+    pub(crate) fn awake(&self) {
+        self.ring.awake();
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        // A forked child drops its parent's watchers: they go on living there.
+        if attach::is_forked() {
+            return;
+        }
+        if let Ok(attachment) = attach::current()
+            && self.belongs_to(attachment)
+        {
+            attachment.announce(&ControlRequest::DropWatcher { watcher: self.number });
+            release(self.number);
+        }
+    }
+}
+
+fn release(number: u32) {
+    if let Ok(mut taken) = TAKEN.lock() {
+        *taken &= !(1 << number);
+    }
+}
+
+/// In a forked child: none of the numbers is in use.
+pub(crate) fn forget_all() {
+    if let Ok(mut taken) = TAKEN.lock() {
+        *taken = 0;
+    }
+}
+
+pub(crate) fn hold_for_fork() {
+    TAKEN.hold_for_fork();
+}
+
+pub(crate) fn release_after_fork() {
+    TAKEN.release_after_fork();
+}

@@ -1,0 +1,603 @@
+//! Calls that move bytes: the `send` and `recv` families, `read`, `write` and their vectors,
+//! `sendfile`, and the pipe calls that make programs fall back.
+
+use core::ffi::{c_int, c_uint, c_void};
+use std::io::{IoSlice, IoSliceMut};
+
+use haypile_client::{self as client, Errno};
+use libc::{iovec, mmsghdr, msghdr, off_t, size_t, sockaddr, socklen_t, ssize_t, timespec};
+
+use crate::raw::{finish, raw, settle};
+use crate::{rights, vectors};
+
+/// Sends, and raises SIGPIPE where the kernel would.
+fn send_slices(fd: c_int, data: &[IoSlice<'_>], flags: c_int) -> Result<usize, Errno> {
+    let sent = client::send(fd, data, flags);
+    if sent == Err(Errno::EPIPE) && flags & libc::MSG_NOSIGNAL == 0 {
+        let process = raw!(SYS_getpid);
+        let thread = raw!(SYS_gettid);
+        raw!(SYS_tgkill, process, thread, libc::SIGPIPE);
+    }
+    sent
+}
+
+/// # Safety
+/// `data` is valid for reads of `len` bytes.
+unsafe fn send_bytes(
+    fd: c_int,
+    data: *const c_void,
+    len: size_t,
+    flags: c_int,
+) -> Result<usize, Errno> {
+    // SAFETY: the caller's promise.
+    let data = unsafe { vectors::bytes(data.cast(), len) }?;
+    send_slices(fd, &[IoSlice::new(data)], flags)
+}
+
+/// # Safety
+/// `out` is valid for writes of `len` bytes.
+unsafe fn receive_bytes(
+    fd: c_int,
+    out: *mut c_void,
+    len: size_t,
+    flags: c_int,
+) -> Result<usize, Errno> {
+    if flags & libc::MSG_TRUNC != 0 && out.is_null() {
+        return client::discard(fd, len, flags);
+    }
+    // SAFETY: the caller's promise.
+    let out = unsafe { vectors::bytes_mut(out.cast(), len) }?;
+    client::receive(fd, &mut [IoSliceMut::new(out)], flags)
+}
+
+/// `send(2)`.
+///
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn send(
+    fd: c_int,
+    data: *const c_void,
+    len: size_t,
+    flags: c_int,
+) -> ssize_t {
+    let kernel = move || raw!(SYS_sendto, fd, data, len, flags, 0, 0);
+    if client::is_kernel(fd) {
+        return kernel();
+    }
+    // SAFETY: the application's buffer.
+    settle(unsafe { send_bytes(fd, data, len, flags) }, kernel)
+}
+
+/// `send(2)` under another name.
+///
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn __send(
+    fd: c_int,
+    data: *const c_void,
+    len: size_t,
+    flags: c_int,
+) -> ssize_t {
+    // SAFETY: the application's buffer.
+    unsafe { send(fd, data, len, flags) }
+}
+
+/// `sendto(2)`: a connected stream ignores the address.
+///
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn sendto(
+    fd: c_int,
+    data: *const c_void,
+    len: size_t,
+    flags: c_int,
+    address: *const sockaddr,
+    address_len: socklen_t,
+) -> ssize_t {
+    let kernel = move || raw!(SYS_sendto, fd, data, len, flags, address, address_len);
+    if client::is_kernel(fd) {
+        return kernel();
+    }
+    // SAFETY: the application's buffer.
+    settle(unsafe { send_bytes(fd, data, len, flags) }, kernel)
+}
+
+/// `sendmsg(2)`. Descriptors sent over a kernel socket are first told to the service if they are
+/// Haypile's.
+///
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn sendmsg(
+    fd: c_int,
+    message: *const msghdr,
+    flags: c_int,
+) -> ssize_t {
+    let kernel = move || raw!(SYS_sendmsg, fd, message, flags);
+    if client::is_kernel(fd) {
+        // SAFETY: the application's message.
+        unsafe { rights::before_send(message) };
+        return kernel();
+    }
+    if message.is_null() {
+        return finish(Err(Errno::EFAULT));
+    }
+    // SAFETY: the application's message.
+    let sent = unsafe { vectors::slices((*message).msg_iov, (*message).msg_iovlen) }
+        .and_then(|data| send_slices(fd, data, flags));
+    settle(sent, kernel)
+}
+
+/// `recv(2)`.
+///
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn recv(
+    fd: c_int,
+    out: *mut c_void,
+    len: size_t,
+    flags: c_int,
+) -> ssize_t {
+    let kernel = move || raw!(SYS_recvfrom, fd, out, len, flags, 0, 0);
+    if client::is_kernel(fd) {
+        return kernel();
+    }
+    // SAFETY: the application's buffer.
+    settle(unsafe { receive_bytes(fd, out, len, flags) }, kernel)
+}
+
+/// `recv(2)` with a checked buffer size.
+///
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn __recv_chk(
+    fd: c_int,
+    out: *mut c_void,
+    len: size_t,
+    room: size_t,
+    flags: c_int,
+) -> ssize_t {
+    check_room(len, room);
+    // SAFETY: the application's buffer.
+    unsafe { recv(fd, out, len, flags) }
+}
+
+/// `recvfrom(2)`: a stream gives no address.
+///
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn recvfrom(
+    fd: c_int,
+    out: *mut c_void,
+    len: size_t,
+    flags: c_int,
+    address: *mut sockaddr,
+    address_len: *mut socklen_t,
+) -> ssize_t {
+    let kernel = move || raw!(SYS_recvfrom, fd, out, len, flags, address, address_len);
+    if client::is_kernel(fd) {
+        return kernel();
+    }
+    // SAFETY: the application's buffer.
+    let received = unsafe { receive_bytes(fd, out, len, flags) };
+    if received.is_ok() && !address.is_null() && !address_len.is_null() {
+        // SAFETY: the application's length.
+        unsafe { *address_len = 0 };
+    }
+    settle(received, kernel)
+}
+
+/// `recvfrom(2)` with a checked buffer size.
+///
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn __recvfrom_chk(
+    fd: c_int,
+    out: *mut c_void,
+    len: size_t,
+    room: size_t,
+    flags: c_int,
+    address: *mut sockaddr,
+    address_len: *mut socklen_t,
+) -> ssize_t {
+    check_room(len, room);
+    // SAFETY: the application's buffers.
+    unsafe { recvfrom(fd, out, len, flags, address, address_len) }
+}
+
+/// `recvmsg(2)`. Descriptors received over a kernel socket are looked at: they may be Haypile's.
+///
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t {
+    let kernel = move || raw!(SYS_recvmsg, fd, message, flags);
+    if client::is_kernel(fd) {
+        let result = kernel();
+        if result >= 0 {
+            // SAFETY: the message that the kernel has just filled.
+            unsafe { rights::after_receive(message) };
+        }
+        return result;
+    }
+    if message.is_null() {
+        return finish(Err(Errno::EFAULT));
+    }
+    // SAFETY: the application's message.
+    let received = unsafe { vectors::slices_mut((*message).msg_iov, (*message).msg_iovlen) }
+        .and_then(|out| client::receive(fd, out, flags));
+    if received.is_ok() {
+        // SAFETY: the application's message: no name, no ancillary data, no flags.
+        unsafe {
+            (*message).msg_namelen = 0;
+            (*message).msg_controllen = 0;
+            (*message).msg_flags = 0;
+        }
+    }
+    settle(received, kernel)
+}
+
+/// `sendmmsg(2)`, on our sockets one `sendmsg` after the other.
+///
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn sendmmsg(
+    fd: c_int,
+    messages: *mut mmsghdr,
+    count: c_uint,
+    flags: c_int,
+) -> c_int {
+    if client::is_kernel(fd) {
+        return raw!(SYS_sendmmsg, fd, messages, count, flags) as c_int;
+    }
+    let mut done = 0;
+    while done < count.min(1024) {
+        // SAFETY: the application's array of `count` messages.
+        let sent = unsafe {
+            let entry = messages.add(done as usize);
+            let sent = sendmsg(fd, &raw const (*entry).msg_hdr, flags);
+            if sent >= 0 {
+                (*entry).msg_len = sent as c_uint;
+            }
+            sent
+        };
+        if sent < 0 {
+            return if done == 0 { -1 } else { done as c_int };
+        }
+        done += 1;
+    }
+    done as c_int
+}
+
+/// `recvmmsg(2)`, on our sockets one `recvmsg` after the other, the later ones without waiting.
+///
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn recvmmsg(
+    fd: c_int,
+    messages: *mut mmsghdr,
+    count: c_uint,
+    flags: c_int,
+    timeout: *mut timespec,
+) -> c_int {
+    if client::is_kernel(fd) {
+        return raw!(SYS_recvmmsg, fd, messages, count, flags, timeout) as c_int;
+    }
+    let mut done = 0;
+    while done < count.min(1024) {
+        let more = if done > 0 { libc::MSG_DONTWAIT } else { 0 };
+        // SAFETY: the application's array of `count` messages.
+        let received = unsafe {
+            let entry = messages.add(done as usize);
+            let received =
+                recvmsg(fd, &raw mut (*entry).msg_hdr, (flags & !libc::MSG_WAITFORONE) | more);
+            if received >= 0 {
+                (*entry).msg_len = received as c_uint;
+            }
+            received
+        };
+        if received < 0 {
+            return if done == 0 { -1 } else { done as c_int };
+        }
+        done += 1;
+        if received == 0 {
+            break;
+        }
+    }
+    done as c_int
+}
+
+/// `read(2)`.
+///
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn read(fd: c_int, out: *mut c_void, len: size_t) -> ssize_t {
+    let kernel = move || raw!(SYS_read, fd, out, len);
+    if client::is_kernel(fd) {
+        return kernel();
+    }
+    // SAFETY: the application's buffer.
+    settle(unsafe { receive_bytes(fd, out, len, 0) }, kernel)
+}
+
+/// `read(2)` under another name.
+///
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn __read(fd: c_int, out: *mut c_void, len: size_t) -> ssize_t {
+    // SAFETY: the application's buffer.
+    unsafe { read(fd, out, len) }
+}
+
+/// `read(2)` with a checked buffer size.
+///
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn __read_chk(
+    fd: c_int,
+    out: *mut c_void,
+    len: size_t,
+    room: size_t,
+) -> ssize_t {
+    check_room(len, room);
+    // SAFETY: the application's buffer.
+    unsafe { read(fd, out, len) }
+}
+
+/// The check of the `_chk` functions: an overflow ends the program, as with libc.
+fn check_room(len: size_t, room: size_t) {
+    if len > room {
+        std::process::abort();
+    }
+}
+
+/// `write(2)`.
+///
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn write(fd: c_int, data: *const c_void, len: size_t) -> ssize_t {
+    let kernel = move || raw!(SYS_write, fd, data, len);
+    if client::is_kernel(fd) {
+        return kernel();
+    }
+    // SAFETY: the application's buffer.
+    settle(unsafe { send_bytes(fd, data, len, 0) }, kernel)
+}
+
+/// `write(2)` under another name.
+///
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn __write(fd: c_int, data: *const c_void, len: size_t) -> ssize_t {
+    // SAFETY: the application's buffer.
+    unsafe { write(fd, data, len) }
+}
+
+/// # Safety
+/// `vector` points to `count` entries valid for writes.
+unsafe fn receive_vector(fd: c_int, vector: *const iovec, count: c_int) -> Result<usize, Errno> {
+    let count = usize::try_from(count).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: the caller's promise.
+    let out = unsafe { vectors::slices_mut(vector, count) }?;
+    client::receive(fd, out, 0)
+}
+
+/// # Safety
+/// `vector` points to `count` entries valid for reads.
+unsafe fn send_vector(fd: c_int, vector: *const iovec, count: c_int) -> Result<usize, Errno> {
+    let count = usize::try_from(count).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: the caller's promise.
+    let data = unsafe { vectors::slices(vector, count) }?;
+    send_slices(fd, data, 0)
+}
+
+/// `readv(2)`.
+///
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn readv(fd: c_int, vector: *const iovec, count: c_int) -> ssize_t {
+    let kernel = move || raw!(SYS_readv, fd, vector, count);
+    if client::is_kernel(fd) {
+        return kernel();
+    }
+    // SAFETY: the application's vector.
+    settle(unsafe { receive_vector(fd, vector, count) }, kernel)
+}
+
+/// `writev(2)`.
+///
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn writev(fd: c_int, vector: *const iovec, count: c_int) -> ssize_t {
+    let kernel = move || raw!(SYS_writev, fd, vector, count);
+    if client::is_kernel(fd) {
+        return kernel();
+    }
+    // SAFETY: the application's vector.
+    settle(unsafe { send_vector(fd, vector, count) }, kernel)
+}
+
+macro_rules! positioned {
+    ($name:ident, $alias:ident, $number:ident, $ours:ident) => {
+        #[doc = concat!("`", stringify!($name), "(2)`: on a socket only with position -1.")]
+        ///
+        /// # Safety
+        /// As libc's.
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C-unwind" fn $name(
+            fd: c_int,
+            vector: *const iovec,
+            count: c_int,
+            position: off_t,
+            flags: c_int,
+        ) -> ssize_t {
+            // The kernel takes the position in two halves; on 64-bit systems the second is unused.
+            let kernel = move || raw!($number, fd, vector, count, position, 0, flags);
+            if client::is_kernel(fd) {
+                return kernel();
+            }
+            if position != -1 {
+                return finish(Err(Errno::ESPIPE));
+            }
+            // SAFETY: the application's vector.
+            settle(unsafe { $ours(fd, vector, count) }, kernel)
+        }
+
+        #[doc = concat!("`", stringify!($name), "(2)` under another name.")]
+        ///
+        /// # Safety
+        /// As libc's.
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C-unwind" fn $alias(
+            fd: c_int,
+            vector: *const iovec,
+            count: c_int,
+            position: off_t,
+            flags: c_int,
+        ) -> ssize_t {
+            // SAFETY: the application's vector.
+            unsafe { $name(fd, vector, count, position, flags) }
+        }
+    };
+}
+positioned!(preadv2, preadv64v2, SYS_preadv2, receive_vector);
+positioned!(pwritev2, pwritev64v2, SYS_pwritev2, send_vector);
+
+/// Bytes of the buffer on the stack between a file and a stream.
+const COPY_BYTES: usize = 16 * 1024;
+
+/// Sends a file over one of our sockets, a buffer at a time.
+fn send_file(out: c_int, input: c_int, start: i64, count: usize) -> Result<usize, Errno> {
+    let mut buffer = [0u8; COPY_BYTES];
+    let mut done = 0;
+    while done < count {
+        let want = (count - done).min(COPY_BYTES);
+        let got = raw!(SYS_pread64, input, buffer.as_mut_ptr(), want, start + done as i64);
+        if got < 0 {
+            let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
+            // What cannot be read at a position (a pipe) is no file: let the caller copy.
+            let errno = if errno == libc::ESPIPE { libc::EINVAL } else { errno };
+            return if done > 0 { Ok(done) } else { Err(Errno(errno)) };
+        }
+        let got = got as usize;
+        if got == 0 {
+            break;
+        }
+        let more = if done + got < count { libc::MSG_MORE } else { 0 };
+        match send_slices(out, &[IoSlice::new(&buffer[..got])], more) {
+            Ok(sent) => {
+                done += sent;
+                if sent < got {
+                    break;
+                }
+            }
+            Err(errno) => return if done > 0 { Ok(done) } else { Err(errno) },
+        }
+    }
+    Ok(done)
+}
+
+/// `sendfile(2)`.
+///
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn sendfile(
+    out: c_int,
+    input: c_int,
+    offset: *mut off_t,
+    count: size_t,
+) -> ssize_t {
+    let kernel = move || raw!(SYS_sendfile, out, input, offset, count);
+    if client::is_kernel(out) || !client::is_kernel(input) {
+        return kernel();
+    }
+    // SAFETY: the application's offset, if any.
+    let given = (!offset.is_null()).then(|| unsafe { *offset });
+    let start = match given {
+        Some(start) => start,
+        None => match raw!(SYS_lseek, input, 0, libc::SEEK_CUR) {
+            -1 => return finish(Err(Errno::EINVAL)),
+            start => start as i64,
+        },
+    };
+    if start < 0 {
+        return finish(Err(Errno::EINVAL));
+    }
+    let sent = send_file(out, input, start, count.min(vectors::CALL_MAX));
+    if let Ok(bytes) = sent {
+        let end = start + bytes as i64;
+        match given {
+            // SAFETY: as above.
+            Some(_) => unsafe { *offset = end },
+            None => {
+                raw!(SYS_lseek, input, end, libc::SEEK_SET);
+            }
+        }
+    }
+    settle(sent, kernel)
+}
+
+/// `sendfile(2)` with large files; the same on 64-bit systems.
+///
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn sendfile64(
+    out: c_int,
+    input: c_int,
+    offset: *mut off_t,
+    count: size_t,
+) -> ssize_t {
+    // SAFETY: the application's offset.
+    unsafe { sendfile(out, input, offset, count) }
+}
+
+/// Whether a pipe call has one of our connections at an end. Programs that see EINVAL copy.
+fn refuses_pipe(first: c_int, second: c_int) -> bool {
+    client::is_haypile(first) || client::is_haypile(second)
+}
+
+/// `splice(2)`.
+///
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn splice(
+    input: c_int,
+    input_offset: *mut i64,
+    output: c_int,
+    output_offset: *mut i64,
+    len: size_t,
+    flags: c_uint,
+) -> ssize_t {
+    if refuses_pipe(input, output) {
+        return finish(Err(Errno::EINVAL));
+    }
+    raw!(SYS_splice, input, input_offset, output, output_offset, len, flags)
+}
+
+/// `tee(2)`.
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn tee(input: c_int, output: c_int, len: size_t, flags: c_uint) -> ssize_t {
+    if refuses_pipe(input, output) {
+        return finish(Err(Errno::EINVAL));
+    }
+    raw!(SYS_tee, input, output, len, flags)
+}
