@@ -181,7 +181,7 @@ impl Core {
             return self.close_listener(now, key);
         }
         let Some(id) = socket.id else { return self.forget(key) };
-        let (unread, tail) = self.last_look(key);
+        let (unread, tail) = self.last_look(now, key);
         let how = if abort || unread { Close::Abort } else { Close::Graceful };
         if let Some(tail) = tail {
             self.shard.send_ready(now, id, tail);
@@ -205,7 +205,7 @@ impl Core {
 
     /// Whether received bytes are unread, and how far the application has written. Nonsense in
     /// the record counts as unread: the connection is reset.
-    fn last_look(&mut self, key: Key) -> (bool, Option<u64>) {
+    fn last_look(&mut self, now: Instant, key: Key) -> (bool, Option<u64>) {
         let Some(socket) = self.store.sockets.get_mut(key) else { return (false, None) };
         let domain = socket.domain.and_then(|domain| self.store.domains.get_mut(domain));
         let (Some(stream), Some(domain)) = (&mut socket.stream, domain) else {
@@ -214,6 +214,10 @@ impl Core {
         let head = stream.observe_rx_head(&mut domain.arena);
         let tail = stream.observe_tx_tail();
         let unread = head.map_or(true, |head| head < stream.rx_tail()) && !socket.rx_shut;
+        // What was read since the last KICK_RX must not count as unread with the shard either.
+        if let (Ok(head), Some(id)) = (head, socket.id) {
+            self.shard.receive_consumed(now, id, head);
+        }
         (unread || tail.is_err(), tail.ok())
     }
 
