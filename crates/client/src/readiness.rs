@@ -17,7 +17,8 @@ const WRNORM: u32 = 0x100;
 pub(crate) fn of_socket(socket: &Socket) -> u32 {
     let gone = attach::current().is_ok_and(|attachment| attachment.is_gone());
     let bits = match socket.phase() {
-        Phase::Fresh | Phase::Bound => return expand(OUT | HUP),
+        Phase::Fresh | Phase::Bound if socket.has(flag::SHUT_READ) => IN | OUT | HUP | RDHUP,
+        Phase::Fresh | Phase::Bound => OUT | HUP,
         Phase::Kernel => return 0,
         Phase::Listening if socket.has(flag::SHUT_READ) => IN | HUP | RDHUP,
         Phase::Listening if accept::has_offer(socket) => IN,

@@ -29,6 +29,10 @@ use crate::{epoll, options, placeholder, stream_io};
 /// Ports tried when the service chooses one that the kernel has given away already.
 const PORT_TRIES: u32 = 32;
 
+/// How often a port in use is asked for again, a millisecond later. The end of a shared socket
+/// reaches the service by the kernel's notice, which comes a little after `close` has returned.
+const LATE_ENDS: u32 = 5;
+
 /// socket(2).
 ///
 /// # Errors
@@ -82,6 +86,7 @@ pub fn bind(fd: RawFd, address: SocketAddr) -> Result<(), Errno> {
 
 fn bind_to(socket: &Pinned, fd: RawFd, address: SocketAddr) -> Result<(), Errno> {
     let attachment = attach::current()?;
+    let mut late_ends = LATE_ENDS;
     for _ in 0..PORT_TRIES {
         let body = RequestBody::Bind {
             address: to_service(address),
@@ -93,6 +98,11 @@ fn bind_to(socket: &Pinned, fd: RawFd, address: SocketAddr) -> Result<(), Errno>
         match reply.errno {
             0 => {}
             NOT_OURS => return become_kernel(socket, fd),
+            libc::EADDRINUSE if late_ends > 0 => {
+                late_ends -= 1;
+                attach::sleep_ms(1);
+                continue;
+            }
             errno => return Err(Errno(errno)),
         }
         let opened = socket.open_record(attachment, reply.slot, reply.generation);
@@ -198,7 +208,7 @@ pub fn connect(fd: RawFd, remote: SocketAddr) -> Result<(), Errno> {
         return Err(Errno::EAFNOSUPPORT);
     }
     start_connecting(&socket, fd, remote)?;
-    if socket.has(flag::NONBLOCKING) && !options::is_connected(&socket) {
+    if socket.has(flag::NONBLOCKING) {
         return Err(Errno::EINPROGRESS);
     }
     stream_io::wait_connected(&socket, fd)
@@ -234,6 +244,8 @@ fn start_connecting(socket: &Pinned, fd: RawFd, remote: SocketAddr) -> Result<()
         socket.open_record(attachment, reply.slot, reply.generation)?;
         options::replay(socket);
     }
+    // A shutdown before the connect is forgotten.
+    socket.clear(flag::SHUT_READ | flag::SHUT_WRITE);
     socket.set_phase(Phase::Stream);
     placeholder::born(socket);
     socket.for_each_epoll(|epoll| epoll::socket_changed(epoll, socket.index()));
@@ -324,10 +336,11 @@ pub fn shutdown(fd: RawFd, how: i32) -> Result<(), Errno> {
         && socket
             .stream()
             .is_some_and(|stream| stream.status() & (status::FAILED | status::CLOSED) == 0);
+    socket.set(flags);
     if !connected {
+        // As on Linux: an error, and poll sees it nevertheless.
         return Err(Errno::ENOTCONN);
     }
-    socket.set(flags);
     socket.tell(RequestBody::Shutdown { how: direction })
 }
 

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use haypile_shm::messages::RequestBody;
 use haypile_shm::stream::{ReadOutcome, StreamError, WriteOutcome, status};
 use haypile_shm::sys::{self, Waited};
-use haypile_shm::{AppStream, Errno};
+use haypile_shm::{AppStream, CHUNK_SIZE, Errno};
 
 use crate::attach::{self, Attachment};
 use crate::entry::{self, Phase, Pinned, flag};
@@ -21,8 +21,9 @@ use crate::memory::Arenas;
 
 /// Longest sleep before the life of the service is looked at again.
 const SLICE_NS: u64 = 1_000_000_000;
-/// How long a writer that only waits for memory spins: the service answers within a turn.
-const GRANT_SPIN_US: u64 = 50;
+/// How long a writer that only waits for memory spins, where spinning makes sense at all: the
+/// service answers within a turn, or once it is woken.
+const GRANT_SPIN_US: u64 = 100;
 
 /// One call's wait: its limit, and whether it has spun already.
 struct Wait<'a> {
@@ -369,25 +370,33 @@ fn write_some(
     done: usize,
 ) -> Result<usize, Errno> {
     let outcome = write_from(stream, data, done).map_err(of_stream)?;
-    report(socket, &outcome)?;
-    let granted = outcome.room_beyond
+    report(socket, stream, &outcome)?;
+    let spins = attach::current()?.spin_us() > 0;
+    let granted = (outcome.room_beyond && spins)
         && spin(GRANT_SPIN_US, &|| stream.writable() > 0 || stream.status() & ENDED != 0);
     if !granted {
         return Ok(outcome.bytes);
     }
     let more = write_from(stream, data, done + outcome.bytes).map_err(of_stream)?;
-    report(socket, &more)?;
+    report(socket, stream, &more)?;
     Ok(outcome.bytes + more.bytes)
 }
 
-fn report(socket: &Pinned, outcome: &WriteOutcome) -> Result<(), Errno> {
+fn report(socket: &Pinned, stream: &AppStream, outcome: &WriteOutcome) -> Result<(), Errno> {
     if outcome.kick {
         socket.tell(RequestBody::KickTx)?;
     }
-    if outcome.want {
+    if outcome.want || outcome.bytes > 0 && runs_low(stream) && stream.want_tx() {
         socket.tell(RequestBody::WantTx)?;
     }
     Ok(())
+}
+
+/// Whether the next write may find no room although there is memory to be had: it is asked for
+/// now, so that it is there by then.
+fn runs_low(stream: &AppStream) -> bool {
+    let left = stream.writable();
+    left < CHUNK_SIZE as u64 / 2 && stream.tx_room() > left
 }
 
 /// Writes what follows the first `done` bytes of several buffers.

@@ -145,7 +145,7 @@ impl Interest {
         }
         let Some(watcher) = &mut self.watcher else { return };
         watcher.prepare_sleep();
-        let at_hand = !watcher.is_empty() || !self.ready.is_empty();
+        let at_hand = !watcher.is_empty() || self.is_any_ready();
         if at_hand && !self.alarm_is_set {
             self.ring_alarm(epoll);
         } else if !at_hand && self.alarm_is_set {
@@ -520,6 +520,34 @@ impl Interest {
         });
     }
 
+    /// Whether a registration on the ready list is ready; takes those off that are not, up to the
+    /// first that is.
+    fn is_any_ready(&mut self) -> bool {
+        while let Some(index) = self.ready.front().copied() {
+            let registration = &self.registrations[index as usize];
+            if registration.live && registration.armed && self.bits_of(index) != 0 {
+                return true;
+            }
+            self.ready.pop_front();
+            self.registrations[index as usize].queued = false;
+            if !self.registrations[index as usize].live {
+                self.free.push(index);
+            }
+        }
+        false
+    }
+
+    /// What the socket of a registration is ready for, of what is wanted.
+    fn bits_of(&self, index: u32) -> u32 {
+        let registration = &self.registrations[index as usize];
+        let Some(socket) = entry::pin(registration.socket) else { return 0 };
+        let mut bits = readiness::of_socket(&socket);
+        if registration.kernel_ready {
+            bits |= libc::EPOLLIN as u32;
+        }
+        bits & (registration.events | ALWAYS)
+    }
+
     /// What a registration from the ready list has to say now.
     fn event_of(&mut self, index: u32) -> Option<EpollEvent> {
         let registration = &mut self.registrations[index as usize];
@@ -531,12 +559,9 @@ impl Interest {
         if !registration.armed {
             return None;
         }
-        let socket = entry::pin(registration.socket)?;
-        let mut bits = readiness::of_socket(&socket);
-        if std::mem::take(&mut registration.kernel_ready) {
-            bits |= libc::EPOLLIN as u32;
-        }
-        bits &= registration.events | ALWAYS;
+        let bits = self.bits_of(index);
+        let registration = &mut self.registrations[index as usize];
+        registration.kernel_ready = false;
         if bits == 0 {
             return None;
         }
