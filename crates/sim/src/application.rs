@@ -33,6 +33,7 @@ pub enum Verdict {
 }
 
 /// The program at one end.
+#[derive(Debug)]
 pub struct Application {
     /// The engine's name of the connection.
     pub id: SocketId,

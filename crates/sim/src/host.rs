@@ -59,6 +59,11 @@ impl Host {
         self.programs.len()
     }
 
+    /// The programs that still run.
+    pub fn programs(&self) -> impl Iterator<Item = &Application> {
+        self.programs.values()
+    }
+
     /// Programs that are over.
     pub fn finished(&self) -> &[Application] {
         &self.finished

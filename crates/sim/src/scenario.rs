@@ -164,7 +164,8 @@ fn open_connections(
     random: &mut Random,
 ) -> Result<(), String> {
     let server = SocketAddr::new(host_address(0, scenario.ipv6), PORT);
-    let options = ListenOptions { backlog: 64, ..ListenOptions::default() };
+    let template = socket_options();
+    let options = ListenOptions { backlog: 64, template, ..ListenOptions::default() };
     let listening = world.hosts[0].shard.listen(server, options);
     listening.map_err(|error| format!("listen: {error:?}"))?;
     for number in 0..scenario.connections {
@@ -172,12 +173,17 @@ fn open_connections(
         let now = world.now();
         world.hosts[0].on_accept(there);
         let client = &mut world.hosts[1 + number % (scenario.hosts - 1)];
-        let opened = client.shard.connect(now, None, server, SocketOptions::default());
+        let opened = client.shard.connect(now, None, server, socket_options());
         let id = opened.map_err(|error| format!("connect: {error:?}"))?;
         let local = client.shard.local_address(id).ok_or("a connection without an address")?;
         client.start(id, local, server, here);
     }
     Ok(())
+}
+
+/// Keep-alive is on: an end whose peer's RST was lost would otherwise wait for ever, as TCP allows.
+fn socket_options() -> SocketOptions {
+    SocketOptions { keep_alive: true, keep_idle_s: 120, ..SocketOptions::default() }
 }
 
 /// True when nothing but listeners is left on any host.

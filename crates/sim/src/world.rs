@@ -69,10 +69,24 @@ impl World {
             }
             match self.next_us() {
                 Some(next_us) if next_us <= end_us => self.now_us = next_us.max(self.now_us),
-                Some(_) => return Err(format!("not done after {limit_us} us")),
-                None => return Err("stuck: nothing is left to happen".to_string()),
+                Some(_) => return Err(format!("not done after {limit_us} us:\n{}", self.dump())),
+                None => return Err(format!("stuck, nothing is left to happen:\n{}", self.dump())),
             }
         }
+    }
+
+    /// Every socket and every running program, for the report of a failure.
+    fn dump(&self) -> String {
+        let mut text = String::new();
+        for (number, host) in self.hosts.iter().enumerate() {
+            for socket in host.shard.sockets() {
+                text += &format!("host {number}: {socket:?}\n");
+            }
+            for program in host.programs() {
+                text += &format!("host {number}: {program:?}\n");
+            }
+        }
+        text
     }
 
     fn next_us(&self) -> Option<u64> {

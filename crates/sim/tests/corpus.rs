@@ -1,20 +1,25 @@
-//! Replays every file that fuzzing has found worth keeping, and a few thousand random inputs, against the engine.
-//! `corpus/frames` holds the files; a crash found later joins them with a sentence in `corpus/README.md`.
+//! Replays every input that fuzzing has found worth keeping (`corpus/frames.hex`), and a few thousand random ones,
+//! against the engine. See fuzz/README.md for how to add to them.
 
 use haypile_sim::random::Random;
 use haypile_sim::replay::replay;
-use std::fs;
-use std::path::PathBuf;
+
+/// The bytes of a line of hexadecimal digits; comments and empty lines give nothing.
+fn decode(line: &str) -> Option<Vec<u8>> {
+    if line.is_empty() || line.starts_with('#') {
+        return None;
+    }
+    let digits = |at: usize| u8::from_str_radix(&line[at..at + 2], 16);
+    Some((0..line.len()).step_by(2).map(|at| digits(at).expect("two digits a byte")).collect())
+}
 
 #[test]
 fn the_corpus_is_survived() {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/corpus/frames");
-    let mut count = 0;
-    for entry in fs::read_dir(&folder).expect("the corpus is part of the repository").flatten() {
-        replay(&fs::read(entry.path()).expect("a corpus file can be read"));
-        count += 1;
+    let inputs: Vec<_> = include_str!("corpus/frames.hex").lines().filter_map(decode).collect();
+    assert!(inputs.len() > 100, "the corpus has only {} inputs", inputs.len());
+    for input in inputs {
+        replay(&input);
     }
-    assert!(count > 0, "no corpus in {}", folder.display());
 }
 
 #[test]
