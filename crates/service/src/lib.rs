@@ -33,3 +33,6 @@ pub mod sockets;
 pub mod start;
 pub mod stats;
 pub mod transport_server;
+
+#[cfg(test)]
+mod tests;

@@ -135,7 +135,7 @@ impl Processes {
 
     /// The process contradicts itself in shared memory; it is dropped at the end of the turn.
     pub fn mark_hostile(&mut self, id: ProcessId) {
-        if !self.hostile.contains(&id) {
+        if self.get(id).is_some() && !self.hostile.contains(&id) {
             self.hostile.push(id);
         }
     }

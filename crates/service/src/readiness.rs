@@ -60,6 +60,10 @@ impl Core {
         one_shot: bool,
     ) {
         let Some(serial) = self.processes.watcher_serial(process, watcher) else { return };
+        if mask & ready::OUT != 0 {
+            // Whoever waits to write wants memory to write to.
+            self.want_tx(key);
+        }
         let Some(socket) = self.store.sockets.get_mut(key) else { return };
         let same = |watch: &&mut Watch| {
             watch.process == process && watch.watcher == watcher && watch.serial == serial
@@ -85,9 +89,6 @@ impl Core {
             if let Some(id) = socket.id {
                 self.manager.acceptor(process, id);
             }
-        }
-        if mask & ready::OUT != 0 {
-            self.want_tx(key);
         }
         let bits = self.ready_bits(key, process);
         self.announce_to(key, Some(process), bits);

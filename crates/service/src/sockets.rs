@@ -443,6 +443,3 @@ impl Socket {
         self.stream.as_ref().map(|stream| (stream.slot(), stream.generation()))
     }
 }
-
-#[cfg(test)]
-mod tests;

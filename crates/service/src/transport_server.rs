@@ -237,8 +237,10 @@ impl Core {
             self.close_socket(now, key, true);
         }
         for process in std::mem::take(&mut self.processes.hostile) {
-            self.counters.hostile_processes += 1;
-            self.end_process(now, process, true);
+            if self.processes.get(process).is_some() {
+                self.counters.hostile_processes += 1;
+                self.end_process(now, process, true);
+            }
         }
     }
 

@@ -1,0 +1,10 @@
+//! Tests of a whole server without a kernel network: a server under test, a plain shard as its peer
+//! on the other end of an in-memory link, and applications made of the application-side objects of
+//! `haypile-shm`. Time is virtual; the processes of applications are real, but only sleep.
+
+mod accepting;
+mod harness;
+mod hostile;
+mod life;
+mod sockets;
+mod streams;
