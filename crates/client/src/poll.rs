@@ -110,7 +110,7 @@ impl Set {
         let mut ready = 0;
         for ours in &self.ours {
             let always = (libc::POLLERR | libc::POLLHUP) as u32;
-            let mut bits = readiness::of_socket(&ours.socket) & (ours.wanted | always);
+            let mut bits = readiness::of_socket(&ours.socket, ours.wanted) & (ours.wanted | always);
             if let Some(place) = ours.kernel_place
                 && self.kernel[place].revents & libc::POLLIN != 0
             {

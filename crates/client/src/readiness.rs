@@ -1,9 +1,10 @@
 //! What a socket is ready for, as poll(2) and epoll(7) say it: read from the shared record and the
 //! offers at hand, without a message. Used by `poll.rs` and `epoll.rs`.
 
-use haypile_shm::AppStream;
+use haypile_shm::messages::RequestBody;
 use haypile_shm::messages::ready::{ERR, HUP, IN, OUT, PRI, RDHUP};
 use haypile_shm::stream::status;
+use haypile_shm::{AppStream, Errno};
 
 use crate::accept;
 use crate::attach;
@@ -13,8 +14,10 @@ use crate::entry::{Phase, Socket, flag};
 const RDNORM: u32 = 0x40;
 const WRNORM: u32 = 0x100;
 
-/// What a Haypile socket is ready for now. (A dual listener's kernel half is asked elsewhere.)
-pub(crate) fn of_socket(socket: &Socket) -> u32 {
+/// What a Haypile socket is ready for now, of what is `wanted` and more. (A dual listener's kernel
+/// half is asked elsewhere.) Whoever finds no room to write has asked for it with that, so that
+/// its return is reported although no write has failed.
+pub(crate) fn of_socket(socket: &Socket, wanted: u32) -> u32 {
     let gone = attach::current().is_ok_and(|attachment| attachment.is_gone());
     let bits = match socket.phase() {
         Phase::Fresh | Phase::Bound if socket.has(flag::SHUT_READ) => IN | OUT | HUP | RDHUP,
@@ -24,7 +27,15 @@ pub(crate) fn of_socket(socket: &Socket) -> u32 {
         Phase::Listening if accept::has_offer(socket) => IN,
         Phase::Listening => 0,
         Phase::Stream => match socket.stream() {
-            Some(stream) => of_stream(&stream, socket),
+            Some(stream) => {
+                let bits = of_stream(&stream, socket);
+                let full = stream.status() & status::CONNECTED != 0 && bits & OUT == 0;
+                if full && wanted & (OUT | WRNORM) != 0 && stream.want_tx() {
+                    // A service that is gone shows in the next look.
+                    let _: Result<(), Errno> = socket.tell(RequestBody::WantTx);
+                }
+                bits
+            }
             None => IN | OUT | ERR | HUP | RDHUP,
         },
     };

@@ -541,7 +541,7 @@ impl Interest {
     fn bits_of(&self, index: u32) -> u32 {
         let registration = &self.registrations[index as usize];
         let Some(socket) = entry::pin(registration.socket) else { return 0 };
-        let mut bits = readiness::of_socket(&socket);
+        let mut bits = readiness::of_socket(&socket, registration.events);
         if registration.kernel_ready {
             bits |= libc::EPOLLIN as u32;
         }
