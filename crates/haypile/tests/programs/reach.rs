@@ -118,6 +118,7 @@ fn an_analyser_finds_nothing_wrong_on_the_wire() {
         content::write(&stage.served("page"), 100_000);
         let _service = stage.serve();
         let _server = nginx::start_on(stage, "nginx", &[service(8080), service6(8080)]);
+        inspect::wait_for_rest(stage, Duration::from_secs(10));
         let outside = stage.text("outside.pcapng");
         let capture = start_capture(stage, &outside);
         let requests = 5;
@@ -143,6 +144,7 @@ fn a_capture_from_inside_shows_the_same() {
         content::write(&stage.served("page"), 100_000);
         let _service = stage.serve();
         let _server = nginx::start(stage, 8080);
+        inspect::wait_for_rest(stage, Duration::from_secs(10));
         let inside = stage.text("inside.pcapng");
         let capture = |words: &[&str]| {
             let mut command = stage.haypile("capture");

@@ -98,17 +98,20 @@ pub fn wait_for_rest(stage: &Stage, limit: Duration) {
     panic!("{} sockets are neither LISTEN nor TIME-WAIT: {}", last.len(), shown.join("\n"));
 }
 
-/// True when the socket lists `pid` among its owners.
+/// True when the socket belongs to `pid` alone (a socket of several processes names none of them).
 pub fn is_owned_by(socket: &Value, pid: u32) -> bool {
-    let owners = socket["owners"].as_array().into_iter().flatten();
-    owners.into_iter().any(|owner| owner["pid"].as_u64() == Some(pid.into()))
+    socket["pid"].as_u64() == Some(pid.into())
 }
 
 /// Waits until no socket of the service belongs to `pid`.
 #[track_caller]
 pub fn wait_until_disowned(stage: &Stage, pid: u32, limit: Duration) {
-    wait_until(&format!("haypile ss shows nothing of process {pid}"), limit, || {
-        (!sockets(stage).iter().any(|socket| is_owned_by(socket, pid))).then_some(())
+    wait_until(&format!("haypile shows nothing of process {pid}"), limit, || {
+        let status = stage.ask("status", &[]).expect("haypile status --json");
+        let mut attached = status["processes"].as_array().into_iter().flatten();
+        let gone = !attached.any(|process| process["pid"].as_u64() == Some(pid.into()));
+        let nothing = !sockets(stage).iter().any(|socket| is_owned_by(socket, pid));
+        (gone && nothing).then_some(())
     });
 }
 
