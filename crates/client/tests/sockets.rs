@@ -1,0 +1,335 @@
+//! Sockets against a service without a network: accepting, reading and writing, connecting, life
+//! and death of descriptors.
+
+mod support;
+
+use std::io::{IoSlice, IoSliceMut};
+use std::time::{Duration, Instant};
+
+use haypile_client::{self as client, Errno, TO_KERNEL};
+use haypile_shm::messages::RequestBody;
+use haypile_shm::sys;
+
+fn receive(fd: i32, len: usize, flags: i32) -> Result<Vec<u8>, Errno> {
+    let mut out = vec![0; len];
+    let got = client::receive(fd, &mut [IoSliceMut::new(&mut out)], flags)?;
+    out.truncate(got);
+    Ok(out)
+}
+
+fn send(fd: i32, data: &[u8]) -> Result<usize, Errno> {
+    client::send(fd, &[IoSlice::new(data)], 0)
+}
+
+#[test]
+fn accept_hits_and_misses_without_a_round_trip() {
+    let (fake, _turn) = support::start();
+    let listener = support::listener(true);
+    assert_eq!(client::accept(listener.0, 0).err(), Some(Errno::EAGAIN));
+    assert!(fake.requests().iter().any(|(_, body)| *body == RequestBody::Acceptor));
+    for _ in 0..5 {
+        assert_eq!(client::accept(listener.0, 0).err(), Some(Errno::EAGAIN));
+    }
+    assert_eq!(fake.requests(), []);
+    let slot = fake.arrive(listener.1, b"hello");
+    let (fd, peer) = client::accept(listener.0, libc::SOCK_CLOEXEC).unwrap();
+    assert_eq!(peer, "198.18.0.9:1234".parse().unwrap());
+    assert_eq!(fake.requests(), [(slot, RequestBody::Claim)]);
+    assert_eq!(sys::fcntl_getfd(fd), Ok(libc::FD_CLOEXEC));
+    assert_eq!(receive(fd, 100, 0).unwrap(), b"hello");
+    assert_eq!(send(fd, b"answer"), Ok(6));
+    assert_eq!(fake.sent(slot), b"answer");
+    client::close(fd).unwrap();
+    assert!(!fake.knows(slot));
+    assert_eq!(sys::fcntl_getfd(fd), Err(Errno::EBADF));
+    client::close(listener.0).unwrap();
+}
+
+#[test]
+fn a_late_claim_loses_and_registers_again() {
+    let (fake, _turn) = support::start();
+    let listener = support::listener(true);
+    assert!(client::accept(listener.0, 0).is_err());
+    let slot = fake.arrive(listener.1, b"");
+    assert!(fake.revoke(slot));
+    fake.requests();
+    assert!(!fake.try_arrive(listener.1));
+    assert_eq!(client::accept(listener.0, 0).err(), Some(Errno::EAGAIN));
+    let requests = fake.requests();
+    assert!(requests.iter().any(|(_, body)| *body == RequestBody::Acceptor), "{requests:?}");
+    let second = fake.arrive(listener.1, b"");
+    let (fd, _) = client::accept(listener.0, 0).unwrap();
+    assert!(!fake.revoke(second));
+    client::close(fd).unwrap();
+    client::close(listener.0).unwrap();
+}
+
+#[test]
+fn claim_and_revoke_never_both_win() {
+    let (fake, _turn) = support::start();
+    let listener = support::listener(true);
+    for _ in 0..200 {
+        let _ = client::accept(listener.0, 0);
+        let slot = fake.arrive(listener.1, b"");
+        let revoker = std::thread::spawn(move || fake.revoke(slot));
+        let claimed = client::accept(listener.0, 0);
+        let revoked = revoker.join().unwrap();
+        assert_ne!(claimed.is_ok(), revoked);
+        if let Ok((fd, _)) = claimed {
+            client::close(fd).unwrap();
+        }
+    }
+    client::close(listener.0).unwrap();
+}
+
+#[test]
+fn blocking_accept_and_read_are_woken() {
+    let (fake, _turn) = support::start();
+    let listener = support::listener(false);
+    let (fd, acceptor) = (listener.0, std::thread::current());
+    let _ = acceptor;
+    let thread = std::thread::spawn(move || {
+        let (connection, _) = client::accept(fd, 0).unwrap();
+        let first = receive(connection, 10, 0).unwrap();
+        let rest = receive(connection, 6, libc::MSG_WAITALL).unwrap();
+        let end = receive(connection, 10, 0).unwrap();
+        (connection, first, rest, end)
+    });
+    while !fake.requests().iter().any(|(_, body)| *body == RequestBody::Acceptor) {
+        std::thread::yield_now();
+    }
+    std::thread::sleep(Duration::from_millis(20));
+    let slot = fake.arrive(listener.1, b"");
+    std::thread::sleep(Duration::from_millis(20));
+    fake.deliver(slot, b"first");
+    std::thread::sleep(Duration::from_millis(20));
+    fake.deliver(slot, b"abc");
+    fake.deliver(slot, b"def");
+    std::thread::sleep(Duration::from_millis(20));
+    fake.finish(slot);
+    let (connection, first, rest, end) = thread.join().unwrap();
+    assert_eq!((&first[..], &rest[..], &end[..]), (&b"first"[..], &b"abcdef"[..], &b""[..]));
+    client::close(connection).unwrap();
+    client::close(listener.0).unwrap();
+}
+
+#[test]
+fn peek_discard_timeouts_and_errors() {
+    let (fake, _turn) = support::start();
+    let listener = support::listener(true);
+    let (fd, slot) = support::accepted(fake, listener, 0, b"0123456789");
+    assert_eq!(client::readable_bytes(fd), Ok(10));
+    assert_eq!(receive(fd, 4, libc::MSG_PEEK).unwrap(), b"0123");
+    assert_eq!(client::receive(fd, &mut [IoSliceMut::new(&mut [0; 4])], libc::MSG_TRUNC), Ok(4));
+    assert_eq!(receive(fd, 100, 0).unwrap(), b"456789");
+    assert_eq!(receive(fd, 1, libc::MSG_DONTWAIT).err(), Some(Errno::EAGAIN));
+    let limit = [0i64.to_ne_bytes(), 30_000i64.to_ne_bytes()].concat();
+    client::setsockopt(fd, libc::SOL_SOCKET, libc::SO_RCVTIMEO, &limit).unwrap();
+    let started = Instant::now();
+    assert_eq!(receive(fd, 1, 0).err(), Some(Errno::EAGAIN));
+    assert!(started.elapsed() >= Duration::from_millis(30));
+    fake.deliver(slot, b"last words");
+    fake.reset(slot);
+    assert_eq!(receive(fd, 100, 0).unwrap(), b"last words");
+    assert_eq!(receive(fd, 100, 0).err(), Some(Errno::ECONNRESET));
+    assert_eq!(receive(fd, 100, 0).unwrap(), b"");
+    assert_eq!(send(fd, b"x").err(), Some(Errno::EPIPE));
+    client::close(fd).unwrap();
+    client::close(listener.0).unwrap();
+}
+
+#[test]
+fn a_big_write_blocks_and_gets_through_whole() {
+    let (fake, _turn) = support::start();
+    let listener = support::listener(true);
+    let (fd, slot) = support::accepted(fake, listener, 0, b"");
+    let data: Vec<u8> = (0..3_000_000u32).map(|value| (value % 251) as u8).collect();
+    let expected = data.clone();
+    let writer = std::thread::spawn(move || {
+        let (one, two) = data.split_at(1_234_567);
+        client::send(fd, &[IoSlice::new(one), IoSlice::new(two)], 0)
+    });
+    let mut got = Vec::new();
+    let started = Instant::now();
+    while got.len() < expected.len() && started.elapsed() < Duration::from_secs(20) {
+        got.extend(fake.sent(slot));
+    }
+    assert_eq!(writer.join().unwrap(), Ok(expected.len()));
+    assert!(got == expected);
+    client::shutdown(fd, libc::SHUT_WR).unwrap();
+    assert_eq!(send(fd, b"x").err(), Some(Errno::EPIPE));
+    client::close(fd).unwrap();
+    client::close(listener.0).unwrap();
+}
+
+#[test]
+fn connecting_in_the_background_and_in_vain() {
+    let (fake, _turn) = support::start();
+    let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK;
+    let remote = "198.18.0.9:80".parse().unwrap();
+    let fd = client::socket(libc::AF_INET, kind, 0).unwrap();
+    assert_eq!(client::connect(fd, remote).err(), Some(Errno::EINPROGRESS));
+    assert_eq!(client::connect(fd, remote).err(), Some(Errno::EALREADY));
+    assert_eq!(client::remote_address(fd).err(), Some(Errno::ENOTCONN));
+    let slot = fake.attempt();
+    let mut fds = [sys::PollFd { fd, events: libc::POLLOUT, revents: 0 }];
+    assert_eq!(support::poll(&mut fds, Some(Duration::ZERO)), Ok(0));
+    fake.establish(slot);
+    assert_eq!(support::poll(&mut fds, None), Ok(1));
+    let mut error = [1; 4];
+    client::getsockopt(fd, libc::SOL_SOCKET, libc::SO_ERROR, &mut error).unwrap();
+    assert_eq!(error, [0; 4]);
+    assert_eq!(client::connect(fd, remote), Ok(()));
+    assert_eq!(client::connect(fd, remote).err(), Some(Errno::EISCONN));
+    assert_eq!(client::remote_address(fd), Ok(remote));
+    client::close(fd).unwrap();
+
+    let fd = client::socket(libc::AF_INET, libc::SOCK_STREAM, 0).unwrap();
+    let thread = std::thread::spawn(move || client::connect(fd, remote));
+    let slot = loop {
+        std::thread::sleep(Duration::from_millis(5));
+        if fake.requests().iter().any(|(_, body)| matches!(body, RequestBody::Connect { .. })) {
+            break fake.attempt();
+        }
+    };
+    fake.fail(slot, libc::ECONNREFUSED);
+    assert_eq!(thread.join().unwrap().err(), Some(Errno::ECONNREFUSED));
+    client::close(fd).unwrap();
+}
+
+#[test]
+fn the_kernels_addresses_stay_the_kernels() {
+    let (fake, _turn) = support::start();
+    let fd = client::socket(libc::AF_INET, libc::SOCK_STREAM, 0).unwrap();
+    assert!(!client::is_kernel(fd));
+    let loopback = "127.0.0.1:0".parse().unwrap();
+    assert_eq!(client::bind(fd, loopback).err(), Some(TO_KERNEL));
+    assert!(client::is_kernel(fd));
+    sys::bind(fd, &loopback).unwrap();
+    sys::close(fd).unwrap();
+    let datagrams = client::socket(libc::AF_INET, libc::SOCK_DGRAM, 0).unwrap();
+    assert!(client::is_kernel(datagrams));
+    sys::close(datagrams).unwrap();
+    fake.requests();
+}
+
+#[test]
+fn a_wildcard_listener_serves_both_worlds() {
+    let (fake, _turn) = support::start();
+    let fd = client::socket(libc::AF_INET, libc::SOCK_STREAM, 0).unwrap();
+    client::bind(fd, "0.0.0.0:0".parse().unwrap()).unwrap();
+    client::listen(fd, 5).unwrap();
+    let port = client::local_address(fd).unwrap().port();
+    assert_eq!(sys::getsockname(fd).unwrap().unwrap().port(), port);
+    let thread = std::thread::spawn(move || {
+        (client::accept(fd, 0).unwrap(), client::accept(fd, 0).unwrap())
+    });
+    std::thread::sleep(Duration::from_millis(20));
+    let over_kernel = sys::socket(libc::AF_INET, libc::SOCK_STREAM, 0).unwrap();
+    let loopback = std::net::SocketAddr::new([127, 0, 0, 1].into(), port);
+    sys::connect(over_kernel.raw(), &loopback).unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    fake.arrive(port, b"");
+    let ((first, peer), (second, _)) = thread.join().unwrap();
+    assert!(client::is_kernel(first) && peer.ip().is_loopback());
+    assert!(!client::is_kernel(second));
+    sys::close(first).unwrap();
+    client::close(second).unwrap();
+    client::close(fd).unwrap();
+}
+
+#[test]
+fn duplicates_share_and_the_last_one_ends() {
+    let (fake, _turn) = support::start();
+    let listener = support::listener(true);
+    let (fd, slot) = support::accepted(fake, listener, 0, b"abc");
+    let copy = client::duplicate(fd, 0, true).unwrap();
+    let target = sys::dup_lowest(2, false).unwrap();
+    client::duplicate_to(copy, target, 0).unwrap();
+    client::set_nonblocking(target, true).unwrap();
+    assert_ne!(client::status_flags(fd).unwrap() & libc::O_NONBLOCK, 0);
+    assert_eq!(receive(copy, 1, 0).unwrap(), b"a");
+    client::close(fd).unwrap();
+    client::close(copy).unwrap();
+    assert!(fake.knows(slot));
+    assert_eq!(receive(target, 10, 0).unwrap(), b"bc");
+    assert_eq!(sys::so_cookie(target), sys::so_cookie(target));
+    client::share(target);
+    assert_eq!(fake.cookie(slot), sys::so_cookie(target).ok());
+    client::close(target).unwrap();
+    // Shared: only the kernel's notice ends it.
+    assert!(fake.knows(slot));
+    client::close(listener.0).unwrap();
+}
+
+#[test]
+fn a_socket_comes_back_by_its_placeholder() {
+    let (fake, _turn) = support::start();
+    let listener = support::listener(true);
+    let (fd, _) = support::accepted(fake, listener, 0, b"before");
+    client::share(fd);
+    fake.requests();
+    // As it arrives over a Unix socket: a number that nobody has told us of.
+    let arrived = sys::dup_lowest(fd, true).unwrap();
+    assert!(client::is_kernel(arrived));
+    client::adopt(arrived);
+    assert!(!client::is_kernel(arrived));
+    assert_eq!(receive(arrived, 10, 0).unwrap(), b"before");
+    let stranger = sys::socket(libc::AF_INET, libc::SOCK_STREAM, 0).unwrap();
+    client::adopt(stranger.raw());
+    assert!(client::is_kernel(stranger.raw()));
+    for fd in [fd, arrived, listener.0] {
+        client::close(fd).unwrap();
+    }
+}
+
+#[test]
+fn own_descriptors_are_out_of_reach() {
+    let (_fake, _turn) = support::start();
+    let own: Vec<i32> = (0..70_000).filter(|fd| client::is_internal(*fd)).collect();
+    assert!(own.len() >= 2, "{own:?}");
+    assert_eq!(client::close(own[0]).err(), Some(Errno::EBADF));
+    assert_eq!(client::duplicate_to(2, own[0], 0).err(), Some(Errno::EBUSY));
+    let mut ranges = Vec::new();
+    client::close_range(own[0] as u32 - 1, own[0] as u32 + 1, 0, &mut |first, last, _| {
+        ranges.push((first, last));
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(ranges[0], (own[0] as u32 - 1, own[0] as u32 - 1));
+    assert!(ranges.iter().all(|(first, last)| !(*first..=*last).contains(&(own[0] as u32))));
+}
+
+#[test]
+fn a_child_attaches_anew_and_shares() {
+    let (fake, _turn) = support::start();
+    let listener = support::listener(true);
+    let (fd, slot) = support::accepted(fake, listener, 0, b"from before");
+    let before = fake.processes();
+    client::before_fork();
+    // SAFETY: the child uses only raw system calls and this crate, and leaves by _exit.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        client::after_fork_in_child();
+        let code = (|| {
+            assert_eq!(receive(fd, 100, 0)?, b"from before");
+            send(fd, b"from the child")?;
+            Ok::<i32, Errno>(0)
+        })();
+        // SAFETY: ends the child without running anything of the parent's.
+        unsafe { libc::_exit(code.unwrap_or(1)) };
+    }
+    client::after_fork_in_parent();
+    assert!(child > 0);
+    let mut status = 0;
+    // SAFETY: waits for our own child.
+    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+    assert_eq!(status, 0);
+    assert_eq!(fake.processes(), before + 1);
+    assert!(fake.cookie(slot).is_some());
+    assert_eq!(fake.sent(slot), b"from the child");
+    assert_eq!(send(fd, b"and the parent"), Ok(14));
+    assert_eq!(fake.sent(slot), b"and the parent");
+    client::close(fd).unwrap();
+    client::close(listener.0).unwrap();
+}
