@@ -13,6 +13,7 @@ use clap::{Args, Parser, Subcommand};
     version,
     about = "A TCP/IP network service outside the kernel that unmodified programs use",
     after_help = "Examples:
+  haypile demo                                  see it work, beside the kernel's stack
   haypile run -- python3 -m http.server 8000    serve files over a private Haypile
   haypile serve --addr 198.18.0.1/24            one service for many programs
   haypile run -- nginx                          joins that service
@@ -29,6 +30,19 @@ pub struct Cli {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Serve and load an unmodified server on Haypile and on the kernel's stack, check every byte
+    #[command(after_help = "Examples:
+  haypile demo
+  haypile demo --requests 50000 --rounds 5
+  haypile demo --json
+
+Needs root. Everything happens in network namespaces of its own, so that your network stays as it
+is. The server is nginx if installed, else python3's, else a built-in one. The exit status is 0
+only if every answer was right.")]
+    Demo(DemoArgs),
+    /// The example server of the demo
+    #[command(hide = true)]
+    DemoServer(DemoServerArgs),
     /// Run a program on the service; with none running, a private one lives and dies with it.
     #[command(after_help = "Examples:
   haypile run -- python3 -m http.server 8000
@@ -148,6 +162,33 @@ impl ServiceArgs {
         }
         words
     }
+}
+
+/// `haypile demo`.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Requests of one run
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    pub requests: usize,
+    /// How often both sides are measured, in turn
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub rounds: usize,
+    /// Clients at the same time
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub clients: usize,
+    /// One JSON object instead of the table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The demo's example server.
+#[derive(Debug, Args)]
+pub struct DemoServerArgs {
+    /// Folder of the files
+    pub root: PathBuf,
+    /// Addresses to listen on
+    #[arg(required = true)]
+    pub addresses: Vec<std::net::SocketAddr>,
 }
 
 /// `haypile run`.

@@ -8,6 +8,7 @@ use clap::Parser;
 
 mod capture;
 mod cli;
+mod demo;
 mod place;
 mod plan;
 mod preload;
@@ -21,6 +22,8 @@ use cli::{Cli, Command};
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Demo(arguments) => demo::command(&arguments),
+        Command::DemoServer(arguments) => demo::server_command(&arguments),
         Command::Run(arguments) => run::run(&arguments),
         Command::Serve(arguments) => serve::run(&arguments),
         Command::Ss(arguments) => ss::run(&arguments),

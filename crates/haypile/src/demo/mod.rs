@@ -8,12 +8,14 @@ pub mod report;
 pub mod server;
 pub mod stage;
 
+use crate::cli::{DemoArgs, DemoServerArgs};
 use client::{Load, Mode};
 use content::{ITEMS, SMALL};
+use haypile_service::error::Error;
 use report::{Figures, Report};
 use stage::{Side, Stage};
 use std::net::SocketAddr;
-use std::process::Command;
+use std::process::{Command, ExitCode};
 
 /// What the user may choose.
 #[derive(Clone, Debug)]
@@ -26,6 +28,31 @@ pub struct Options {
     pub clients: usize,
     /// Print one JSON object instead of the table.
     pub json: bool,
+}
+
+/// `haypile demo`.
+///
+/// # Errors
+/// When the stage cannot be built.
+pub fn command(arguments: &DemoArgs) -> Result<ExitCode, Error> {
+    let options = Options {
+        requests: arguments.requests.max(1),
+        rounds: arguments.rounds.max(1),
+        clients: arguments.clients.clamp(1, 1000),
+        json: arguments.json,
+    };
+    let right = run(&options).map_err(|why| Error::new("cannot run the demo", why, ""))?;
+    Ok(if right { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The hidden `haypile demo-server`.
+///
+/// # Errors
+/// When it cannot listen.
+pub fn server_command(arguments: &DemoServerArgs) -> Result<ExitCode, Error> {
+    server::serve(&arguments.addresses, &arguments.root)
+        .map_err(|error| Error::new("cannot listen", error, "choose another address"))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Runs the demo and prints its report.

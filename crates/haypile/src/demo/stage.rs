@@ -81,7 +81,7 @@ impl Stage {
         let work = self.new_work()?;
         let server = command(kind, &addresses, root, &work)?;
         let mut haypile = Command::new(&own);
-        haypile.arg("run").arg("--control-dir").arg(&control);
+        haypile.args(["run", "--quiet"]).arg("--control-dir").arg(&control);
         haypile.args(["--addr", "198.18.0.2/24", "--addr", "2001:2::2/64", "--"]).args(server);
         self.sides.push(start("Haypile", addresses, haypile)?);
         Ok(())
@@ -197,7 +197,7 @@ fn wait_until_it_answers(side: &mut Side) -> Result<(), String> {
 impl Drop for Side {
     fn drop(&mut self) {
         // The group, so that a master's workers and Haypile's children end too.
-        drop(sys::kill_group(self.process.id(), SIGTERM));
+        let _ = sys::kill_group(self.process.id(), SIGTERM);
         let asked = Instant::now();
         while asked.elapsed() < END_LIMIT {
             if !matches!(self.process.try_wait(), Ok(None)) {
@@ -205,7 +205,7 @@ impl Drop for Side {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        drop(sys::kill_group(self.process.id(), SIGKILL));
+        let _ = sys::kill_group(self.process.id(), SIGKILL);
         drop(self.process.wait());
     }
 }
