@@ -120,12 +120,16 @@ pub fn accept(fd: RawFd, flags: i32) -> Result<(RawFd, SocketAddr), Errno> {
         if listener.phase() != Phase::Listening || listener.has(flag::SHUT_READ) {
             return Err(Errno::EINVAL);
         }
-        register(&listener)?;
+        if attachment.is_gone() {
+            // Said once; after that a dual listener goes on with the kernel alone.
+            if listener.set(flag::GONE_TOLD) || !listener.has(flag::DUAL) {
+                return Err(SERVICE_GONE);
+            }
+        } else {
+            register(&listener)?;
+        }
         if let Some(accepted) = accept_now(attachment, &listener, fd, flags)? {
             return Ok(accepted);
-        }
-        if attachment.is_gone() {
-            return Err(SERVICE_GONE);
         }
         if listener.has(flag::NONBLOCKING) {
             return Err(Errno::EAGAIN);
@@ -143,7 +147,9 @@ fn accept_now(
     fd: RawFd,
     flags: i32,
 ) -> Result<Option<Accepted>, Errno> {
-    if let Some(accepted) = claim(attachment, listener, flags)? {
+    if !attachment.is_gone()
+        && let Some(accepted) = claim(attachment, listener, flags)?
+    {
         return Ok(Some(accepted));
     }
     if listener.has(flag::DUAL) { accept_kernel(listener, fd, flags) } else { Ok(None) }

@@ -63,6 +63,9 @@ pub(crate) mod flag {
     pub const CONNECT_REPORTED: u32 = 1 << 9;
     /// More epoll sets hold it than there are places to note them.
     pub const MANY_EPOLLS: u32 = 1 << 10;
+    /// An accept has said that the service is gone: waits say it no more, so that an event loop
+    /// does not turn for ever on a listener that cannot be helped.
+    pub const GONE_TOLD: u32 = 1 << 11;
 }
 
 /// One socket.

@@ -18,7 +18,8 @@ const WRNORM: u32 = 0x100;
 /// half is asked elsewhere.) Whoever finds no room to write has asked for it with that, so that
 /// its return is reported although no write has failed.
 pub(crate) fn of_socket(socket: &Socket, wanted: u32) -> u32 {
-    let gone = attach::current().is_ok_and(|attachment| attachment.is_gone());
+    let gone = attach::current().is_ok_and(|attachment| attachment.is_gone())
+        && !socket.has(flag::GONE_TOLD);
     let bits = match socket.phase() {
         Phase::Fresh | Phase::Bound if socket.has(flag::SHUT_READ) => IN | OUT | HUP | RDHUP,
         Phase::Fresh | Phase::Bound => OUT | HUP,
