@@ -14,8 +14,8 @@ pub struct FaultPlan {
     pub reorder_ppm: u32,
     /// The longest extra delay of a frame that is held back.
     pub reorder_us: u64,
-    /// One bit behind the Ethernet header is flipped. (Ethernet's own check would catch a flip in ARP or in the Ethernet
-    /// header, so these are spared.)
+    /// One bit behind the Ethernet header is flipped. (Ethernet's own check would catch a flip in ARP
+    /// or in the Ethernet header, so these are spared.)
     pub corrupt_ppm: u32,
     /// Delay of every frame.
     pub delay_us: u64,

@@ -1,5 +1,6 @@
-//! Deterministic simulation of whole hosts: real `haypile-engine` shards in virtual time, joined by a switch whose ports
-//! lose, duplicate, reorder, corrupt and delay frames by seed. Only tests and experiments use this crate.
+//! Deterministic simulation of whole hosts: real `haypile-engine` shards in virtual time, joined by a
+//! switch whose ports lose, duplicate, reorder, corrupt and delay frames by seed. Only tests and
+//! experiments use this crate.
 //! Read [`world`] first (how time moves), then [`application`] (what the simulated programs do and check).
 #![forbid(unsafe_code)]
 

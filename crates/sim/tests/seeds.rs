@@ -1,5 +1,5 @@
-//! Hundreds of seeded worlds. A failure prints its seed; `HAYPILE_SEED=N cargo test -p haypile-sim --test seeds` repeats
-//! that one, `HAYPILE_SEEDS=COUNT` runs so many more.
+//! Hundreds of seeded worlds. A failure prints its seed; `HAYPILE_SEED=N cargo test -p haypile-sim
+//! --test seeds` repeats that one, `HAYPILE_SEEDS=COUNT` runs so many.
 
 use haypile_sim::scenario::run_seed;
 

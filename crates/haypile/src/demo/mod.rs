@@ -1,5 +1,6 @@
-//! `haypile demo`: an unmodified server on Haypile, loaded and checked from the kernel's side, beside the same server on
-//! the kernel's own stack. Everything happens in network namespaces made for it, which end with it.
+//! `haypile demo`: an unmodified server on Haypile, loaded and checked from the kernel's side, beside
+//! the same server on the kernel's own stack. Everything happens in network namespaces made for it,
+//! which end with it.
 //! Called by `main.rs`. Read [`run`] first; [`stage`] builds the two sides, [`client`] makes the load.
 
 pub mod client;
