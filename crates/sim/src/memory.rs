@@ -67,7 +67,7 @@ impl Memory {
 impl Streams for Memory {
     fn write(&mut self, id: SocketId, position: u64, data: &[u8]) -> usize {
         self.writes += 1;
-        let short = self.short_write_every.is_some_and(|every| self.writes % every == 0);
+        let short = self.short_write_every.is_some_and(|every| self.writes.is_multiple_of(every));
         let stored = if short { data.len() / 2 } else { data.len() };
         let received = self.received.entry(id).or_default();
         let start = position as usize;
