@@ -41,7 +41,7 @@ pub fn write(root: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The first position at which `bytes` is not what [`write`] wrote.
+/// The first position at which `bytes` is not what [`write()`] wrote.
 pub fn first_wrong(item: Item, bytes: &[u8]) -> Option<usize> {
     if bytes.len() != item.bytes {
         return Some(bytes.len().min(item.bytes));
