@@ -300,20 +300,25 @@ pub fn epoll_wait(
     };
     let mut spin_end_ns = None;
     loop {
-        let ready = look(&held, epoll, out)?;
-        if ready > 0 || timeout_ms == 0 {
-            return Ok(ready);
-        }
-        let attachment = attach::current()?;
-        let spin_us = if held.has_ours.load(Ordering::Relaxed) { attachment.spin_us() } else { 0 };
-        let end_ns = *spin_end_ns
-            .get_or_insert_with(|| (started_ns + u64::from(spin_us) * 1000).min(deadline_ns));
-        if let Some(ready) = spin(&held, epoll, out, end_ns)? {
-            return Ok(ready);
+        // A set of kernel descriptors alone costs one system call, as ever.
+        if held.has_ours.load(Ordering::Acquire) {
+            let ready = look(&held, epoll, out)?;
+            if ready > 0 || timeout_ms == 0 {
+                return Ok(ready);
+            }
+            let spin_us = attach::current()?.spin_us();
+            let end_ns = *spin_end_ns
+                .get_or_insert_with(|| (started_ns + u64::from(spin_us) * 1000).min(deadline_ns));
+            if let Some(ready) = spin(&held, epoll, out, end_ns)? {
+                return Ok(ready);
+            }
         }
         match doze(&held, epoll, out, deadline_ns, sleep)? {
             Dozed::Ready(ready) => return Ok(ready),
-            Dozed::TimedOut => return look(&held, epoll, out),
+            Dozed::TimedOut if held.has_ours.load(Ordering::Acquire) => {
+                return look(&held, epoll, out);
+            }
+            Dozed::TimedOut => return Ok(0),
             Dozed::LookAgain => {}
         }
     }
@@ -321,17 +326,15 @@ pub fn epoll_wait(
 
 /// Looks at the service's half, and at the kernel's half if it is due.
 fn look(held: &Held, epoll: RawFd, out: &mut [EpollEvent]) -> Result<usize, Errno> {
-    let mut ready = 0;
-    if held.has_ours.load(Ordering::Acquire) {
-        let mut interest = held.interest(epoll)?;
-        if held.nested.load(Ordering::Acquire) {
-            interest.quiet();
-        }
-        ready = interest.collect(out);
-        held.settle(epoll, &mut interest);
+    let mut interest = held.interest(epoll)?;
+    if held.nested.load(Ordering::Acquire) {
+        interest.quiet();
     }
+    let mut ready = interest.collect(out);
+    held.settle(epoll, &mut interest);
+    drop(interest);
     let turn = held.turn.fetch_add(1, Ordering::Relaxed);
-    let kernel = held.has_kernel.load(Ordering::Acquire) || !held.has_ours.load(Ordering::Acquire);
+    let kernel = held.has_kernel.load(Ordering::Acquire);
     if ready < out.len() && kernel && (ready == 0 || turn.is_multiple_of(KERNEL_TURN)) {
         ready = look_at_kernel(held, epoll, out, ready)?;
     }

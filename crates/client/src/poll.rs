@@ -62,9 +62,10 @@ pub fn any_ours(fds: &[PollFd]) -> bool {
 /// A poll set taken apart.
 struct Set {
     ours: Vec<Ours>,
-    /// The kernel's part, with the place of each in the application's array.
+    /// The kernel's part, with the place of each in the application's array; `None` for the kernel
+    /// half of a dual listener, which answers through `ours`.
     kernel: Vec<PollFd>,
-    places: Vec<usize>,
+    places: Vec<Option<usize>>,
 }
 
 impl Set {
@@ -76,28 +77,30 @@ impl Set {
                 Owner::Socket(_) => set.add_socket(place, entry),
                 Owner::Epoll(index) => {
                     epoll::nest(index, entry.fd);
-                    set.add_kernel(place, entry);
+                    set.add_kernel(Some(place), entry);
                 }
-                Owner::Kernel => set.add_kernel(place, entry),
+                Owner::Kernel => set.add_kernel(Some(place), entry),
                 Owner::Internal => entry.revents = libc::POLLNVAL,
             }
         }
         set
     }
 
-    fn add_kernel(&mut self, place: usize, entry: &PollFd) {
+    fn add_kernel(&mut self, place: Option<usize>, entry: &PollFd) {
         self.kernel.push(PollFd { fd: entry.fd, events: entry.events, revents: 0 });
         self.places.push(place);
     }
 
     fn add_socket(&mut self, place: usize, entry: &PollFd) {
-        let Ok(socket) = entry::ours(entry.fd) else { return self.add_kernel(place, entry) };
+        let Ok(socket) = entry::ours(entry.fd) else {
+            return self.add_kernel(Some(place), entry);
+        };
         let mut kernel_place = None;
         if socket.phase() == Phase::Listening {
             let _: Result<(), Errno> = accept::register(&socket);
             if socket.has(flag::DUAL) {
                 kernel_place = Some(self.kernel.len());
-                self.add_kernel(place, entry);
+                self.add_kernel(None, entry);
                 socket.set(flag::WATCHED);
             }
         }
@@ -127,9 +130,7 @@ impl Set {
     fn copy_kernel(&self, fds: &mut [PollFd]) -> usize {
         let mut ready = 0;
         for (entry, place) in self.kernel.iter().zip(&self.places) {
-            let dual =
-                self.ours.iter().any(|ours| ours.kernel_place.is_some() && ours.place == *place);
-            if !dual {
+            if let Some(place) = place {
                 fds[*place].revents = entry.revents;
                 ready += usize::from(entry.revents != 0);
             }

@@ -2,7 +2,7 @@
 //! asks the descriptor table whose number it is and hands the call to the kernel or to the client
 //! crate. No policy of its own.
 //!
-//! Rules, each bought by a program that breaks without it (ARCHITECTURE.md lists the hazards):
+//! Rules, each bought by a program that breaks without it:
 //! * A call on a kernel descriptor is one load, one compare and a raw system call: no lock, no
 //!   allocation, no `dlsym`, and it works before any constructor and in signal handlers.
 //! * `std` is used for memory and synchronisation only, never for input and output, whose functions

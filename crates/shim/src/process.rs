@@ -44,12 +44,20 @@ static SPAWN_BY_NAME: Behind = Behind::new(c"posix_spawnp");
 static SYSTEM: Behind = Behind::new(c"system");
 static OPEN_PIPE: Behind = Behind::new(c"popen");
 static EXEC_BY_NAME: Behind = Behind::new(c"execvpe");
+static CLOSE_FILE: Behind = Behind::new(c"fclose");
 
 /// Looks all functions up.
 pub fn resolve() {
-    for function in
-        [&FORK_WITHOUT_HOOKS, &SPAWN, &SPAWN_BY_NAME, &SYSTEM, &OPEN_PIPE, &EXEC_BY_NAME]
-    {
+    let all = [
+        &FORK_WITHOUT_HOOKS,
+        &SPAWN,
+        &SPAWN_BY_NAME,
+        &SYSTEM,
+        &OPEN_PIPE,
+        &EXEC_BY_NAME,
+        &CLOSE_FILE,
+    ];
+    for function in all {
         function.address();
     }
 }
@@ -396,4 +404,28 @@ pub unsafe extern "C-unwind" fn popen(command: *const c_char, mode: *const c_cha
     let result = unsafe { function(command, mode) };
     client::after_spawn();
     result.cast()
+}
+
+/// `fclose(3)`: libc closes the descriptor inside, so what was known of it is forgotten first.
+///
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn fclose(file: *mut FILE) -> c_int {
+    let address = CLOSE_FILE.address();
+    if address == 0 {
+        return crate::raw::finish(Err(client::Errno::ENOSYS)) as c_int;
+    }
+    if client::is_attached() {
+        // SAFETY: the application's own file.
+        let fd = unsafe { libc::fileno(file) };
+        if !client::is_kernel(fd) && !client::is_internal(fd) {
+            client::forget_number(fd);
+        }
+    }
+    // SAFETY: libc's function of this name has this type.
+    let function: unsafe extern "C" fn(*mut FILE) -> c_int =
+        unsafe { core::mem::transmute(address) };
+    // SAFETY: the application's own call.
+    unsafe { function(file) }
 }
