@@ -6,9 +6,10 @@
 
 use std::os::fd::RawFd;
 
+use haypile_shm::control::Received;
 use haypile_shm::messages::{ControlReply, ControlRequest};
 use haypile_shm::sys::{self, Errno, Fd};
-use haypile_shm::{Doorbell, PROTOCOL_VERSION, control};
+use haypile_shm::{Doorbell, Message, PROTOCOL_VERSION};
 
 use crate::connection_manager::ProcessId;
 use crate::domains::Token as DomainToken;
@@ -66,7 +67,7 @@ impl Core {
         let Some((key, connection)) = self.processes.connections.at(index) else { return };
         let fd = connection.fd.raw();
         for _ in 0..MESSAGES_PER_TURN {
-            let outcome = match control::receive(fd) {
+            let outcome = match receive(fd) {
                 Ok(received) => self.handle_control(key, received, poller),
                 Err(Errno::EAGAIN) => return,
                 Err(errno) => Err(errno),
@@ -88,7 +89,7 @@ impl Core {
     fn handle_control(
         &mut self,
         key: Key,
-        received: control::Received,
+        received: Received,
         poller: &Poller,
     ) -> Result<(), Errno> {
         let request = ControlRequest::decode(&received.message).map_err(|_| Errno::EPROTO)?;
@@ -99,11 +100,7 @@ impl Core {
         match request {
             ControlRequest::Hello { version, domain } => self.hello(key, version, domain, poller),
             ControlRequest::AttachChild => {
-                let child = first.ok_or(Errno::EPROTO)?;
-                // The child sends a blocking end or not; the service never waits.
-                let flags = sys::fcntl_getfl(child.raw())?;
-                sys::fcntl_setfl(child.raw(), flags | libc::O_NONBLOCK)?;
-                self.add_connection(child, poller);
+                self.add_connection(first.ok_or(Errno::EPROTO)?, poller);
                 Ok(())
             }
             ControlRequest::MapTable { index } => {
@@ -111,21 +108,21 @@ impl Core {
                     self.domain_of(attached?).and_then(|domain| domain.table.segment(index)?.fd());
                 let errno = if segment.is_some() { 0 } else { libc::ENOENT };
                 let reply = ControlReply::TableMapped { index, errno };
-                control::send(fd, &reply.encode(), segment.as_slice())
+                send(fd, &reply.encode(), segment.as_slice())
             }
             ControlRequest::MapArena { index } => {
                 let segment =
                     self.domain_of(attached?).and_then(|domain| domain.arena.segment(index)?.fd());
                 let errno = if segment.is_some() { 0 } else { libc::ENOENT };
                 let reply = ControlReply::ArenaMapped { index, errno };
-                control::send(fd, &reply.encode(), segment.as_slice())
+                send(fd, &reply.encode(), segment.as_slice())
             }
             ControlRequest::NewWatcher { watcher } => {
                 let bell = first.ok_or(Errno::EPROTO)?;
                 let made = self.processes.open_watcher(attached?, watcher, bell);
                 let errno = made.err().map_or(0, |errno| errno.0);
                 let reply = ControlReply::WatcherMade { watcher, errno };
-                control::send(fd, &reply.encode(), &[])
+                send(fd, &reply.encode(), &[])
             }
             ControlRequest::DropWatcher { watcher } => {
                 self.processes.close_watcher(attached?, watcher);
@@ -173,7 +170,7 @@ impl Core {
             Err(errno) => {
                 self.counters.refused_attaches += 1;
                 let reply = welcome(errno.0, 0, token);
-                control::send(fd, &reply.encode(), &[])
+                send(fd, &reply.encode(), &[])
             }
         }
     }
@@ -187,8 +184,10 @@ impl Core {
     ) -> Result<(ProcessId, Key, Doorbell), Errno> {
         let (pid, pidfd) = (self.peer_process)(fd)?;
         // The same process again: another program was executed, and its old memory is gone.
+        // (All processes that cannot be seen from here share the number 0.)
+        let same = |old: &Process| old.pid == pid && pid != 0;
         let before: Vec<ProcessId> =
-            self.processes.iter().filter(|(_, old)| old.pid == pid).map(|(id, _)| id).collect();
+            self.processes.iter().filter(|(_, old)| same(old)).map(|(id, _)| id).collect();
         for id in before {
             self.note_exec(id);
         }
@@ -239,7 +238,7 @@ impl Core {
         let table = domain.table.segment(0).and_then(|table| table.fd()).ok_or(Errno::ENOBUFS)?;
         let process = self.processes.get(id).ok_or(Errno::ENOENT)?;
         let fds = [process.channel.fd(), status, table, wake.raw()];
-        control::send(fd, &welcome(0, id, token).encode(), &fds)
+        send(fd, &welcome(0, id, token).encode(), &fds)
     }
 
     /// Answers questions about placeholders. Called after every ring has been drained since they
@@ -257,7 +256,7 @@ impl Core {
                 generation: 0,
                 kind: haypile_shm::messages::SocketKind::Plain,
             });
-            if control::send(fd, &reply.encode(), &[]).is_err() {
+            if send(fd, &reply.encode(), &[]).is_err() {
                 self.drop_connection(adoption.connection, poller);
             }
         }
@@ -276,6 +275,31 @@ impl Core {
         let (slot, generation) = socket.name()?;
         Some(ControlReply::Adopted { errno: 0, slot, generation, kind: socket.kind })
     }
+}
+
+/// Receives a message without ever waiting: whether the descriptor blocks is not the service's to
+/// say, because a child may have kept a copy of the end that it sent.
+fn receive(socket: RawFd) -> Result<Received, Errno> {
+    let mut bytes = [0; 64];
+    let received = sys::recv_fds(socket, &mut bytes, libc::MSG_DONTWAIT)?;
+    if received.len != bytes.len() || received.truncated {
+        return Err(if received.len == 0 { Errno::EPIPE } else { Errno::EPROTO });
+    }
+    let mut message: Message = [0; 8];
+    for (word, chunk) in message.iter_mut().zip(bytes.as_chunks::<8>().0) {
+        *word = u64::from_ne_bytes(*chunk);
+    }
+    Ok(Received { message, fds: received.fds })
+}
+
+/// Sends a message without ever waiting. An application that leaves no room for its answers loses
+/// the connection.
+fn send(socket: RawFd, message: &Message, fds: &[RawFd]) -> Result<(), Errno> {
+    let mut bytes = [0; 64];
+    for (chunk, word) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(message) {
+        *chunk = word.to_ne_bytes();
+    }
+    sys::send_fds(socket, &bytes, fds, libc::MSG_DONTWAIT).map(drop)
 }
 
 fn welcome(errno: i32, process_id: ProcessId, domain: DomainToken) -> ControlReply {

@@ -236,10 +236,10 @@ impl ConnectionManager {
     /// claims one or registers again.
     pub fn offer_failed(&mut self, connection: SocketId) -> bool {
         self.counters.refused += 1;
-        if let Some((listener, process)) = self.offer_of(connection) {
-            if let Some(acceptor) = self.find_acceptor(listener, process) {
-                acceptor.saturated = true;
-            }
+        if let Some((listener, process)) = self.offer_of(connection)
+            && let Some(acceptor) = self.find_acceptor(listener, process)
+        {
+            acceptor.saturated = true;
         }
         self.return_to_queue(connection)
     }

@@ -140,11 +140,11 @@ impl ControlSocket {
     /// Queues one answer and writes what the client takes now. True while some is left to write:
     /// the caller waits until the descriptor is writable and calls `flush`.
     pub fn answer(&mut self, id: ClientId, answer: &Value) -> bool {
-        if let Some(client) = self.clients.get_mut(&id) {
-            if client.output.len() < OUTPUT_MAX {
-                client.output.extend_from_slice(answer.to_string().as_bytes());
-                client.output.push(b'\n');
-            }
+        if let Some(client) = self.clients.get_mut(&id)
+            && client.output.len() < OUTPUT_MAX
+        {
+            client.output.extend_from_slice(answer.to_string().as_bytes());
+            client.output.push(b'\n');
         }
         self.flush(id)
     }

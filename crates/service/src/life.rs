@@ -64,9 +64,15 @@ impl Core {
         }
     }
 
+    /// When the witness is to be asked next for its own sake.
+    pub(crate) fn witness_due(&self) -> Option<Instant> {
+        let observes = !self.observed.is_empty();
+        observes.then(|| self.witness_asked.plus_us(WITNESS_INTERVAL_US))
+    }
+
     /// Whether the witness is to be asked for its own sake.
     pub(crate) fn is_witness_due(&self, now: Instant) -> bool {
-        !self.observed.is_empty() && now.since(self.witness_asked) >= WITNESS_INTERVAL_US
+        self.witness_due().is_some_and(|due| due <= now)
     }
 
     /// The kernel has destroyed a socket; most are not ours.
@@ -137,7 +143,7 @@ impl Core {
         for key in alone {
             self.close_socket(now, key, abort);
         }
-        self.free_owner_words(process.domain, id);
+        self.forget_owner(process.domain, id);
         let connections = self.processes.connections.keys();
         for key in connections {
             if let Some(connection) = self.processes.connections.get_mut(key)
@@ -150,12 +156,16 @@ impl Core {
         self.leave_domain(now, process.domain);
     }
 
-    /// A dead process may have died in the middle of a copy.
-    fn free_owner_words(&mut self, domain: Key, id: ProcessId) {
+    /// A dead process may have died in the middle of a copy; its number will be another's.
+    fn forget_owner(&mut self, domain: Key, id: ProcessId) {
         let Some(domain) = self.store.domains.get(domain) else { return };
         for key in &domain.shared {
-            if let Some(stream) = self.store.sockets.get(*key).and_then(|s| s.stream.as_ref()) {
+            let Some(socket) = self.store.sockets.get_mut(*key) else { continue };
+            if let Some(stream) = &socket.stream {
                 stream.clear_owner(id);
+            }
+            if socket.owner == Some(id) {
+                socket.owner = None;
             }
         }
     }

@@ -36,7 +36,8 @@ pub struct Process {
     pub sockets: HashSet<Key>,
     /// Offers it has not answered, by listener.
     pub offers: HashMap<Key, u32>,
-    /// Number of uses of each watcher, so that an old registration does not reach a new watcher.
+    /// Which of all watchers ever opened each is, so that an old registration reaches no new watcher,
+    /// of this process or of the next one with its number.
     watcher_serials: HashMap<u32, u32>,
     /// Sockets whose READY found a full ring.
     backlogs: HashMap<u32, VecDeque<Key>>,
@@ -63,6 +64,8 @@ pub struct Processes {
     acceptors: Vec<ProcessId>,
     /// Processes whose shared memory contradicts itself; to be dropped.
     pub hostile: Vec<ProcessId>,
+    /// Watchers opened so far, by all processes.
+    watchers_opened: u32,
 }
 
 /// What became of a READY.
@@ -188,7 +191,11 @@ impl Processes {
     pub fn open_watcher(&mut self, id: ProcessId, watcher: u32, bell: Fd) -> Result<(), Errno> {
         let process = self.get_mut(id).ok_or(Errno::ENOENT)?;
         process.channel.open_watcher(watcher, Doorbell::from_fd(bell))?;
-        *process.watcher_serials.entry(watcher).or_default() += 1;
+        self.watchers_opened = self.watchers_opened.wrapping_add(1);
+        let serial = self.watchers_opened;
+        if let Some(process) = self.get_mut(id) {
+            process.watcher_serials.insert(watcher, serial);
+        }
         Ok(())
     }
 
@@ -197,15 +204,13 @@ impl Processes {
         if let Some(process) = self.get_mut(id) {
             process.channel.close_watcher(watcher);
             process.backlogs.remove(&watcher);
-            *process.watcher_serials.entry(watcher).or_default() += 1;
+            process.watcher_serials.remove(&watcher);
         }
     }
 
     /// Which use of a watcher is current; `None` if it does not exist.
-    pub fn watcher_serial(&mut self, id: ProcessId, watcher: u32) -> Option<u32> {
-        let process = self.get_mut(id)?;
-        process.channel.watcher(watcher)?;
-        process.watcher_serials.get(&watcher).copied()
+    pub fn watcher_serial(&self, id: ProcessId, watcher: u32) -> Option<u32> {
+        self.get(id)?.watcher_serials.get(&watcher).copied()
     }
 
     /// Tells a watcher that a socket is worth a look, unless it will look anyway.

@@ -200,6 +200,7 @@ impl<P: Port> Server<P> {
         [
             core.shard.poll_timeout(),
             core.manager.poll_timeout(),
+            core.witness_due(),
             housekeeping.then_some(core.housekeeping_due),
         ]
         .into_iter()

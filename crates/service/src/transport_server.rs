@@ -193,7 +193,7 @@ impl Core {
         if let Some(stream) = &socket.stream {
             stream.wake();
         }
-        if let Some(process) = socket.owner.and_then(|owner| self.processes.get_mut(owner)) {
+        if let Some(process) = socket.owner.take().and_then(|id| self.processes.get_mut(id)) {
             process.sockets.remove(&key);
         }
         let unsent = tail.is_some_and(|tail| tail > socket.progress.tx_acked);

@@ -309,7 +309,7 @@ impl App {
         let ControlReply::Welcome { errno: 0, process_id, domain, .. } = reply else {
             panic!("refused: {reply:?}");
         };
-        let [channel, status, table, wake, ..] = received.fds.map(|fd| fd.map(Fd::from));
+        let [channel, status, table, wake, ..] = received.fds;
         let wake = Doorbell::from_fd(wake.unwrap());
         let status = AppStatus::open(status.unwrap()).unwrap();
         let channel = AppChannel::open(channel.unwrap(), status, wake).unwrap();

@@ -160,3 +160,42 @@ fn another_domains_cookie_cannot_be_taken_over() {
     drop(fd);
     pair.world.look_until(|world| world.peer.progress(good_peer).rx_fin);
 }
+
+#[test]
+fn a_child_that_makes_its_connection_block_stops_nobody() {
+    use haypile_shm::messages::ControlRequest;
+    use haypile_shm::{control, sys};
+    let mut pair = pair();
+    let (ours, theirs) = sys::socketpair_seqpacket().unwrap();
+    let message = ControlRequest::AttachChild.encode();
+    control::send(pair.bad.control.raw(), &message, &[theirs.raw()]).unwrap();
+    pair.world.settle();
+    // Its own copy of the end that the service reads: a plain read would wait for ever now.
+    let flags = sys::fcntl_getfl(theirs.raw()).unwrap();
+    sys::fcntl_setfl(theirs.raw(), flags & !libc::O_NONBLOCK).unwrap();
+    control::send(ours.raw(), &ControlRequest::AttachChild.encode(), &[]).unwrap();
+    pair.world.settle();
+    assert_eq!(pair.good.write(&mut pair.world, &pair.good_socket, b"ok"), 2);
+}
+
+#[test]
+fn registrations_of_the_dead_reach_nobody_else() {
+    use haypile_shm::messages::ready;
+    let mut pair = pair();
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC;
+    let fd = haypile_shm::sys::socket(libc::AF_INET, kind, 0).unwrap();
+    let cookie = haypile_shm::sys::so_cookie(fd.raw()).unwrap();
+    let shared = RequestBody::Shared { cookie };
+    pair.good.tell(&mut pair.world, &pair.good_socket, shared);
+    let child = pair.good.fork(&mut pair.world);
+    let watcher = child.watcher(&mut pair.world, 0);
+    child.watch(&mut pair.world, &watcher, &pair.good_socket, ready::IN);
+    let number = child.process_id;
+    child.die(&mut pair.world);
+    // The next process gets the number of the dead one, and opens the same watcher.
+    let next = pair.world.app();
+    assert_eq!(next.process_id, number);
+    let mut watcher = next.watcher(&mut pair.world, 0);
+    pair.world.peer_sends(pair.good_peer, b"for the good one");
+    assert_eq!(watcher.next(), None);
+}
