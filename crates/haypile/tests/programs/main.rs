@@ -13,6 +13,7 @@ mod death;
 mod hostile;
 mod kinds_of_servers;
 mod load;
+mod other_programs;
 mod reach;
 mod semantics;
 mod support;

@@ -1,7 +1,9 @@
 //! Bytes arrive as they were sent: files of all sizes from python and nginx on Haypile, uploads too.
 
-use crate::support::stage::{on_stage, service, service6};
-use crate::support::{content, http, nginx, python, setting};
+use crate::support::stage::{INTERFACE, on_stage, service, service6};
+use crate::support::{content, http, inspect, nginx, python, setting};
+use haypile_link::netlink::Netlink;
+use std::fs;
 use std::time::Duration;
 
 /// Sizes around the borders of segments, windows and chunks, and one of many windows.
@@ -54,7 +56,7 @@ fn nginx_workers_send_and_store_a_big_file() {
             let target = http::url(address, "up/big");
             let seconds = http::upload(stage, &target, &stage.served("big"), limit_s);
             content::assert_same(&stage.served("big"), &stage.served("up/big"));
-            std::fs::remove_file(stage.served("up/big")).expect("remove the upload");
+            fs::remove_file(stage.served("up/big")).expect("remove the upload");
             stage.say(&format!("PUT {size} bytes to {address}: {:.0} MB/s", rate(seconds)));
         }
         server.terminate();
@@ -107,5 +109,40 @@ fn a_slow_reader_gets_every_byte() {
         }
         slow.finish(Duration::from_secs(65)).expect_success("the slow reader");
         content::assert_same(&stage.served("big"), &stage.path("slow"));
+    });
+}
+
+/// Frames of this namespace's interface that the kernel dropped because the service's queue was full.
+fn dropped_by_kernel() -> u64 {
+    let table = fs::read_to_string("/proc/thread-self/net/dev").expect("read the interface table");
+    let line = table.lines().find(|line| line.trim_start().starts_with(INTERFACE));
+    let fields = line.and_then(|line| line.split_once(':')).map(|(_, fields)| fields);
+    let dropped = fields.and_then(|fields| fields.split_whitespace().nth(11));
+    dropped.and_then(|field| field.parse().ok()).expect("the interface has counters")
+}
+
+#[test]
+fn a_short_queue_loses_frames_but_no_bytes() {
+    on_stage("a_short_queue_loses_frames_but_no_bytes", &["nginx", "curl"], |stage| {
+        let size = 20 << 20;
+        content::write(&stage.served("big"), size);
+        let _service = stage.serve();
+        let _server = nginx::start(stage, 8080);
+        let mut netlink = Netlink::open().expect("a route socket");
+        let index = netlink.link_by_name(INTERFACE).expect("the interface").index;
+        netlink.set_queue_len(index, 8).expect("shorten the queue");
+        let url = http::url(service(8080), "big");
+        // The kernel drops what does not fit: data of the upload, acknowledgements of the download.
+        http::fetch(stage, &url, &stage.path("fetched"), 60);
+        content::assert_same(&stage.served("big"), &stage.path("fetched"));
+        if nginx::can_put() {
+            let target = http::url(service(8080), "up/big");
+            http::upload(stage, &target, &stage.served("big"), 60);
+            content::assert_same(&stage.served("big"), &stage.served("up/big"));
+            let dropped = dropped_by_kernel();
+            stage.say(&format!("{size} bytes each way although {dropped} frames were dropped"));
+            assert!(dropped > 0, "the queue was long enough after all");
+        }
+        inspect::wait_for_rest(stage, Duration::from_secs(10));
     });
 }

@@ -5,7 +5,7 @@ use super::{PATIENCE, wait_until};
 use std::fs::{self, File};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -41,10 +41,11 @@ impl Finished {
 const GRACE: Duration = Duration::from_secs(5);
 
 impl Process {
-    /// Starts `command` in a process group of its own, its output in `out` and `err`.
+    /// Starts `command` in a process group of its own, its output in `out` and `err`, its input as
+    /// the command says.
     pub fn start(name: &str, mut command: Command, out: PathBuf, err: PathBuf) -> Process {
         let file = |path: &PathBuf| File::create(path).expect("make a file for output");
-        command.stdin(Stdio::null()).stdout(file(&out)).stderr(file(&err)).process_group(0);
+        command.stdout(file(&out)).stderr(file(&err)).process_group(0);
         let child = command.spawn().unwrap_or_else(|error| panic!("start {name}: {error}"));
         Process { child, name: name.to_string(), out, err, status: None }
     }
@@ -52,6 +53,11 @@ impl Process {
     /// Its process id, which is also that of its group.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// The file that its standard output goes to.
+    pub fn out_file(&self) -> PathBuf {
+        self.out.clone()
     }
 
     /// What it has written to its standard output so far.

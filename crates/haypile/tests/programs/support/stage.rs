@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -113,8 +113,14 @@ impl Stage {
         self.start_command(words[0], command)
     }
 
-    /// Starts a prepared command on the kernel's side.
-    pub fn start_command(&self, name: &str, command: Command) -> Process {
+    /// Starts a prepared command, without input.
+    pub fn start_command(&self, name: &str, mut command: Command) -> Process {
+        command.stdin(Stdio::null());
+        self.start_reading(name, command)
+    }
+
+    /// Starts a prepared command with the input that was prepared.
+    pub fn start_reading(&self, name: &str, command: Command) -> Process {
         let number = self.started.get();
         self.started.set(number + 1);
         let short = Path::new(name).file_name().map_or("".into(), |name| name.to_string_lossy());
