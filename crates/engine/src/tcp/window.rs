@@ -17,6 +17,8 @@ pub(super) const RECEIVE_MSS_INITIAL: u16 = 536;
 /// Acknowledgements sent without delay at the start and after a pause, as on Linux: the peer is in
 /// slow start then.
 const QUICK_ACKS: u32 = 16;
+/// How long an acknowledgement at the start waits for data to ride on, in microseconds.
+const QUICK_DELAY_US: u64 = 1_000;
 /// Least time over which the application's reading is measured, in microseconds.
 const MEASURE_US_MIN: u64 = 1_000;
 
@@ -114,15 +116,20 @@ impl Connection {
     }
 
     /// In-order data was stored: acknowledge every second full segment at once, others with delay.
+    /// At the start of a connection the delay is a mere [`QUICK_DELAY_US`] for a short segment: too
+    /// short for the peer to notice, long enough for the answer to a request to carry the
+    /// acknowledgement, which is a frame less for every short connection.
     pub(super) fn owe_ack_for_data(&mut self, now: Instant) {
         let pending = self.receive.nxt - self.receive.acked;
-        let second_full = pending > u64::from(self.receive.mss);
-        let quick = self.options.quick_ack || (self.quick_acks > 0 && !self.ping_pong);
-        if second_full || quick || !self.receive.out_of_order.is_empty() {
+        let full = u64::from(self.receive.mss);
+        let quick = self.quick_acks > 0 && !self.ping_pong;
+        let at_once = self.options.quick_ack || pending > full || (quick && pending == full);
+        if at_once || !self.receive.out_of_order.is_empty() {
             self.ack = AckNeed::Now;
         } else if self.ack == AckNeed::None {
             self.ack = AckNeed::Delayed;
-            let delay_us = u64::from(self.parameters.delayed_ack_us);
+            let delayed_us = u64::from(self.parameters.delayed_ack_us);
+            let delay_us = if quick { QUICK_DELAY_US.min(delayed_us) } else { delayed_us };
             self.timers.set(Timer::DelayedAck, now.plus_us(delay_us));
         }
     }
