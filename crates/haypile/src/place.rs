@@ -121,7 +121,11 @@ pub fn random<const N: usize>() -> Result<[u8; N], Error> {
     Ok(bytes)
 }
 
-fn make_directory(path: &Path) -> Result<(), Error> {
+/// Makes a control directory, and the ones it is in, so that others may pass but not list them.
+///
+/// # Errors
+/// When it cannot be made, or belongs to somebody else.
+pub fn make_directory(path: &Path) -> Result<(), Error> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true).mode(0o711);
     builder.create(path).map_err(|error| fail(path, error))?;

@@ -90,7 +90,7 @@ fn start_private(arguments: &RunArgs, directory: PathBuf) -> Result<Joined, Erro
     let fail =
         |why: String| Error::new("start a private service", why, "try haypile serve to see more");
     let program = std::env::current_exe().map_err(|error| fail(error.to_string()))?;
-    std::fs::create_dir_all(&directory).map_err(|error| fail(error.to_string()))?;
+    place::make_directory(&directory)?;
     let log = OpenOptions::new()
         .create(true)
         .append(true)
