@@ -11,11 +11,12 @@ use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use haypile_shm::Errno;
-use haypile_shm::messages::RequestBody;
+use haypile_shm::messages::{ControlReply, ControlRequest, RequestBody};
 use haypile_shm::sys::{self, Fd};
 
+use crate::attach;
 use crate::descriptors::{self, Owner};
-use crate::entry::{self, Pinned, flag};
+use crate::entry::{self, Phase, Pinned, flag};
 use crate::internal::Internal;
 use crate::lock::Lock;
 use crate::socket;
@@ -92,7 +93,8 @@ pub(crate) fn close_number(fd: RawFd, index: u32) -> Result<(), Errno> {
 }
 
 /// Marks a socket as one that other processes may hold: from now on only the end of its
-/// placeholder ends it.
+/// placeholder ends it. Of a connection the service hears that by itself; of anything else it wants
+/// to see the placeholder.
 pub(crate) fn share(pinned: &Pinned) -> Result<(), Errno> {
     if pinned.has(flag::SHARED) || !pinned.has_record() {
         return Ok(());
@@ -101,6 +103,12 @@ pub(crate) fn share(pinned: &Pinned) -> Result<(), Errno> {
     let cookie = sys::so_cookie(pinned.number())?;
     pinned.tell(RequestBody::Shared { cookie })?;
     pinned.set(flag::SHARED);
+    if pinned.phase() != Phase::Stream {
+        let shown = |reply: &ControlReply| matches!(reply, ControlReply::Adopted { .. });
+        // Without the sight of it the service lets the socket end with the last process.
+        let _: Result<_, Errno> =
+            attach::current()?.ask(&ControlRequest::Adopt, &[pinned.number()], shown);
+    }
     Ok(())
 }
 

@@ -93,6 +93,11 @@ impl Diag {
         Some(raw)
     }
 
+    /// Whether any multicast is listened to.
+    pub fn listens(&self) -> bool {
+        !self.multicasts.is_empty()
+    }
+
     /// Whether the end of placeholders made in this network namespace is told at once.
     pub fn hears(&self, inode: u64) -> bool {
         self.multicasts.iter().any(|(known, _)| *known == inode)

@@ -7,14 +7,17 @@
 
 use haypile_engine::Instant;
 use haypile_shm::Errno;
+use haypile_shm::messages::SocketKind;
 
 use crate::connection_manager::ProcessId;
 use crate::poller::{Poller, Token};
 use crate::server::Core;
 use crate::slab::Key;
 
-/// How often the witness is asked which placeholders live, beside after an overrun.
+/// How often the witness is asked which placeholders live while the multicast tells their ends too.
 const WITNESS_INTERVAL_US: u64 = 5_000_000;
+/// The same while nobody else tells their ends.
+const LONE_WITNESS_INTERVAL_US: u64 = 250_000;
 /// Turns of a dead process's ring: it cannot hold more than a ring full.
 const LAST_WORDS: usize = 16;
 
@@ -67,7 +70,9 @@ impl Core {
     /// When the witness is to be asked next for its own sake.
     pub(crate) fn witness_due(&self) -> Option<Instant> {
         let observes = !self.observed.is_empty();
-        observes.then(|| self.witness_asked.plus_us(WITNESS_INTERVAL_US))
+        let interval_us =
+            if self.diag.listens() { WITNESS_INTERVAL_US } else { LONE_WITNESS_INTERVAL_US };
+        observes.then(|| self.witness_asked.plus_us(interval_us))
     }
 
     /// Whether the witness is to be asked for its own sake.
@@ -84,7 +89,7 @@ impl Core {
     }
 
     /// Finds placeholders whose end nobody told.
-    fn ask_witness(&mut self, now: Instant) {
+    pub(crate) fn ask_witness(&mut self, now: Instant) {
         if self.observed.is_empty() {
             return;
         }
@@ -98,6 +103,10 @@ impl Core {
     }
 
     /// SHARED: from now on only the end of the placeholder ends the socket.
+    ///
+    /// The multicast taxes every socket of the namespace (4 to 5 us at its end, docs/decisions/0005),
+    /// so only connections, whose peer waits for the end, are worth it. Other sockets come with their
+    /// placeholder (ADOPT) and are left to the witness.
     pub(crate) fn share(&mut self, process: ProcessId, key: Key, cookie: u64) {
         let place = self.processes.get(process).map(|process| (process.pid, process.namespace));
         let Some(socket) = self.store.sockets.get_mut(key) else { return };
@@ -109,8 +118,9 @@ impl Core {
         if let Some(owner) = owner.and_then(|owner| self.processes.get_mut(owner)) {
             owner.sockets.remove(&key);
         }
+        let urgent = socket.kind == SocketKind::Connection;
         let mut heard = false;
-        if let Some((pid, Some(namespace))) = place {
+        if let Some((pid, Some(namespace))) = place.filter(|_| urgent) {
             self.new_diag.extend(self.diag.listen_for(pid, namespace));
             heard = self.diag.hears(namespace);
         }

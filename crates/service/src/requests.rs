@@ -162,10 +162,11 @@ impl Core {
         let outcome = match *body {
             RequestBody::Bind { address, reuse_address, reuse_port, v6only } => {
                 let address = unmapped(address);
-                self.bind(key, Binding { address, reuse_address, reuse_port, v6_only: v6only })
+                let binding = Binding { address, reuse_address, reuse_port, v6_only: v6only };
+                self.bind(now, key, binding)
             }
             RequestBody::Listen { backlog, v6only, reuse_port } => {
-                self.listen(key, backlog, v6only, reuse_port)
+                self.listen(now, key, backlog, v6only, reuse_port)
             }
             RequestBody::Connect { remote } => self.connect(now, key, unmapped(remote)),
             _ => Ok(()),
@@ -185,7 +186,7 @@ impl Core {
         }
     }
 
-    fn bind(&mut self, key: Key, binding: Binding) -> Result<(), i32> {
+    fn bind(&mut self, now: Instant, key: Key, binding: Binding) -> Result<(), i32> {
         let ip = binding.address.ip();
         if !ip.is_unspecified() && !self.shard.owns_address(ip) {
             return Err(NOT_OURS);
@@ -194,7 +195,15 @@ impl Core {
         if socket.binding.is_some() || socket.kind != SocketKind::Plain {
             return Err(libc::EINVAL);
         }
-        let address = self.ports.bind(key, binding).ok_or(libc::EADDRINUSE)?;
+        let address = match self.ports.bind(key, binding) {
+            Some(address) => address,
+            // Whoever had the port may be gone without anybody having said so yet.
+            None => {
+                self.ask_witness(now);
+                self.ports.bind(key, binding).ok_or(libc::EADDRINUSE)?
+            }
+        };
+        let socket = self.store.sockets.get_mut(key).ok_or(libc::EBADF)?;
         socket.binding = Some(Binding { address, ..binding });
         socket.local = Some(address);
         if let Some(stream) = &mut socket.stream {
@@ -205,6 +214,7 @@ impl Core {
 
     fn listen(
         &mut self,
+        now: Instant,
         key: Key,
         backlog: u32,
         v6only: bool,
@@ -222,6 +232,7 @@ impl Core {
         if socket.binding.is_none() {
             let anywhere = SocketAddr::new(IpAddr::from([0, 0, 0, 0]), 0);
             self.bind(
+                now,
                 key,
                 Binding { address: anywhere, reuse_address: false, reuse_port, v6_only: v6only },
             )?;

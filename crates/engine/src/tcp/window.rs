@@ -18,7 +18,7 @@ pub(super) const RECEIVE_MSS_INITIAL: u16 = 536;
 /// slow start then.
 const QUICK_ACKS: u32 = 16;
 /// How long an acknowledgement at the start waits for data to ride on, in microseconds.
-const QUICK_DELAY_US: u64 = 1_000;
+const QUICK_DELAY_US: u64 = 500;
 /// Least time over which the application's reading is measured, in microseconds.
 const MEASURE_US_MIN: u64 = 1_000;
 
