@@ -69,7 +69,8 @@ pub struct Limits {
     pub connections: u32,
     /// Half-open connections of the whole shard.
     pub half_open: u32,
-    /// Half-open connections a listener may have if its backlog is smaller.
+    /// Half-open connections a listener may have if its backlog is smaller. More than clients open
+    /// at once in earnest, because the oldest, given up for a newer one, is reset at its next ACK.
     pub half_open_per_listener: u32,
     /// TIME-WAIT records.
     pub time_wait: u32,
@@ -108,7 +109,7 @@ impl Default for Limits {
         Limits {
             connections: 1_000_000,
             half_open: 65_536,
-            half_open_per_listener: 1024,
+            half_open_per_listener: 16_384,
             time_wait: 262_144,
             neighbours: 1024,
             packets_per_neighbour: 8,
