@@ -124,13 +124,13 @@ fn dropped_by_kernel() -> u64 {
 #[test]
 fn a_short_queue_loses_frames_but_no_bytes() {
     on_stage("a_short_queue_loses_frames_but_no_bytes", &["nginx", "curl"], |stage| {
-        let size = 20 << 20;
+        let size = 4 << 20;
         content::write(&stage.served("big"), size);
         let _service = stage.serve();
         let _server = nginx::start(stage, 8080);
         let mut netlink = Netlink::open().expect("a route socket");
         let index = netlink.link_by_name(INTERFACE).expect("the interface").index;
-        netlink.set_queue_len(index, 8).expect("shorten the queue");
+        netlink.set_queue_len(index, 64).expect("shorten the queue");
         let url = http::url(service(8080), "big");
         // The kernel drops what does not fit: data of the upload, acknowledgements of the download.
         http::fetch(stage, &url, &stage.path("fetched"), 60);
