@@ -55,13 +55,15 @@ pub struct TapConfig {
 
 impl TapConfig {
     /// A TAP with the first free name, without host addresses, checksum offload or further queues.
+    /// Its queue holds a frame of each of many thousand connections, because they do speak at once
+    /// and each frame that the kernel drops costs its sender a time-out.
     pub fn new(mtu: u16, mac: [u8; 6]) -> TapConfig {
         TapConfig {
             name: None,
             mtu,
             mac,
             host_addresses: Vec::new(),
-            queue_len: 2048,
+            queue_len: 16_384,
             receive_checksum: false,
             multi_queue: false,
         }
