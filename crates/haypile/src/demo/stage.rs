@@ -6,7 +6,7 @@ use super::server::Kind;
 use haypile_link::netlink::{Netlink, PeerNamespace};
 use haypile_link::netns::{self, Namespace};
 use haypile_shm::sys;
-use std::fs;
+use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+/// Where a server's standard error goes, in its own folder.
+const LOG: &str = "log";
 const PORT: u16 = 8080;
 const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
@@ -26,6 +28,7 @@ pub struct Side {
     pub name: &'static str,
     /// Where it answers, IPv4 first.
     pub addresses: Vec<SocketAddr>,
+    work: PathBuf,
     process: Child,
 }
 
@@ -83,7 +86,7 @@ impl Stage {
         let mut haypile = Command::new(&own);
         haypile.args(["run", "--quiet"]).arg("--control-dir").arg(&control);
         haypile.args(["--addr", "198.18.0.2/24", "--addr", "2001:2::2/64", "--"]).args(server);
-        self.sides.push(start("Haypile", addresses, haypile)?);
+        self.sides.push(start("Haypile", addresses, work, haypile)?);
         Ok(())
     }
 
@@ -114,7 +117,7 @@ impl Stage {
         let words = command(kind, &addresses, root, &work)?;
         let mut server = Command::new(&words[0]);
         server.args(&words[1..]);
-        let started = netns::run_in(other.as_fd(), || start("Linux", addresses, server));
+        let started = netns::run_in(other.as_fd(), || start("Linux", addresses, work, server));
         self.sides.push(started.map_err(fail)??);
         Ok(())
     }
@@ -170,20 +173,27 @@ fn command(
 fn start(
     name: &'static str,
     addresses: Vec<SocketAddr>,
+    work: PathBuf,
     mut command: Command,
 ) -> Result<Side, String> {
-    command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
+    let log =
+        File::create(work.join(LOG)).map_err(|error| format!("cannot make a log: {error}"))?;
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).process_group(0);
     let process = command
         .spawn()
         .map_err(|error| format!("cannot start {:?}: {error}", command.get_program()))?;
-    Ok(Side { name, addresses, process })
+    Ok(Side { name, addresses, work, process })
 }
 
 fn wait_until_it_answers(side: &mut Side) -> Result<(), String> {
     let started = Instant::now();
     while started.elapsed() < START_LIMIT {
         if let Ok(Some(status)) = side.process.try_wait() {
-            return Err(format!("the server on {} ended at once: {status}", side.name));
+            return Err(format!(
+                "the server on {} ended: {status}; {}",
+                side.name,
+                last_words(side)
+            ));
         }
         let step = Duration::from_millis(200);
         if side.addresses.iter().all(|address| TcpStream::connect_timeout(address, step).is_ok()) {
@@ -191,7 +201,17 @@ fn wait_until_it_answers(side: &mut Side) -> Result<(), String> {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    Err(format!("the server on {} did not answer within {START_LIMIT:?}", side.name))
+    let words = last_words(side);
+    Err(format!("the server on {} did not answer within {START_LIMIT:?}; {words}", side.name))
+}
+
+/// The last line that the server wrote on its standard error.
+fn last_words(side: &Side) -> String {
+    let log = fs::read_to_string(side.work.join(LOG)).unwrap_or_default();
+    match log.lines().last() {
+        Some(line) => format!("its last words: {line}"),
+        None => "it said nothing".to_string(),
+    }
 }
 
 impl Drop for Side {
