@@ -224,7 +224,10 @@ impl Processes {
             return Told::Yes;
         }
         let mut pushed = ring.push(ready);
-        if pushed.is_none() && !ring.mark_backlog() {
+        // With others in the backlog the ring is marked, or DRAINED is on its way. Marking it once
+        // more could take the mark away just before the consumer looks at it.
+        let marked = process.backlogs.get(&watch.watcher).is_some_and(|others| !others.is_empty());
+        if pushed.is_none() && !marked && !ring.mark_backlog() {
             pushed = ring.push(ready);
         }
         match pushed {
@@ -240,6 +243,12 @@ impl Processes {
             self.rings.push((watch.process, watch.watcher));
         }
         Told::Yes
+    }
+
+    /// How many READYs wait for room in the watcher's ring.
+    pub fn backlog_len(&self, id: ProcessId, watcher: u32) -> usize {
+        let backlog = self.get(id).and_then(|process| process.backlogs.get(&watcher));
+        backlog.map_or(0, VecDeque::len)
     }
 
     /// The next socket whose READY waits for room in the watcher's ring, if there is room.

@@ -16,8 +16,6 @@ use crate::sockets::Watch;
 const ALWAYS: u32 = ready::ERR | ready::HUP;
 /// Registrations of one socket; an application that wants more has gone astray.
 const WATCHES_MAX: usize = 1024;
-/// Events taken out of a backlog for one DRAINED.
-const BACKLOG_BURST: usize = 256;
 
 impl Core {
     /// Wakes blocked calls on a socket and tells its watchers that `bits` have come up.
@@ -101,9 +99,11 @@ impl Core {
         }
     }
 
-    /// DRAINED: the watcher's ring has room again for what waits in its backlog.
+    /// DRAINED: the watcher's ring has room again for what waits in its backlog. Nothing may stay
+    /// there unless the ring is full and marked again, because nobody would ask for the rest. What
+    /// joins the backlog meanwhile has found the ring full and has marked it.
     pub(crate) fn drained(&mut self, process: ProcessId, watcher: u32) {
-        for _ in 0..BACKLOG_BURST {
+        for _ in 0..self.processes.backlog_len(process, watcher) {
             let Some(key) = self.processes.next_backlogged(process, watcher) else { return };
             let Some(socket) = self.store.sockets.get_mut(key) else { continue };
             for watch in &mut socket.watches {

@@ -168,6 +168,41 @@ fn more_events_than_the_ring_holds_wait_in_the_backlog() {
     assert_eq!(seen.len(), 400);
 }
 
+/// Entries that need no message any more must not use up a turn: nobody would ask for the rest.
+#[test]
+fn a_long_backlog_is_told_to_its_end() {
+    let mut world = World::new();
+    let mut app = world.app();
+    let listener = app.bind(&mut world, "0.0.0.0:80").unwrap();
+    app.listen_on(&mut world, &listener, 1000).unwrap();
+    app.tell(&mut world, &listener, RequestBody::Acceptor);
+    let mut watcher = app.watcher(&mut world, 0);
+    let mut pairs = Vec::new();
+    for _ in 0..900 {
+        let peer = world.dial(80);
+        let socket = app.accept(&mut world).unwrap();
+        app.watch(&mut world, &watcher, &socket, ready::IN);
+        pairs.push((socket, peer));
+    }
+    for (_, peer) in &pairs {
+        world.peer_sends(*peer, b"x");
+    }
+    // The ring holds the first 256; the next ones stop listening while they are in the backlog.
+    for (socket, _) in &pairs[256..700] {
+        app.tell(&mut world, socket, RequestBody::Unwatch { watcher: 0 });
+    }
+    let mut seen = std::collections::HashSet::new();
+    for _ in 0..10 {
+        while let Some(event) = watcher.next() {
+            seen.insert(event.slot);
+        }
+        if watcher.ring.take_backlog() {
+            app.tell(&mut world, &pairs[0].0, RequestBody::Drained { watcher: 0 });
+        }
+    }
+    assert_eq!(seen.len(), 900 - (700 - 256));
+}
+
 #[test]
 fn half_closes_are_seen_on_both_sides() {
     let (mut world, app, socket, peer) = connected();
