@@ -67,6 +67,33 @@ fn wrk_with_many_connections_has_no_error() {
 }
 
 #[test]
+fn thousands_of_clients_at_once_are_all_served() {
+    let needs = ["nginx", "wrk", "sh"];
+    on_stage("thousands_of_clients_at_once_are_all_served", &needs, |stage| {
+        content::write(&stage.served("small"), 512);
+        let _service = stage.serve();
+        let _server = nginx::start(stage, 8080);
+        let url = http::url(service(8080), "small");
+        // A descriptor for each client, which is more than most shells start with.
+        let line = format!("ulimit -n 10000 && exec wrk -t 2 -c 4000 -d 4 --latency {url}");
+        let output = stage.output(&["sh", "-c", &line], Duration::from_secs(60));
+        if output.err.contains("ulimit") {
+            return stage.say("skipped: may not open 10000 descriptors");
+        }
+        let output = output.expect_success("wrk").out;
+        // Slow answers are shown by the figures; what was reset or refused is an error.
+        let errors = output.lines().find(|line| line.contains("Socket errors"));
+        assert!(errors.is_none_or(|line| line.contains("connect 0, read 0, write 0")), "{output}");
+        assert!(!output.contains("Non-2xx"), "{output}");
+        for label in ["Requests/sec:", "50%", "99%"] {
+            let line = output.lines().find(|line| line.trim().starts_with(label));
+            stage.say(&format!("wrk -c 4000: {}", line.unwrap_or("?").trim()));
+        }
+        inspect::wait_for_rest(stage, Duration::from_secs(10));
+    });
+}
+
+#[test]
 fn clients_that_never_speak_hold_up_nobody() {
     on_stage("clients_that_never_speak_hold_up_nobody", &["nginx", "python3", "curl"], |stage| {
         content::write(&stage.served("page"), 30_000);

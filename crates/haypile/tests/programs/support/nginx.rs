@@ -24,9 +24,10 @@ pub fn command(stage: &Stage, work: &str, addresses: &[&str]) -> Vec<String> {
     let listen: String = addresses.iter().map(|address| format!("listen {address}; ")).collect();
     let dav = if can_put() { "dav_methods PUT;" } else { "" };
     let config = format!(
-        "daemon off; worker_processes 2; user root; pid {work}/nginx.pid;\n\
+        "daemon off; worker_processes 2; worker_rlimit_nofile 10000; user root;\n\
+         pid {work}/nginx.pid;\n\
          error_log stderr warn;\n\
-         events {{ worker_connections 4096; }}\n\
+         events {{ worker_connections 8192; }}\n\
          http {{ access_log off; keepalive_requests 1000000; client_max_body_size 0;\n\
          lingering_close off;\n\
          client_body_temp_path {work}/body; proxy_temp_path {work}/proxy;\n\
