@@ -154,7 +154,12 @@ impl Shard {
                 Ok(())
             }
             TimeWaitAnswer::Reuse { snd_nxt } => {
-                let listener = self.listener_for(&key).ok_or(DropReason::TcpTimeWait)?;
+                // A new connection to a port that nobody listens on any more is refused like any other:
+                // silence would make the client wait for its own time-out.
+                let Some(listener) = self.listener_for(&key) else {
+                    self.send_reset(&key, segment);
+                    return Err(DropReason::TcpNoFlow);
+                };
                 self.check_admission(listener, &key)?;
                 self.forget_time_wait(name);
                 self.counters.count(Counter::TcpTimeWaitReused);

@@ -301,6 +301,21 @@ fn a_newer_syn_takes_a_time_wait_record_over() {
 }
 
 #[test]
+fn a_newer_syn_is_refused_once_nobody_listens() {
+    let mut pair = Pair::new();
+    let listener = with_time_wait(&mut pair, V4, 1);
+    pair.run(SECOND_US);
+    let now = pair.now;
+    pair.hosts[1].shard.close(now, listener, Close::Graceful);
+    let local = Some(at("198.18.0.1:40000"));
+    let shard = &mut pair.hosts[0].shard;
+    let client = shard.connect(now, local, at(V4), SocketOptions::default()).expect("connect");
+    pair.run(1_000);
+    let error = pair.hosts[0].progress(client).error;
+    assert_eq!(error, Some(SocketError::ConnectionRefused));
+}
+
+#[test]
 fn our_own_time_wait_record_gives_way_after_a_second() {
     let mut pair = Pair::new();
     let _ = with_time_wait(&mut pair, V4, 0);
