@@ -51,7 +51,15 @@ fn family_of(ancestor: u32) -> HashSet<u32> {
 }
 
 fn check_outcome(stage: &Stage, what: &str, outcome: http::Outcome) {
-    assert_eq!(outcome.silent, 0, "{what}: clients heard nothing: {outcome:?}");
+    let silent = outcome.silent + outcome.unconnected;
+    if silent > 0 {
+        let o = stage.output(&["ss", "-tnaoi"], PATIENCE).out;
+        stage.say(&format!("SS {:?} KSS {o}", inspect::sockets(stage)));
+        let st = stage.ask("status", &[]).unwrap();
+        stage.say(&format!("{}", st["counters"]));
+        stage.say(&format!("{}", st["drops"]));
+    }
+    assert_eq!(silent, 0, "{what}: clients heard nothing: {outcome:?}");
     assert_eq!(outcome.wrong, 0, "{what}: wrong answers: {outcome:?}");
     stage.say(&format!("{what}: {} right, {} broken off", outcome.right, outcome.broken));
 }

@@ -4,22 +4,26 @@ Run on the kernel's stack and on Haypile; the two outputs have to be the same. L
 addresses, timing or memory.
 """
 
+import ctypes
 import errno
 import fcntl
 import os
 import select
+import signal
 import socket
 import struct
 import sys
 import tempfile
 import termios
 import threading
+import time
 
 ADDRESS, PORT = sys.argv[1], int(sys.argv[2])
 FAMILY = socket.AF_INET6 if ":" in ADDRESS else socket.AF_INET
 LIMIT = 10.0
 BITS = {"IN": 1, "PRI": 2, "OUT": 4, "ERR": 8, "HUP": 16, "RDHUP": 0x2000}
 CASES = []
+LIBRARY = ctypes.CDLL(None, use_errno=True)
 
 
 def case(function):
@@ -52,6 +56,38 @@ def wait(one, wanted):
     poller.register(one, wanted)
     if not poller.poll(LIMIT * 1000):
         raise TimeoutError(f"no {names(wanted)} in {LIMIT} s")
+
+
+def fill(one):
+    """Writes until nothing has moved for a while; how much."""
+    one.setblocking(False)
+    poller = select.poll()
+    poller.register(one, select.POLLOUT)
+    total = 0
+    while poller.poll(300):
+        try:
+            total += one.send(bytes(1 << 16))
+        except BlockingIOError:
+            pass
+    return total
+
+
+def library(name, *arguments):
+    """What a function of the C library gave, or the name of its error."""
+    result = getattr(LIBRARY, name)(*arguments)
+    return errno.errorcode[ctypes.get_errno()] if result < 0 else result
+
+
+def linger(one, time_s):
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, time_s))
+
+
+def has_arrived(one, count):
+    """Waits until so many bytes can be read."""
+    end = time.monotonic() + LIMIT
+    while struct.unpack("i", fcntl.ioctl(one, termios.FIONREAD, bytes(4)))[0] < count:
+        if time.monotonic() > end:
+            raise TimeoutError(f"no {count} bytes in {LIMIT} s")
 
 
 def listener(port=PORT, backlog=16):
@@ -361,6 +397,296 @@ def close_with_unread_data_resets():
 
 
 @case
+def the_last_close_resets_if_told_so():
+    with Pair() as pair:
+        ready, go = os.pipe(), os.pipe()
+        child = os.fork()
+        if child == 0:
+            pair.client.close()
+            pair.listener.close()
+            os.close(go[1])
+            os.write(ready[1], b"x")
+            os.read(go[0], 1)
+            os._exit(0)
+        os.close(go[0])
+        os.read(ready[0], 1)
+        linger(pair.server, 0)
+        pair.server.close()
+        yield poll_now(pair.client)
+        os.write(go[1], b"x")
+        os.waitpid(child, 0)
+        wait(pair.client, select.POLLHUP)
+        yield answer(pair.client.recv, 100)
+        for one in (go[1], *ready):
+            os.close(one)
+
+
+@case
+def connections_inherit_lingering():
+    with listener() as one:
+        linger(one, 0)
+        with socket.create_connection((ADDRESS, PORT), LIMIT) as client:
+            server, _ = one.accept()
+            yield struct.unpack("ii", server.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8))
+            server.close()
+            wait(client, select.POLLHUP)
+            yield answer(client.recv, 100)
+
+
+@case
+def a_close_waits_for_a_slow_peer():
+    for blocking in (True, False):
+        with Pair() as pair:
+            fill(pair.server)
+            linger(pair.server, 1)
+            pair.server.setblocking(blocking)
+            before = time.monotonic()
+            pair.server.close()
+            yield time.monotonic() - before > 0.9
+
+
+@case
+def a_close_waits_no_longer_than_needed():
+    with Pair() as pair:
+        total = fill(pair.server)
+        linger(pair.server, 100)
+        got = []
+
+        def read():
+            while len(got) == 0 or got[-1]:
+                got.append(len(pair.client.recv(1 << 16)))
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        before = time.monotonic()
+        pair.server.close()
+        yield time.monotonic() - before < 50
+        reader.join()
+        yield sum(got) == total
+
+
+@case
+def the_low_mark_of_receiving():
+    with Pair() as pair:
+        pair.server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 10)
+        yield pair.server.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)
+        set_ = select.epoll()
+        set_.register(pair.server, select.EPOLLIN)
+        pair.client.sendall(b"12345")
+        has_arrived(pair.server, 5)
+        yield poll_now(pair.server), set_.poll(0)
+        pair.client.sendall(b"67890")
+        yield [names(bits) for _, bits in set_.poll(LIMIT)]
+        yield poll_now(pair.server), pair.server.recv(100)
+        pair.client.sendall(b"123")
+        has_arrived(pair.server, 3)
+        yield poll_now(pair.server), pair.server.recv(100, socket.MSG_DONTWAIT)
+        pair.server.setblocking(True)
+        pair.client.sendall(b"12345")
+        writer = threading.Thread(target=lambda: pair.client.sendall(b"67890"))
+        has_arrived(pair.server, 5)
+        writer.start()
+        yield pair.server.recv(100)
+        writer.join()
+        pair.client.sendall(b"1")
+        has_arrived(pair.server, 1)
+        yield pair.server.recv(1)
+        pair.client.sendall(b"last")
+        pair.client.shutdown(socket.SHUT_WR)
+        wait(pair.server, 0x2000)
+        yield poll_now(pair.server), pair.server.recv(100), pair.server.recv(100)
+
+
+@case
+def more_to_come():
+    with Pair() as pair:
+        pair.client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        yield pair.client.send(b"one ", socket.MSG_MORE)
+        yield pair.client.getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK)
+        yield pair.client.send(b"two")
+        wait(pair.server, select.POLLIN)
+        yield pair.server.recv(100)
+        # Held back, but not for ever.
+        yield pair.client.send(b"three", socket.MSG_MORE)
+        wait(pair.server, select.POLLIN)
+        yield pair.server.recv(100)
+        yield pair.client.send(b"four", socket.MSG_MORE)
+        pair.client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        wait(pair.server, select.POLLIN)
+        yield pair.server.recv(100)
+        yield pair.client.send(b"five", socket.MSG_MORE)
+        pair.client.shutdown(socket.SHUT_WR)
+        wait(pair.server, select.POLLIN)
+        yield pair.server.recv(100)
+
+
+@case
+def bad_pointers():
+    with Pair() as pair:
+        pair.client.sendall(b"x")
+        wait(pair.server, select.POLLIN)
+        number = pair.server.fileno()
+        for pointer in (None, 1, 2**64 - 4096):
+            yield library("recv", number, ctypes.c_void_p(pointer), 10, 0)
+            yield library("write", number, ctypes.c_void_p(pointer), ctypes.c_size_t(10))
+        yield pair.server.recv(10)
+
+
+def in_a_blocking_call(thread):
+    """Waits until a thread is in a system call that is not the futex of Python's own lock."""
+    own = (b"running", b"202", b"98")
+    end = time.monotonic() + LIMIT
+    while time.monotonic() < end:
+        with open(f"/proc/self/task/{thread}/syscall", "rb") as file:
+            if file.read().split()[0] not in own:
+                return
+
+
+def accept_and_signal(one, number, connects):
+    """A signal comes while the main thread waits in accept; then perhaps a connection."""
+    main_thread, main_number = threading.main_thread(), threading.get_native_id()
+    made = []
+
+    def disturb():
+        in_a_blocking_call(main_number)
+        signal.pthread_kill(main_thread.ident, number)
+        if connects:
+            made.append(socket.create_connection((ADDRESS, PORT), LIMIT))
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    result = library("accept", one.fileno(), None, None)
+    thread.join()
+    for each in made:
+        each.close()
+    if isinstance(result, int):
+        os.close(result)
+        return "a connection"
+    return result
+
+
+@case
+def signals_and_a_blocking_accept():
+    restart, interrupt = signal.SIGUSR1, signal.SIGUSR2
+    everywhere = "" if FAMILY == socket.AF_INET else "::"
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for place in (ADDRESS, everywhere):
+        one = socket.socket(FAMILY)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        one.bind((place, PORT))
+        one.listen(16)
+        signal.signal(restart, lambda *_: None)
+        signal.siginterrupt(restart, False)
+        yield accept_and_signal(one, restart, True)
+        # Both kinds of handlers at a time.
+        signal.signal(interrupt, lambda *_: None)
+        yield accept_and_signal(one, restart, True)
+        yield accept_and_signal(one, interrupt, False)
+        signal.signal(restart, signal.SIG_DFL)
+        yield accept_and_signal(one, interrupt, False)
+        signal.signal(interrupt, signal.SIG_DFL)
+        # With a time limit nothing is started again.
+        signal.signal(restart, lambda *_: None)
+        signal.siginterrupt(restart, False)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 10, 0))
+        yield accept_and_signal(one, restart, False)
+        signal.signal(restart, signal.SIG_DFL)
+        one.close()
+
+
+@case
+def a_child_that_becomes_another_program():
+    # execl never passes through execve, execveat and fexecve do; the parent's copy goes first.
+    for how in ("execl", "execveat", "fexecve"):
+        with Pair() as pair:
+            reader, writer = os.pipe()
+            program = os.open("/bin/cat", os.O_RDONLY)
+            words = (ctypes.c_char_p * 2)(b"cat", None)
+            environment = (ctypes.c_char_p * 1)(None)
+            child = os.fork()
+            if child == 0:
+                pair.client.close()
+                pair.listener.close()
+                os.dup2(pair.server.fileno(), 0)
+                os.dup2(writer, 1)
+                os.close(writer)
+                os.close(reader)
+                pair.server.close()
+                if how == "execl":
+                    LIBRARY.execl(b"/bin/cat", b"cat", None)
+                elif how == "execveat":
+                    LIBRARY.execveat(-100, b"/bin/cat", words, environment, 0)
+                else:
+                    LIBRARY.fexecve(program, words, environment)
+                os._exit(1)
+            os.close(writer)
+            pair.server.close()
+            pair.client.sendall(b"for the cat")
+            pair.client.shutdown(socket.SHUT_WR)
+            with open(reader, "rb") as file:
+                yield how, file.read(), os.waitpid(child, 0)[1]
+            wait(pair.client, 0x2000)
+            yield answer(pair.client.recv, 1)
+            os.close(program)
+
+
+def serve_set(set_, one, reader, told):
+    """Takes what a set reports until a z comes; whether nothing was lost and waiting cost nothing."""
+    busy = time.process_time()
+    idle = set_.poll(0.3) == [] and time.process_time() - busy < 0.2
+    while True:
+        found = set_.poll(LIMIT)
+        if not found:
+            return False
+        for number, _ in found:
+            try:
+                if number == reader:
+                    os.read(reader, 1)
+                elif one.recv(1, socket.MSG_PEEK) == b"z" or one.recv(1) == b"z":
+                    return idle
+                os.write(told, b"x")
+            except BlockingIOError:
+                pass
+
+
+@case
+def an_inherited_epoll_set():
+    for user in ("child", "parent", "both"):
+        with Pair() as pair, select.epoll() as set_:
+            pair.server.setblocking(False)
+            reader, writer = os.pipe2(os.O_NONBLOCK)
+            answers, told = os.pipe()
+            set_.register(pair.server, select.EPOLLIN)
+            set_.register(reader, select.EPOLLIN)
+            # A wait before the fork, so that everything is in place.
+            yield set_.poll(0)
+            child = os.fork()
+            if child == 0:
+                os._exit(0 if user == "parent" or serve_set(set_, pair.server, reader, told) else 1)
+
+            def drive():
+                for step in range(40):
+                    if step % 2:
+                        os.write(writer, b"b")
+                    else:
+                        pair.client.send(b"a")
+                    if not select.select([answers], [], [], LIMIT)[0]:
+                        return
+                    os.read(answers, 1)
+                pair.client.send(b"z" * 8)
+
+            driver = threading.Thread(target=drive)
+            driver.start()
+            served = user == "child" or serve_set(set_, pair.server, reader, told)
+            driver.join()
+            yield user, served, os.waitpid(child, 0)[1]
+            for one in (reader, writer, answers, told):
+                os.close(one)
+
+
+
+
+@case
 def writing_to_a_closed_peer():
     with Pair() as pair:
         pair.server.close()
@@ -374,20 +700,13 @@ def writing_to_a_closed_peer():
 @case
 def a_full_peer():
     with Pair() as pair:
-        pair.client.setblocking(False)
-        total = 0
-        try:
-            while True:
-                total += pair.client.send(bytes(1 << 16))
-        except BlockingIOError:
-            pass
+        total = fill(pair.client)
+        yield total > 65536
         pair.client.settimeout(0.05)
-        # More may move from one side's memory to the other's.
         try:
-            while True:
-                total += pair.client.send(bytes(1 << 16))
+            total += pair.client.send(b"more than there is room for")
         except TimeoutError:
-            yield total > 65536, "time is over"
+            yield "time is over"
         got = 0
         while got < total:
             got += len(pair.server.recv(1 << 20))
@@ -444,6 +763,7 @@ def copies_of_a_descriptor():
         copy = pair.server.dup()
         pair.server.close()
         pair.client.sendall(b"to the copy")
+        wait(copy, select.POLLIN)
         yield answer(copy.recv, 100)
         low = os.open("/dev/null", os.O_RDONLY)
         os.dup2(copy.fileno(), low)

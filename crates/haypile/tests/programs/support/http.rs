@@ -52,6 +52,8 @@ pub struct Outcome {
     pub broken: u64,
     /// Nothing came for as long as the client waits: what must never happen.
     pub silent: u64,
+    /// The same, of the connection itself.
+    pub unconnected: u64,
     /// Answered, but not as asked.
     pub wrong: u64,
 }
@@ -85,6 +87,7 @@ impl Load {
             total.right += one.right;
             total.broken += one.broken;
             total.silent += one.silent;
+            total.unconnected += one.unconnected;
             total.wrong += one.wrong;
         }
         total
@@ -98,7 +101,8 @@ fn ask_until(stop: &AtomicBool, server: SocketAddr, name: &str, len: u64) -> Out
             Ok(got) if got == len => outcome.right += 1,
             Ok(_) => outcome.wrong += 1,
             Err(error) => match error.kind() {
-                ErrorKind::WouldBlock | ErrorKind::TimedOut => outcome.silent += 1,
+                ErrorKind::WouldBlock => outcome.silent += 1,
+                ErrorKind::TimedOut => outcome.unconnected += 1,
                 _ => {
                     outcome.broken += 1;
                     // A refused connection is answered at once: leave the server time to come back.
