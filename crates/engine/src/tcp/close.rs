@@ -35,8 +35,11 @@ impl Connection {
         if self.receive.discard_from == u64::MAX {
             let end = self.receive.nxt.min(self.receive.fin_at).max(FIRST_DATA);
             self.receive.discard_from = end;
-            self.receive.consumed = end;
-            self.offer_wider_window();
+            // Only what was thrown away makes room: otherwise there is nothing to tell.
+            if self.receive.consumed < end {
+                self.receive.consumed = end;
+                self.offer_wider_window();
+            }
         }
     }
 

@@ -50,9 +50,11 @@ impl Connection {
         self.receive.edge.saturating_sub(self.receive.nxt)
     }
 
-    /// Bytes the peer may send by our next word: the edge moves only by a worthwhile step.
+    /// Bytes the peer may send by our next word: the edge moves only by a worthwhile step, and not
+    /// further than the window field can tell (64 KiB without scaling, however large the buffer).
     fn window_next(&self) -> u64 {
-        let free = u64::from(self.receive.buffer).saturating_sub(self.unread());
+        let tellable = 0xffff << self.shift_sent();
+        let free = u64::from(self.receive.buffer).saturating_sub(self.unread()).min(tellable);
         let step = (self.receive.buffer / 2).min(u32::from(self.receive.mss_announced));
         let now = self.window_now();
         if free >= now + u64::from(step) { free } else { now }

@@ -202,6 +202,30 @@ fn zero_window_is_probed_with_backoff_and_reopens() {
 }
 
 #[test]
+fn window_that_cannot_be_told_is_no_news() {
+    let mut pair = Pair::new();
+    pair.b.reads = false;
+    pair.b.listens = true;
+    pair.set_fault(|_, from, _, _| if from == Side::B { Fate::Drop } else { Fate::Deliver });
+    // A peer without window scaling, and a receive buffer of more than 64 KiB.
+    let mut syn = Outgoing { flags: Flags::SYN, seq: pair.a.iss, ..Outgoing::default() };
+    syn.window = 65_535;
+    pair.put_on_wire(Side::A, &syn);
+    pair.run_for(2 * DELAY_US);
+    let acknowledgement = pair.b.iss + 1;
+    let mut data = Outgoing { flags: Flags::ACK, seq: syn.seq + 1, ..Outgoing::default() };
+    (data.ack, data.window, data.payload_len) = (acknowledgement, 65_535, 10);
+    pair.a.memory.sent = vec![7; 10];
+    pair.put_on_wire(Side::A, &data);
+    pair.run_for(1_000_000);
+    assert_eq!(pair.b.tcp().progress().rx_end, 10);
+    pair.seen.clear();
+    pair.read(Side::B);
+    pair.run_for(1_000_000);
+    assert!(pair.from(Side::B).is_empty(), "{:?}", pair.seen);
+}
+
+#[test]
 fn lost_window_update_is_found_by_a_probe() {
     let mut pair = Pair::new();
     pair.b.options.set(SocketOption::ReceiveBuffer(8 * 1448));
