@@ -38,6 +38,8 @@ pub(super) struct SendSpace {
     pub(super) tail: u64,
     /// One past the last segment sent that was not full (Minshall's variant of Nagle).
     pub(super) small_end: u64,
+    /// What lies before this goes out without waiting for more, cork or not.
+    pub(super) push_end: u64,
     pub(super) space: SequenceSpace,
     /// SND.WND: bytes the peer takes beyond `una`.
     pub(super) window: u32,
@@ -60,6 +62,7 @@ impl SendSpace {
             nxt: SYN_OFFSET,
             tail: FIRST_DATA,
             small_end: 0,
+            push_end: 0,
             space: SequenceSpace::new(iss),
             window: 0,
             window_max: 0,
@@ -376,6 +379,8 @@ impl Connection {
                     self.ack = AckNeed::Now;
                 }
             }
+            // tcp(7): setting it pushes what waits, even under a cork.
+            SocketOption::NoDelay(true) => self.send.push_end = self.send.tail,
             SocketOption::MaxSegment(limit) if limit > 0 => {
                 self.send.mss = self.send.mss.min(limit);
             }

@@ -166,6 +166,9 @@ impl Connection {
 
     /// A segment that is not full waits: for the cork, or because another small one is in flight.
     fn waits_for_more(&self) -> bool {
+        if self.send.nxt < self.send.push_end {
+            return false;
+        }
         let small_in_flight = self.in_flight() > 0 && self.send.small_end > self.send.una;
         self.options.cork || (!self.options.no_delay && small_in_flight)
     }

@@ -177,6 +177,26 @@ fn cork_holds_until_full_pulled_or_200_ms() {
 }
 
 #[test]
+fn setting_no_delay_pushes_what_the_cork_holds() {
+    let mut pair = Pair::new();
+    pair.a.options.cork = true;
+    pair.connect();
+    pair.write(Side::A, 80);
+    pair.run_for(DELAY_US);
+    assert!(pair.occupying(Side::A).is_empty());
+    let now = pair.now;
+    pair.a.tcp().set_option(now, SocketOption::NoDelay(true));
+    pair.flush();
+    assert_eq!(pair.occupying(Side::A).len(), 1);
+    // The cork is still in.
+    pair.write(Side::A, 10);
+    pair.run_for(DELAY_US);
+    assert_eq!(pair.occupying(Side::A).len(), 1);
+    pair.run_for(1_000_000);
+    pair.assert_delivered(Side::A);
+}
+
+#[test]
 fn zero_window_is_probed_with_backoff_and_reopens() {
     let mut pair = Pair::new();
     pair.b.options.set(SocketOption::ReceiveBuffer(8 * 1448));
