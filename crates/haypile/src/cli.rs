@@ -43,6 +43,9 @@ only if every answer was right.")]
     /// The example server of the demo
     #[command(hide = true)]
     DemoServer(DemoServerArgs),
+    /// The guardian of a service's files: started by `serve`
+    #[command(hide = true)]
+    Guard(GuardArgs),
     /// Run a program on the service; with none running, a private one lives and dies with it.
     #[command(after_help = "Examples:
   haypile run -- python3 -m http.server 8000
@@ -51,8 +54,8 @@ only if every answer was right.")]
 
 Without a service at the control directory a private one is started. It takes a TAP interface
 and, unless told otherwise, free addresses of 198.18.0.0/15 and 2001:2::/48, and ends after the
-last program that uses it. The exit status is the program's. HAYPILE_SHIM names another preload
-library than the built-in one.")]
+last program that uses it; nothing is left behind, not even when it is killed. The exit status is
+the program's. HAYPILE_SHIM names another preload library than the built-in one.")]
     Run(RunArgs),
     /// Run the service in the foreground, for any number of programs.
     #[command(after_help = "Examples:
@@ -60,7 +63,8 @@ library than the built-in one.")]
   haypile serve --link tap:pile0 --addr 10.9.0.2/24 --addr fd00:9::2/64 --gateway 10.9.0.1
   haypile serve --config /etc/haypile.toml
 
-SIGTERM and SIGINT end it: connections are closed, files and the interface removed.")]
+SIGTERM and SIGINT end it: connections are closed, files and the interface removed. If it is
+killed, the kernel removes the interface and a guardian process the files.")]
     Serve(ServeArgs),
     /// List TCP sockets with their states, queues and owners.
     #[command(after_help = "Examples:
@@ -189,6 +193,15 @@ pub struct DemoServerArgs {
     /// Addresses to listen on
     #[arg(required = true)]
     pub addresses: Vec<std::net::SocketAddr>,
+}
+
+/// The guardian of a service's files.
+#[derive(Debug, Args)]
+pub struct GuardArgs {
+    /// Process id of the service, which starts it
+    pub service: i32,
+    /// Control directory of the service
+    pub directory: PathBuf,
 }
 
 /// `haypile run`.

@@ -7,8 +7,10 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod capture;
+mod claim;
 mod cli;
 mod demo;
+mod guard;
 mod place;
 mod plan;
 mod preload;
@@ -24,6 +26,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Demo(arguments) => demo::command(&arguments),
         Command::DemoServer(arguments) => demo::server_command(&arguments),
+        Command::Guard(arguments) => guard::run(&arguments),
         Command::Run(arguments) => run::run(&arguments),
         Command::Serve(arguments) => serve::run(&arguments),
         Command::Ss(arguments) => ss::run(&arguments),

@@ -1,24 +1,17 @@
 //! Where services live: the default control directory, directories of private services, and the
-//! removal of those whose service is dead. Called by `run` and `serve`.
+//! removal of those whose service and guardian are dead. Called by `run` and `serve`; `claim` owns
+//! what is in a directory.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use haypile_service::error::Error;
 
-/// File that a service holds locked for as long as it lives.
-pub const LOCK: &str = "lock";
+use crate::claim::LOCK;
+
 /// First part of the name of a private service's directory.
 const PRIVATE_PREFIX: &str = "run-";
-
-/// A control directory that this process owns; its files go when it is dropped.
-#[derive(Debug)]
-pub struct OwnedDirectory {
-    path: PathBuf,
-    private: bool,
-    _lock: File,
-}
 
 /// The control directory when none is named.
 ///
@@ -49,37 +42,6 @@ pub fn directory(given: Option<&Path>) -> Result<PathBuf, Error> {
     }
 }
 
-/// Makes and locks a control directory. Others may pass through it, so that programs which drop
-/// their privileges still reach the service, but not list it.
-///
-/// # Errors
-/// When it cannot be made, or a living service has it.
-pub fn claim(path: &Path, private: bool) -> Result<OwnedDirectory, Error> {
-    make_directory(path)?;
-    let lock_path = path.join(LOCK);
-    let lock = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(&lock_path)
-        .map_err(|error| fail(path, error))?;
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            return Err(Error::new(
-                format_args!("use the control directory {}", path.display()),
-                "a service already runs there",
-                "stop it, or choose another directory with --control-dir",
-            ));
-        }
-        Err(TryLockError::Error(error)) => return Err(fail(path, error)),
-    }
-    let directory = OwnedDirectory { path: path.to_path_buf(), private, _lock: lock };
-    directory.remove_files();
-    Ok(directory)
-}
-
 /// A name for a private service's directory that others cannot guess.
 ///
 /// # Errors
@@ -89,7 +51,7 @@ pub fn private_directory(parent: &Path) -> Result<PathBuf, Error> {
     Ok(parent.join(format!("{PRIVATE_PREFIX}{}-{secret}", std::process::id())))
 }
 
-/// Removes directories of private services that died without cleaning up.
+/// Removes directories of private services that died together with their guardians.
 pub fn sweep(parent: &Path) {
     let Ok(entries) = fs::read_dir(parent) else { return };
     for entry in entries.flatten() {
@@ -121,25 +83,6 @@ pub fn random<const N: usize>() -> Result<[u8; N], Error> {
     Ok(bytes)
 }
 
-/// Makes a control directory, and the ones it is in, so that others may pass but not list them.
-///
-/// # Errors
-/// When it cannot be made, or belongs to somebody else.
-pub fn make_directory(path: &Path) -> Result<(), Error> {
-    let mut builder = fs::DirBuilder::new();
-    builder.recursive(true).mode(0o711);
-    builder.create(path).map_err(|error| fail(path, error))?;
-    let data = fs::metadata(path).map_err(|error| fail(path, error))?;
-    // Whoever owns the directory can put a file of their own in the place of ours.
-    if data.uid() != effective_user() && !is_root() {
-        return Err(fail(path, "it belongs to another user"));
-    }
-    if data.mode() & 0o022 != 0 {
-        drop(fs::set_permissions(path, fs::Permissions::from_mode(0o711)));
-    }
-    Ok(())
-}
-
 fn fail(path: &Path, why: impl std::fmt::Display) -> Error {
     Error::new(
         format_args!("use the control directory {}", path.display()),
@@ -148,54 +91,20 @@ fn fail(path: &Path, why: impl std::fmt::Display) -> Error {
     )
 }
 
-fn is_root() -> bool {
+/// Whether this process may do everything.
+pub fn is_root() -> bool {
     effective_user() == 0
 }
 
 /// The effective user, who owns the files that this process makes.
-fn effective_user() -> u32 {
+pub fn effective_user() -> u32 {
     fs::metadata("/proc/self").map_or(u32::MAX, |data| data.uid())
 }
-
-impl OwnedDirectory {
-    /// Removes what a service leaves: its sockets, the preload library, the log of a private one.
-    fn remove_files(&self) {
-        for name in ["control.sock", "attach.sock", crate::preload::FILE_NAME] {
-            drop(fs::remove_file(self.path.join(name)));
-        }
-    }
-}
-
-impl Drop for OwnedDirectory {
-    fn drop(&mut self) {
-        self.remove_files();
-        if self.private {
-            drop(fs::remove_file(self.path.join(LOG)));
-        }
-        drop(fs::remove_file(self.path.join(LOCK)));
-        // Fails when something else is in there, as it should.
-        drop(fs::remove_dir(&self.path));
-    }
-}
-
-/// Where a private service's complaints go.
-pub const LOG: &str = "service.log";
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_directory_has_one_owner_and_is_left_empty() {
-        let parent = tempfile::tempdir().expect("a directory");
-        let path = parent.path().join("control");
-        let owned = claim(&path, false).expect("free");
-        assert!(path.join(LOCK).exists());
-        let error = claim(&path, false).expect_err("taken").to_string();
-        assert!(error.contains("already runs there"), "{error}");
-        drop(owned);
-        assert!(!path.exists());
-    }
+    use crate::claim::claim;
 
     #[test]
     fn only_dead_private_directories_are_swept() {

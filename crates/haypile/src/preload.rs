@@ -48,6 +48,12 @@ pub fn install(directory: &Path) -> Result<PathBuf, Error> {
     }
 }
 
+/// Whether a file of a control directory is a library that [`install`] had not finished.
+pub fn is_temporary(name: &OsStr) -> bool {
+    let rest = name.to_str().and_then(|name| name.strip_prefix(FILE_NAME)?.strip_prefix('.'));
+    rest.is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
 /// The library that programs on the service at `directory` load.
 ///
 /// # Errors

@@ -6,9 +6,8 @@
 //! `main`.
 
 use std::ffi::OsString;
-use std::fs::OpenOptions;
-use std::io::{BufRead, BufReader};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -18,6 +17,7 @@ use haypile_service::control::{Request, ask};
 use haypile_service::error::Error;
 use haypile_shm::control::{ATTACH_VARIABLE, DOMAIN_VARIABLE};
 
+use crate::claim;
 use crate::cli::RunArgs;
 use crate::place;
 use crate::preload;
@@ -90,13 +90,8 @@ fn start_private(arguments: &RunArgs, directory: PathBuf) -> Result<Joined, Erro
     let fail =
         |why: String| Error::new("start a private service", why, "try haypile serve to see more");
     let program = std::env::current_exe().map_err(|error| fail(error.to_string()))?;
-    place::make_directory(&directory)?;
-    let log = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(directory.join(place::LOG))
-        .map_err(|error| fail(error.to_string()))?;
+    let log = claim::prepare(&directory)?;
+    let error_output = log.try_clone().map_err(|error| fail(error.to_string()))?;
     let mut child = Command::new(program)
         .arg("serve")
         .args(arguments.service.words())
@@ -105,7 +100,7 @@ fn start_private(arguments: &RunArgs, directory: PathBuf) -> Result<Joined, Erro
         .args(["--private-for", &std::process::id().to_string()])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(log)
+        .stderr(error_output)
         .env_remove("LD_PRELOAD")
         .spawn()
         .map_err(|error| fail(error.to_string()))?;
@@ -121,24 +116,23 @@ fn start_private(arguments: &RunArgs, directory: PathBuf) -> Result<Joined, Erro
         }
         Ok(Announcement::Failed { what, why, remedy }) => {
             drop(child.wait());
-            discard(&directory);
+            claim::remove_leavings(&directory, false);
             Err(Error::new(what, why, remedy))
         }
         Err(_) => {
             drop(child.wait());
-            let log = std::fs::read_to_string(directory.join(place::LOG)).unwrap_or_default();
-            discard(&directory);
-            Err(fail(format!("it ended at once, saying: {log}")))
+            claim::remove_leavings(&directory, false);
+            Err(fail(format!("it ended at once, saying: {}", said(log))))
         }
     }
 }
 
-/// Removes what a service that never ran left.
-fn discard(directory: &Path) {
-    for name in [place::LOG, place::LOCK, preload::FILE_NAME] {
-        drop(std::fs::remove_file(directory.join(name)));
-    }
-    drop(std::fs::remove_dir(directory));
+/// What a log says. Its file may have been removed by now.
+fn said(mut log: File) -> String {
+    let mut text = Vec::new();
+    // Half a log is better than none.
+    drop(std::io::Seek::rewind(&mut log).and_then(|()| log.read_to_end(&mut text)));
+    String::from_utf8_lossy(&text).trim().to_string()
 }
 
 /// Becomes the program, with the preload library in its environment.

@@ -2,16 +2,20 @@
 //! `haypile run`, which tells its starter on stdout that it is ready. Called by `main`.
 
 use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::process::ExitCode;
 
 use haypile_service::config::{Config, Flags};
 use haypile_service::error::Error;
 use haypile_service::start::{self, Started};
+use haypile_shm::sys;
 use serde::{Deserialize, Serialize};
 
+use crate::claim::{self, OwnedDirectory};
 use crate::cli::{ServeArgs, ServiceArgs};
-use crate::place::{self, OwnedDirectory};
-use crate::{preload, table};
+use crate::guard::{self, Guardian};
+use crate::{place, preload, table};
 
 /// The line that a private service says to its starter.
 #[derive(Debug, Serialize, Deserialize)]
@@ -35,6 +39,13 @@ pub enum Announcement {
     },
 }
 
+/// A service that is ready to run. What is dropped whole ends in this order, the guardian last.
+struct Prepared {
+    started: Started,
+    directory: OwnedDirectory,
+    guardian: Option<Guardian>,
+}
+
 /// Runs a service until it is told to end.
 ///
 /// # Errors
@@ -43,14 +54,16 @@ pub fn run(arguments: &ServeArgs) -> Result<ExitCode, Error> {
     match arguments.private_for {
         Some(pid) => Ok(run_private(arguments, pid)),
         None => {
-            let (started, _directory) = prepare(arguments, None)?;
+            let Prepared { started, directory, guardian } = prepare(arguments, None)?;
             for line in started.lines() {
                 table::say(line);
             }
             table::say("ready");
             drop(std::io::stdout().flush());
-            started.run()?;
-            Ok(ExitCode::SUCCESS)
+            let outcome = started.run();
+            drop(directory);
+            drop(guardian);
+            outcome.map(|()| ExitCode::SUCCESS)
         }
     }
 }
@@ -58,8 +71,8 @@ pub fn run(arguments: &ServeArgs) -> Result<ExitCode, Error> {
 /// As `run`, for one `haypile run`: away from its terminal, and silent after one line.
 fn run_private(arguments: &ServeArgs, pid: i32) -> ExitCode {
     // Fails only for the leader of a group, which its starter did not make it.
-    let _: Result<(), haypile_shm::Errno> = haypile_shm::sys::setsid();
-    let (started, directory) = match prepare(arguments, Some(pid)) {
+    let _: Result<(), haypile_shm::Errno> = sys::setsid();
+    let Prepared { started, directory, guardian } = match prepare(arguments, Some(pid)) {
         Ok(prepared) => prepared,
         Err(error) => {
             announce(&Announcement::Failed {
@@ -72,15 +85,20 @@ fn run_private(arguments: &ServeArgs, pid: i32) -> ExitCode {
     };
     announce(&Announcement::Ready { link: started.link(), addresses: started.addresses() });
     let outcome = started.run();
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+    let code = match outcome {
+        Ok(()) => {
+            drop(directory);
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             // Standard error is the log in the directory, which stays for once.
             drop(writeln!(std::io::stderr(), "haypile: {error}"));
-            std::mem::forget(directory);
+            directory.leave_log();
             ExitCode::FAILURE
         }
-    }
+    };
+    drop(guardian);
+    code
 }
 
 fn announce(announcement: &Announcement) {
@@ -89,25 +107,47 @@ fn announce(announcement: &Announcement) {
     drop(std::io::stdout().flush());
 }
 
-fn prepare(
-    arguments: &ServeArgs,
-    private_for: Option<i32>,
-) -> Result<(Started, OwnedDirectory), Error> {
+fn prepare(arguments: &ServeArgs, private_for: Option<i32>) -> Result<Prepared, Error> {
+    let config = load(arguments)?;
+    let path = place::directory(Some(&config.control_dir))?;
+    let guardian = guard::start(&path);
+    let directory = claim::claim(&path, private_for.is_some())?;
+    if let Some(guardian) = &guardian {
+        guardian.claimed();
+    }
+    if private_for.is_some() {
+        complain_to_log(&path);
+        guardian.iter().for_each(Guardian::leave_log_of_panic);
+    }
+    preload::install(&path)?;
+    let config = Config { control_dir: path.clone(), ..config };
+    let mut started = start::start(config, private_for)?;
+    if let Some(guardian) = &guardian {
+        guardian.watch(&mut started, &path)?;
+    }
+    Ok(Prepared { started, directory, guardian })
+}
+
+fn load(arguments: &ServeArgs) -> Result<Config, Error> {
     let fallback = place::directory(arguments.control.control_dir.as_deref());
     let flags = flags(&arguments.service, arguments.control.control_dir.clone());
-    let config = match (&arguments.service.config, fallback) {
+    let file = arguments.service.config.as_deref();
+    match (file, fallback) {
         // The file may name the directory.
-        (Some(_), Err(_)) => {
-            Config::load(arguments.service.config.as_deref(), &flags, "".as_ref())?
-        }
-        (_, Err(error)) => return Err(error),
-        (file, Ok(directory)) => Config::load(file.as_deref(), &flags, &directory)?,
-    };
-    let path = place::directory(Some(&config.control_dir))?;
-    let directory = place::claim(&path, private_for.is_some())?;
-    preload::install(&path)?;
-    let started = start::start(Config { control_dir: path, ..config }, private_for)?;
-    Ok((started, directory))
+        (Some(_), Err(_)) => Config::load(file, &flags, "".as_ref()),
+        (_, Err(error)) => Err(error),
+        (_, Ok(directory)) => Config::load(file, &flags, &directory),
+    }
+}
+
+/// The starter has opened the log for us; the guardian of the service before may have removed that
+/// one before we claimed the directory.
+fn complain_to_log(directory: &Path) {
+    if let Ok(log) = claim::open_log(directory) {
+        // Fails only for descriptors that are not open.
+        let _: Result<i32, haypile_shm::Errno> =
+            sys::dup3(log.as_raw_fd(), std::io::stderr().as_raw_fd(), 0);
+    }
 }
 
 /// The command line as the configuration wants it.

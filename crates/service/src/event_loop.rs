@@ -32,6 +32,8 @@ pub struct Service<P: Port> {
     pub(crate) signals: UnixStream,
     /// For a private service: the process it was started for.
     pub(crate) owner: Option<Owner>,
+    /// Whoever removes the service's files should it be killed.
+    guardian: Option<Guardian>,
     /// Told to end.
     ending: Ending,
     tokens: Vec<Token>,
@@ -45,6 +47,13 @@ pub struct Owner {
     alive: bool,
     /// Since when nobody has used the service.
     unused_since: Option<Instant>,
+}
+
+/// The process that removes what the service leaves should it be killed.
+struct Guardian {
+    /// Readable when it has ended.
+    channel: UnixStream,
+    ended: Box<dyn FnOnce()>,
 }
 
 /// How far the end of the service has come.
@@ -119,10 +128,25 @@ impl<P: Port> Service<P> {
             facts,
             signals,
             owner,
+            guardian: None,
             ending: Ending::No,
             tokens: Vec::new(),
             looked: now(),
         })
+    }
+
+    /// Calls `ended` once when `channel` is hung up, which only the end of the guardian does.
+    ///
+    /// # Errors
+    /// When the kernel takes no more descriptors to wait on.
+    pub fn watch_guardian(
+        &mut self,
+        channel: UnixStream,
+        ended: Box<dyn FnOnce()>,
+    ) -> Result<(), Errno> {
+        self.server.poller.add(channel.as_raw_fd(), Token::Guardian)?;
+        self.guardian = Some(Guardian { channel, ended });
+        Ok(())
     }
 
     /// Runs until a signal, a command, or the end of whoever a private service was started for.
@@ -220,6 +244,12 @@ impl<P: Port> Service<P> {
                 if let Some(owner) = &mut self.owner {
                     owner.alive = false;
                     self.server.poller.remove(owner.pidfd.raw());
+                }
+            }
+            Token::Guardian => {
+                if let Some(Guardian { channel, ended }) = self.guardian.take() {
+                    self.server.poller.remove(channel.as_raw_fd());
+                    ended();
                 }
             }
             other => self.server.handle(other, self.attach.raw()),

@@ -28,6 +28,8 @@ pub enum Token {
     Signal,
     /// The process a private service was started for has ended.
     Owner,
+    /// The guardian of the control directory has ended.
+    Guardian,
 }
 
 /// The epoll set.
@@ -94,6 +96,7 @@ impl Token {
             Token::Client(id) => (8, id),
             Token::Signal => (9, 0),
             Token::Owner => (10, 0),
+            Token::Guardian => (11, 0),
         };
         kind << KIND_SHIFT | (value & ((1 << KIND_SHIFT) - 1))
     }
@@ -111,6 +114,7 @@ impl Token {
             8 => Token::Client(value),
             9 => Token::Signal,
             10 => Token::Owner,
+            11 => Token::Guardian,
             _ => return None,
         })
     }

@@ -79,6 +79,21 @@ impl Started {
         self.service.server.link.port().describe()
     }
 
+    /// Calls `ended` once when `channel` is hung up, which only the end of the guardian does: the
+    /// process that removes the files should the service be killed.
+    ///
+    /// # Errors
+    /// When the kernel takes no more descriptors to wait on.
+    pub fn watch_guardian(
+        &mut self,
+        channel: UnixStream,
+        ended: Box<dyn FnOnce()>,
+    ) -> Result<(), Error> {
+        self.service.watch_guardian(channel, ended).map_err(|errno| {
+            Error::new("wait for events", std::io::Error::from(errno), "raise the limits")
+        })
+    }
+
     /// Runs it until it is told to end; its files are gone then.
     ///
     /// # Errors

@@ -10,6 +10,7 @@
 mod clients;
 mod command_line;
 mod death;
+mod guardian;
 mod hostile;
 mod kinds_of_servers;
 mod load;

@@ -53,6 +53,11 @@ pub fn children_of(parent: u32) -> Vec<u32> {
     all_processes().into_iter().filter(is_child).collect()
 }
 
+/// The session that a process belongs to.
+pub fn session_of(pid: u32) -> Option<u32> {
+    stat_fields(pid)?.get(3)?.parse().ok()
+}
+
 /// Processor time a process has used so far, in seconds (its clock ticks are 10 ms on every Linux).
 pub fn processor_seconds(pid: u32) -> f64 {
     let fields = stat_fields(pid).unwrap_or_default();
