@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
+use std::sync::atomic::Ordering::Relaxed;
 
 use haypile_shm::messages::{Offer, RequestBody};
 use haypile_shm::sys::{self, Waited};
@@ -106,11 +107,24 @@ pub(crate) fn register(listener: &Socket) -> Result<(), Errno> {
     Ok(())
 }
 
-/// accept4(2): the new descriptor and the peer's address.
+/// accept4(2): the new descriptor and the peer's address. Signal handlers end a wait on a dual
+/// listener whatever their flags are.
 ///
 /// # Errors
 /// `TO_KERNEL` if the kernel must do it, or the errno.
 pub fn accept(fd: RawFd, flags: i32) -> Result<(RawFd, SocketAddr), Errno> {
+    accept_sleeping(fd, flags, &mut |fds, timeout| sys::ppoll(fds, timeout))
+}
+
+/// As [`accept`], with a sleep for dual listeners that knows which signal handlers end it.
+///
+/// # Errors
+/// As [`accept`].
+pub fn accept_sleeping(
+    fd: RawFd,
+    flags: i32,
+    sleep: poll::Sleep<'_>,
+) -> Result<(RawFd, SocketAddr), Errno> {
     let listener = entry::ours(fd)?;
     if flags & !(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC) != 0 {
         return Err(Errno::EINVAL);
@@ -134,7 +148,7 @@ pub fn accept(fd: RawFd, flags: i32) -> Result<(RawFd, SocketAddr), Errno> {
         if listener.has(flag::NONBLOCKING) {
             return Err(Errno::EAGAIN);
         }
-        wait(attachment, &listener, fd)?;
+        wait(attachment, &listener, fd, sleep)?;
     }
 }
 
@@ -213,6 +227,7 @@ fn enter(
         socket.set(flag::TEMPLATE);
         socket.put(flag::NONBLOCKING, flags & libc::SOCK_NONBLOCK != 0);
         socket.stored.inherit(&listener.stored);
+        socket.receive_low.store(listener.receive_low.load(Relaxed), Relaxed);
         socket.set_record(stream)?;
         socket.set_phase(Phase::Stream);
         if !entry::enter(fd, &socket) {
@@ -254,10 +269,15 @@ fn accept_kernel(listener: &Pinned, fd: RawFd, flags: i32) -> Result<Option<Acce
 }
 
 /// A blocking accept: spins for a moment, then sleeps. Every return means: look again.
-fn wait(attachment: &Attachment, listener: &Pinned, fd: RawFd) -> Result<(), Errno> {
-    let limit_us = listener.receive_timeout_us.load(std::sync::atomic::Ordering::Relaxed);
+fn wait(
+    attachment: &Attachment,
+    listener: &Pinned,
+    fd: RawFd,
+    sleep: poll::Sleep<'_>,
+) -> Result<(), Errno> {
+    let limit_us = listener.receive_timeout_us.load(Relaxed);
     if listener.has(flag::DUAL) {
-        return wait_both(fd, limit_us);
+        return wait_both(fd, limit_us, sleep);
     }
     let started_ns = sys::clock_monotonic_ns();
     let spin_end_ns = started_ns + u64::from(attachment.spin_us()) * 1000;
@@ -278,7 +298,12 @@ fn wait(attachment: &Attachment, listener: &Pinned, fd: RawFd) -> Result<(), Err
         if now_ns >= deadline_ns {
             return Err(Errno::EAGAIN);
         }
-        let waited = channel.wait_offers(ticket, deadline_ns.min(now_ns + SLICE_NS));
+        let until_ns = deadline_ns.min(now_ns + SLICE_NS);
+        // With a time limit every handler ends the call (signal(7)).
+        let waited = match limit_us {
+            0 => channel.wait_offers(ticket, until_ns),
+            _ => channel.wait_offers_interruptibly(ticket, until_ns),
+        };
         if waited == Waited::Interrupted {
             return Err(Errno::EINTR);
         }
@@ -292,10 +317,14 @@ fn wait(attachment: &Attachment, listener: &Pinned, fd: RawFd) -> Result<(), Err
 }
 
 /// Waits for an offer or for the kernel, whichever comes first.
-fn wait_both(fd: RawFd, limit_us: u64) -> Result<(), Errno> {
+fn wait_both(fd: RawFd, limit_us: u64, sleep: poll::Sleep<'_>) -> Result<(), Errno> {
     let mut fds = [libc::pollfd { fd, events: libc::POLLIN, revents: 0 }];
     let timeout = (limit_us != 0).then(|| std::time::Duration::from_micros(limit_us));
-    match poll::poll(&mut fds, timeout, &mut |fds, timeout| sys::ppoll(fds, timeout)) {
+    let polled = match timeout {
+        None => poll::poll(&mut fds, None, sleep),
+        timeout => poll::poll(&mut fds, timeout, &mut |fds, timeout| sys::ppoll(fds, timeout)),
+    };
+    match polled {
         Ok(0) => Err(Errno::EAGAIN),
         Ok(_) if fds[0].revents & libc::POLLNVAL != 0 => Err(Errno::EBADF),
         Ok(_) => Ok(()),

@@ -66,6 +66,8 @@ pub(crate) mod flag {
     /// An accept has said that the service is gone: waits say it no more, so that an event loop
     /// does not turn for ever on a listener that cannot be helped.
     pub const GONE_TOLD: u32 = 1 << 11;
+    /// The last send had `MSG_MORE`, and the service has been told.
+    pub const MORE: u32 = 1 << 12;
 }
 
 /// One socket.
@@ -84,6 +86,8 @@ pub(crate) struct Socket {
     generation: AtomicU32,
     pub(crate) receive_timeout_us: AtomicU64,
     pub(crate) send_timeout_us: AtomicU64,
+    /// `SO_RCVLOWAT`: so many bytes make the socket readable, at least 1.
+    pub(crate) receive_low: AtomicU32,
     pub(crate) stored: Stored,
     /// Epoll sets that hold it, by number plus one.
     epolls: [AtomicU32; 2],
@@ -103,6 +107,7 @@ impl Default for Socket {
             generation: AtomicU32::new(0),
             receive_timeout_us: AtomicU64::new(0),
             send_timeout_us: AtomicU64::new(0),
+            receive_low: AtomicU32::new(1),
             stored: Stored::default(),
             epolls: [const { AtomicU32::new(0) }; 2],
             stream: RwLock::new(None),
@@ -275,6 +280,7 @@ impl Socket {
         self.generation.store(0, Ordering::Relaxed);
         self.receive_timeout_us.store(0, Ordering::Relaxed);
         self.send_timeout_us.store(0, Ordering::Relaxed);
+        self.receive_low.store(1, Ordering::Relaxed);
         self.stored.reset();
         for place in &self.epolls {
             place.store(0, Ordering::Relaxed);
@@ -417,12 +423,14 @@ fn end(pinned: &Pinned) {
     let _: Result<(), Errno> = pinned.tell(RequestBody::Close { abort });
 }
 
-/// `SO_LINGER` with a time: close waits until everything is acknowledged.
+/// `SO_LINGER` with a time: close waits until everything is acknowledged, or a signal handler runs;
+/// as on Linux also if the socket does not block. Unread bytes mean a reset, for which nobody
+/// waits. (Of a shared socket nobody here knows which close is the last: that one does not wait.)
 fn linger(pinned: &Pinned, limit_s: u32) {
-    if pinned.has(flag::NONBLOCKING) {
+    let Some(stream) = pinned.stream() else { return };
+    if stream.readable() > 0 || stream.unacknowledged() == 0 {
         return;
     }
-    let Some(stream) = pinned.stream() else { return };
     let how = haypile_shm::messages::Shutdown::Write;
     let _: Result<(), Errno> = pinned.tell(RequestBody::Shutdown { how });
     let deadline_ns = sys::clock_monotonic_ns() + u64::from(limit_s) * 1_000_000_000;

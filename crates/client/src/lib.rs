@@ -35,7 +35,7 @@ mod socket;
 mod stream_io;
 mod watchers;
 
-pub use accept::accept;
+pub use accept::{accept, accept_sleeping};
 pub use attach::{AttachError, DomainToken, attach, domain, is_attached};
 pub use descriptors::{Owner, TABLE_NUMBERS, is_kernel, owner};
 pub use epoll::{epoll_ctl, epoll_made, epoll_wait};

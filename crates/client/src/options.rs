@@ -25,7 +25,7 @@ enum Effect {
     Service(i32, i32),
     /// As `Service`, and it must be known before the SYN is sent.
     ServiceEarly(i32, i32),
-    /// Read by this crate at bind, listen or close.
+    /// Read by this crate, at bind, listen, close or while reading.
     Local,
     /// Kept and given back.
     Kept,
@@ -64,7 +64,7 @@ const TABLE: [(i32, i32, Effect); 43] = [
     (SOL_SOCKET, libc::SO_OOBINLINE, Kept),
     (SOL_SOCKET, libc::SO_PRIORITY, Kept),
     (SOL_SOCKET, libc::SO_DONTROUTE, Kept),
-    (SOL_SOCKET, libc::SO_RCVLOWAT, Kept),
+    (SOL_SOCKET, libc::SO_RCVLOWAT, Local),
     (SOL_SOCKET, libc::SO_TIMESTAMP, Kept),
     (SOL_SOCKET, libc::SO_BUSY_POLL, Kept),
     (SOL_SOCKET, libc::SO_INCOMING_CPU, Kept),
@@ -194,6 +194,38 @@ pub(crate) fn replay(socket: &Socket) {
             let _: Result<(), Errno> = socket.tell(RequestBody::SetOption { option, value });
         }
     }
+    if socket.stored.linger_s().is_some() {
+        let _: Result<(), Errno> = tell_linger(socket);
+    }
+}
+
+/// The service must know what the last close means: it may hear of that from the kernel alone.
+fn tell_linger(socket: &Socket) -> Result<(), Errno> {
+    let option = number(SOL_SOCKET, libc::SO_LINGER);
+    let value = socket.stored.linger_s().map_or(-1, i64::from);
+    socket.tell(RequestBody::SetOption { option, value })
+}
+
+/// Sets `SO_LINGER` on a placeholder, for whoever gets it next.
+pub(crate) fn write_linger(socket: &Socket, placeholder: RawFd) {
+    if let Some(time_s) = socket.stored.linger_s() {
+        let value = [1, time_s as i32].map(i32::to_ne_bytes).concat();
+        // A placeholder without it only makes the next holder's answer wrong.
+        let _: Result<(), Errno> =
+            sys::setsockopt(placeholder, SOL_SOCKET, libc::SO_LINGER, &value);
+    }
+}
+
+/// Takes `SO_LINGER` over from the placeholder of an adopted socket.
+pub(crate) fn read_linger(socket: &Socket, placeholder: RawFd) {
+    let mut value = [0; 8];
+    let got = sys::getsockopt(placeholder, SOL_SOCKET, libc::SO_LINGER, &mut value);
+    let (Ok(8), Some(place)) = (got, place(SOL_SOCKET, libc::SO_LINGER)) else { return };
+    if let (Ok(on), Ok(time_s)) = (integer(&value), integer(&value[4..]))
+        && on != 0
+    {
+        socket.stored.put(place, time_s.clamp(0, i32::MAX - 1) + 1);
+    }
 }
 
 /// Whether the placeholder of a socket is its own, so that options can be kept there.
@@ -245,6 +277,13 @@ pub fn setsockopt(fd: RawFd, level: i32, name: i32, value: &[u8]) -> Result<(), 
         return Err(Errno::EINVAL);
     }
     socket.stored.put(place, value);
+    match (level, name) {
+        (SOL_SOCKET, libc::SO_RCVLOWAT) => set_receive_low(&socket, value)?,
+        // These let go what MSG_MORE has held back.
+        (IPPROTO_TCP, libc::TCP_NODELAY) if value != 0 => drop(socket.clear(flag::MORE)),
+        (IPPROTO_TCP, libc::TCP_CORK) => drop(socket.clear(flag::MORE)),
+        _ => {}
+    }
     if socket.has_record() && matches!(TABLE[place].2, Service(..) | ServiceEarly(..)) {
         let option = number(level, name);
         socket.tell(RequestBody::SetOption { option, value: i64::from(value) })?;
@@ -256,11 +295,37 @@ fn set_linger(socket: &Pinned, place: usize, value: &[u8]) -> Result<(), Errno> 
     let (on, time_s) = (integer(value)?, integer(value.get(4..).unwrap_or_default())?);
     let kept = if on == 0 { LINGER_OFF } else { time_s.clamp(0, i32::MAX - 1) + 1 };
     socket.stored.put(place, kept);
+    if socket.has_record() {
+        tell_linger(socket)?;
+    }
     if has_own_placeholder(socket) {
         sys::setsockopt(socket.number(), SOL_SOCKET, libc::SO_LINGER, value)?;
     }
     Ok(())
 }
+
+/// `SO_RCVLOWAT`, held to half of the receive buffer, because more may never come at once. The
+/// buffer grows with it unless it was chosen, as on Linux.
+fn set_receive_low(socket: &Pinned, value: i32) -> Result<(), Errno> {
+    let wanted = if value < 0 { u32::MAX } else { value.max(1) as u32 };
+    let chosen = place(SOL_SOCKET, libc::SO_RCVBUF).and_then(|place| socket.stored.get(place));
+    let limit = chosen.map_or(RECEIVE_LOW_MAX, |chosen| {
+        // The buffer is twice what was asked for.
+        (chosen.max(0) as u32).clamp(RECEIVE_LOW_MIN, RECEIVE_LOW_MAX)
+    });
+    let low = wanted.min(limit);
+    socket.receive_low.store(low, Ordering::Relaxed);
+    if chosen.is_none() && low > RECEIVE_LOW_FREE && socket.has_record() {
+        let option = number(SOL_SOCKET, libc::SO_RCVBUF);
+        socket.tell(RequestBody::SetOption { option, value: i64::from(low) })?;
+    }
+    Ok(())
+}
+
+/// Half of the smallest, the usual and the largest receive buffer of the service.
+const RECEIVE_LOW_MIN: u32 = 2048;
+const RECEIVE_LOW_FREE: u32 = 128 * 1024;
+const RECEIVE_LOW_MAX: u32 = 480 * 1024;
 
 /// Options outside the table: the placeholder's, if it has one of its own; else accepted as known
 /// to have no effect.

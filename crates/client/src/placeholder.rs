@@ -19,7 +19,7 @@ use crate::descriptors::{self, Owner};
 use crate::entry::{self, Phase, Pinned, flag};
 use crate::internal::Internal;
 use crate::lock::Lock;
-use crate::socket;
+use crate::{options, socket};
 
 #[derive(Debug)]
 struct Templates {
@@ -68,6 +68,7 @@ pub(crate) fn materialise(pinned: &Pinned) -> Result<(), Errno> {
         let flags = sys::fcntl_getfl(own.raw())?;
         sys::fcntl_setfl(own.raw(), flags | libc::O_NONBLOCK)?;
     }
+    options::write_linger(pinned, own.raw());
     // Closing a duplicate takes the same lock, so that the number cannot become another's between
     // the look and the replacement.
     let _numbers = TEMPLATES.lock()?;

@@ -1,6 +1,8 @@
 //! What a socket is ready for, as poll(2) and epoll(7) say it: read from the shared record and the
 //! offers at hand, without a message. Used by `poll.rs` and `epoll.rs`.
 
+use std::sync::atomic::Ordering;
+
 use haypile_shm::messages::RequestBody;
 use haypile_shm::messages::ready::{ERR, HUP, IN, OUT, PRI, RDHUP};
 use haypile_shm::stream::status;
@@ -60,7 +62,7 @@ fn of_stream(stream: &AppStream, socket: &Socket) -> u32 {
     let mut bits = error;
     if read_end {
         bits |= IN | RDHUP;
-    } else if stream.readable() > 0 {
+    } else if stream.readable() >= u64::from(socket.receive_low.load(Ordering::Relaxed)) {
         bits |= IN;
     }
     if read_end && write_end || state & status::FINISHED != 0 {

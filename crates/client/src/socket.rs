@@ -29,10 +29,6 @@ use crate::{epoll, options, placeholder, stream_io};
 /// Ports tried when the service chooses one that the kernel has given away already.
 const PORT_TRIES: u32 = 32;
 
-/// How often a port in use is asked for again, a millisecond later. The end of a shared socket
-/// reaches the service by the kernel's notice, which comes a little after `close` has returned.
-const LATE_ENDS: u32 = 5;
-
 /// socket(2).
 ///
 /// # Errors
@@ -86,7 +82,6 @@ pub fn bind(fd: RawFd, address: SocketAddr) -> Result<(), Errno> {
 
 fn bind_to(socket: &Pinned, fd: RawFd, address: SocketAddr) -> Result<(), Errno> {
     let attachment = attach::current()?;
-    let mut late_ends = LATE_ENDS;
     for _ in 0..PORT_TRIES {
         let body = RequestBody::Bind {
             address: to_service(address),
@@ -98,11 +93,6 @@ fn bind_to(socket: &Pinned, fd: RawFd, address: SocketAddr) -> Result<(), Errno>
         match reply.errno {
             0 => {}
             NOT_OURS => return become_kernel(socket, fd),
-            libc::EADDRINUSE if late_ends > 0 => {
-                late_ends -= 1;
-                attach::sleep_ms(1);
-                continue;
-            }
             errno => return Err(Errno(errno)),
         }
         let opened = socket.open_record(attachment, reply.slot, reply.generation);
@@ -514,6 +504,7 @@ pub(crate) fn adopt(fd: RawFd, domain: i32) -> Result<(), Errno> {
     let socket = entry::make(domain)?;
     socket.open_record(attachment, slot, generation)?;
     socket.set(flag::SHARED);
+    options::read_linger(&socket, fd);
     socket.put(flag::NONBLOCKING, sys::fcntl_getfl(fd)? & libc::O_NONBLOCK != 0);
     let mut listening = [0; 4];
     let asked = sys::getsockopt(fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN, &mut listening);

@@ -9,7 +9,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use haypile_shm::messages::RequestBody;
+use haypile_shm::messages::{OPTION_MORE, RequestBody};
 use haypile_shm::stream::{ReadOutcome, StreamError, WriteOutcome, status};
 use haypile_shm::sys::{self, Waited};
 use haypile_shm::{AppStream, CHUNK_SIZE, Errno};
@@ -61,7 +61,12 @@ impl<'a> Wait<'a> {
         if now_ns >= self.deadline_ns {
             return Err(Errno::EAGAIN);
         }
-        let waited = stream.wait(ticket, self.deadline_ns.min(now_ns + SLICE_NS));
+        let until_ns = self.deadline_ns.min(now_ns + SLICE_NS);
+        // With a time limit every handler ends the call (signal(7)).
+        let waited = match self.deadline_ns {
+            u64::MAX => stream.wait(ticket, until_ns),
+            _ => stream.wait_interruptibly(ticket, until_ns),
+        };
         if waited == Waited::Interrupted {
             return Err(Errno::EINTR);
         }
@@ -203,7 +208,11 @@ fn receive_with(
     }
     let Some(stream) = socket.stream() else { return Err(Errno::EAGAIN) };
     let blocking = flags & libc::MSG_DONTWAIT == 0 && !socket.has(flag::NONBLOCKING);
-    let all = flags & libc::MSG_WAITALL != 0 && blocking;
+    let target = match flags & libc::MSG_WAITALL {
+        _ if !blocking => 1,
+        0 => want.min(socket.receive_low.load(Ordering::Relaxed) as usize),
+        _ => want,
+    };
     let peek = flags & libc::MSG_PEEK != 0;
     let mut wait: Option<Wait<'_>> = None;
     let mut done = 0;
@@ -215,12 +224,11 @@ fn receive_with(
         match look(&socket, &stream, || step(&stream, started)) {
             Ok(Look::Bytes(bytes)) => {
                 done = started + bytes;
-                if done >= want || !all {
+                if done >= target {
                     return Ok(done);
                 }
             }
             Ok(Look::End) => return Ok(done),
-            Ok(Look::Nothing) if done > 0 && !all => return Ok(done),
             Ok(Look::Nothing) if !blocking => return Err(Errno::EAGAIN),
             Ok(Look::Nothing) => {}
             Err(errno) => return if done > 0 { Ok(done) } else { Err(errno) },
@@ -298,8 +306,8 @@ pub fn unsent_bytes(fd: RawFd) -> Result<usize, Errno> {
 
 // --- sending -----------------------------------------------------------------------------------
 
-/// sendmsg(2) and its family, from several buffers. `MSG_MORE` is no promise to anybody and is
-/// not looked at; `SIGPIPE` is the caller's to raise on `EPIPE`.
+/// sendmsg(2) and its family, from several buffers. With `MSG_MORE` a segment that is not full waits
+/// for the next send without it, or 200 ms. `SIGPIPE` is the caller's to raise on `EPIPE`.
 ///
 /// # Errors
 /// `TO_KERNEL` if the kernel must do it, or the errno.
@@ -311,14 +319,28 @@ pub fn send(fd: RawFd, data: &[IoSlice<'_>], flags: i32) -> Result<usize, Errno>
     if flags & libc::MSG_OOB != 0 {
         return Err(Errno::EOPNOTSUPP);
     }
+    let more = flags & libc::MSG_MORE != 0;
+    if more && !socket.has(flag::MORE) && socket.set(flag::MORE) {
+        socket.tell(RequestBody::SetOption { option: OPTION_MORE, value: 1 })?;
+    }
+    let sent = send_all(&socket, fd, data, flags);
+    let len: usize = data.iter().map(|slice| slice.len()).sum();
+    // What did not fit is sent as if nothing were to follow, as on Linux.
+    if socket.has(flag::MORE) && !(more && sent == Ok(len)) && socket.clear(flag::MORE) {
+        socket.tell(RequestBody::SetOption { option: OPTION_MORE, value: 0 })?;
+    }
+    sent
+}
+
+fn send_all(socket: &Pinned, fd: RawFd, data: &[IoSlice<'_>], flags: i32) -> Result<usize, Errno> {
     let Some(stream) = socket.stream() else { return Err(Errno::EAGAIN) };
     let blocking = flags & libc::MSG_DONTWAIT == 0 && !socket.has(flag::NONBLOCKING);
     let want: usize = data.iter().map(|slice| slice.len()).sum();
     let mut wait: Option<Wait<'_>> = None;
     let mut done = 0;
     loop {
-        let step = check_writable(&socket, &stream)
-            .and_then(|open| if open { write_some(&socket, &stream, data, done) } else { Ok(0) });
+        let step = check_writable(socket, &stream)
+            .and_then(|open| if open { write_some(socket, &stream, data, done) } else { Ok(0) });
         match step {
             Ok(bytes) => done += bytes,
             Err(errno) => return if done > 0 { Ok(done) } else { Err(errno) },
@@ -331,7 +353,7 @@ pub fn send(fd: RawFd, data: &[IoSlice<'_>], flags: i32) -> Result<usize, Errno>
         }
         let slept = match &mut wait {
             Some(wait) => wait,
-            None => wait.insert(Wait::new(&socket, fd, &socket.send_timeout_us)?),
+            None => wait.insert(Wait::new(socket, fd, &socket.send_timeout_us)?),
         }
         .once(&stream, || {
             let state = stream.status();

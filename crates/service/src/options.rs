@@ -12,6 +12,9 @@ pub const fn number(level: i32, name: i32) -> u16 {
     (level as u16) << 8 | (name as u16 & 0xff)
 }
 
+/// `SO_LINGER`: the value is the time in seconds, negative for off. Acted on by `requests`.
+pub const LINGER: u16 = number(libc::SOL_SOCKET, libc::SO_LINGER);
+
 const SO_SNDBUF: u16 = number(libc::SOL_SOCKET, libc::SO_SNDBUF);
 const SO_RCVBUF: u16 = number(libc::SOL_SOCKET, libc::SO_RCVBUF);
 const SO_KEEPALIVE: u16 = number(libc::SOL_SOCKET, libc::SO_KEEPALIVE);

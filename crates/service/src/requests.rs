@@ -5,12 +5,12 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use haypile_engine::{Close, Instant, ListenOptions, Progress};
+use haypile_engine::{Close, Instant, ListenOptions, Progress, SocketOption};
 use haypile_shm::Message;
 use haypile_shm::limits::{NO_REPLY, NO_SLOT};
 use haypile_shm::messages::{
-    NOT_OURS, OPTION_BYTES, OptionReply, Request, RequestBody, RequestHeader, SocketKind,
-    SocketReply,
+    NOT_OURS, OPTION_BYTES, OPTION_MORE, OptionReply, Request, RequestBody, RequestHeader,
+    SocketKind, SocketReply,
 };
 
 use crate::connection_manager::ProcessId;
@@ -315,19 +315,58 @@ impl Core {
     }
 
     fn set_option(&mut self, now: Instant, key: Key, option: u16, value: i64) -> i32 {
+        let Some(socket) = self.store.sockets.get_mut(key) else { return libc::EBADF };
+        match option {
+            options::LINGER => {
+                socket.resets = value == 0;
+                return 0;
+            }
+            OPTION_MORE => {
+                socket.more = value != 0;
+                self.put_cork(now, key);
+                return 0;
+            }
+            _ => {}
+        }
         let parsed = match options::parse(option, value) {
             Ok(parsed) => parsed,
             Err(errno) => return errno,
         };
         let Some(socket) = self.store.sockets.get_mut(key) else { return libc::EBADF };
         socket.options.set(parsed);
-        if let Some(id) = socket.id {
-            self.shard.set_option(now, id, parsed);
+        match parsed {
+            SocketOption::Cork(_) => self.let_go(now, key),
+            parsed => {
+                if let Some(id) = socket.id {
+                    self.shard.set_option(now, id, parsed);
+                }
+                if parsed == SocketOption::NoDelay(true) {
+                    self.let_go(now, key);
+                }
+            }
         }
+        let Some(socket) = self.store.sockets.get_mut(key) else { return libc::EBADF };
         if let (SocketKind::Connection, Some(stream)) = (socket.kind, &mut socket.stream) {
             stream.set_rx_kick_step(u64::from(socket.options.receive_buffer) / 3);
         }
         0
+    }
+
+    /// What `MSG_MORE` has held back may go.
+    fn let_go(&mut self, now: Instant, key: Key) {
+        if let Some(socket) = self.store.sockets.get_mut(key) {
+            socket.more = false;
+            self.put_cork(now, key);
+        }
+    }
+
+    /// The shard knows one cork, which is both the option and the flag of a send.
+    fn put_cork(&mut self, now: Instant, key: Key) {
+        let Some(socket) = self.store.sockets.get(key) else { return };
+        if let Some(id) = socket.id {
+            let cork = SocketOption::Cork(socket.options.cork || socket.more);
+            self.shard.set_option(now, id, cork);
+        }
     }
 
     fn get_option(&self, key: Key, option: u16) -> Result<OptionReply, i32> {

@@ -32,6 +32,10 @@ pub struct Socket {
     pub stream: Option<ServiceStream>,
     /// Options as set; what the shard is given.
     pub options: SocketOptions,
+    /// `SO_LINGER` with time 0: the last close is a reset.
+    pub resets: bool,
+    /// The last send had `MSG_MORE`.
+    pub more: bool,
     /// What the shard last said.
     pub progress: Progress,
     /// Where it is bound, if it is.
@@ -213,9 +217,9 @@ impl Store {
     /// already.
     pub fn accepted(&mut self, id: SocketId, listener: Key, now: Instant) -> Key {
         let key = self.key_of(id).unwrap_or_else(|| self.new_unclaimed(id, now));
-        let options = self.sockets.get(listener).map(|socket| socket.options);
+        let inherited = self.sockets.get(listener).map(|socket| (socket.options, socket.resets));
         if let Some(socket) = self.sockets.get_mut(key) {
-            socket.options = options.unwrap_or_default();
+            (socket.options, socket.resets) = inherited.unwrap_or_default();
             if let Some(accepting) = &mut socket.accepting {
                 accepting.listener = listener;
             }
@@ -373,6 +377,8 @@ impl Socket {
             domain: None,
             stream: None,
             options: SocketOptions::default(),
+            resets: false,
+            more: false,
             progress: Progress::default(),
             binding: None,
             local: None,

@@ -170,8 +170,8 @@ impl Core {
         self.announce(key, bits);
     }
 
-    /// The last holder has let a socket go. Unread data, or `abort`, means a reset (RFC 1122
-    /// section 4.2.2.13); otherwise what was written is still delivered.
+    /// The last holder has let a socket go. Unread data, `abort` or `SO_LINGER` with time 0 means a
+    /// reset (RFC 1122 section 4.2.2.13); otherwise what was written is still delivered.
     pub(crate) fn close_socket(&mut self, now: Instant, key: Key, abort: bool) {
         let Some(socket) = self.store.sockets.get(key) else { return };
         if socket.closed {
@@ -182,6 +182,7 @@ impl Core {
         }
         let Some(id) = socket.id else { return self.forget(key) };
         let (unread, tail) = self.last_look(now, key);
+        let abort = abort || self.store.sockets.get(key).is_some_and(|socket| socket.resets);
         let how = if abort || unread { Close::Abort } else { Close::Graceful };
         if let Some(tail) = tail {
             self.shard.send_ready(now, id, tail);

@@ -497,6 +497,8 @@ fn send_file(out: c_int, input: c_int, start: i64, count: usize) -> Result<usize
         }
         let got = got as usize;
         if got == 0 {
+            // The file is shorter: what waited for more goes.
+            send_slices(out, &[], 0).ok();
             break;
         }
         let more = if done + got < count { libc::MSG_MORE } else { 0 };

@@ -43,6 +43,13 @@ pub unsafe extern "C-unwind" fn syscall(
             libc::SYS_execve => {
                 c_long::from(process::execve(a as *const _, b as *const _, c as *const _))
             }
+            libc::SYS_execveat => c_long::from(process::execveat(
+                a as i32,
+                b as *const _,
+                c as *const _,
+                d as *const _,
+                e as i32,
+            )),
             _ => sockets(number, [a, b, c, d, e, f]),
         }
     }

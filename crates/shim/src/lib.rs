@@ -22,6 +22,7 @@ mod options;
 mod process;
 mod raw;
 mod rights;
+mod signals;
 mod start;
 mod vectors;
 mod wait;

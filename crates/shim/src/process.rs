@@ -2,8 +2,10 @@
 //! `pthread_atfork` in `start.rs`); calls that start another program first tell the service which
 //! sockets it may inherit, and hand the library on in the environment.
 //!
-//! `execl`, `execlp` and `execle` are variadic and stay libc's: they keep `environ`, and sockets
-//! that pass through them are not marked as shared beforehand.
+//! `execl`, `execlp` and `execle` are variadic with any number of arguments, which stable Rust cannot
+//! define, and stay libc's, whose call of execve passes us by. The first two keep `environ`, which
+//! has our variables. Sockets that came through `fork` are marked as shared by then, so the usual
+//! fork and execl work; a socket made by the same process without a fork between ends with it.
 
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::sync::atomic::{AtomicUsize, Ordering};

@@ -1,7 +1,8 @@
 //! Buffers of the application as Rust slices: single buffers, `iovec` arrays, addresses.
 //!
-//! All unsafe reading of application memory is here. A bad pointer faults, where the kernel would
-//! answer EFAULT; a null pointer with a length does answer EFAULT.
+//! All unsafe reading of application memory is here. Pointers into the first page or the kernel's
+//! half answer EFAULT. Any other bad pointer faults, where the kernel would answer EFAULT: finding
+//! that out beforehand takes a system call each time.
 
 use core::ffi::c_int;
 use std::io::{IoSlice, IoSliceMut};
@@ -15,6 +16,15 @@ const VECTOR_MAX: usize = 1024;
 /// Most bytes of one call (the kernel's `MAX_RW_COUNT`).
 pub const CALL_MAX: usize = 0x7fff_f000;
 
+/// The first page is never mapped (`vm.mmap_min_addr`).
+const FIRST_ADDRESS: usize = 4096;
+
+/// Whether a program can have memory there at all.
+fn is_possible(data: *const u8, len: usize) -> bool {
+    let end = data.addr().checked_add(len);
+    data.addr() >= FIRST_ADDRESS && end.is_some_and(|end| end <= isize::MAX as usize)
+}
+
 /// Bytes to send.
 ///
 /// # Safety
@@ -23,11 +33,12 @@ pub unsafe fn bytes<'a>(data: *const u8, len: usize) -> Result<&'a [u8], Errno> 
     if len == 0 {
         return Ok(&[]);
     }
-    if data.is_null() {
+    let len = len.min(CALL_MAX);
+    if !is_possible(data, len) {
         return Err(Errno::EFAULT);
     }
     // SAFETY: the caller's promise; the length is held below isize::MAX.
-    Ok(unsafe { core::slice::from_raw_parts(data, len.min(CALL_MAX)) })
+    Ok(unsafe { core::slice::from_raw_parts(data, len) })
 }
 
 /// Room to receive into.
@@ -38,11 +49,12 @@ pub unsafe fn bytes_mut<'a>(data: *mut u8, len: usize) -> Result<&'a mut [u8], E
     if len == 0 {
         return Ok(&mut []);
     }
-    if data.is_null() {
+    let len = len.min(CALL_MAX);
+    if !is_possible(data, len) {
         return Err(Errno::EFAULT);
     }
     // SAFETY: the caller's promise; the length is held below isize::MAX.
-    Ok(unsafe { core::slice::from_raw_parts_mut(data, len.min(CALL_MAX)) })
+    Ok(unsafe { core::slice::from_raw_parts_mut(data, len) })
 }
 
 fn vector_len(count: usize) -> Result<usize, Errno> {

@@ -31,7 +31,7 @@ fn kernel_time(time: Duration) -> timespec {
 }
 
 /// The kernel's ppoll with a signal mask.
-fn kernel_poll(
+pub fn kernel_poll(
     fds: &mut [PollFd],
     timeout: Option<Duration>,
     mask: *const sigset_t,

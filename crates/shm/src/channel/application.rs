@@ -125,6 +125,12 @@ impl AppChannel {
         sys::futex_wait_until(&self.offer_words().sequence, ticket.sequence, deadline_ns)
     }
 
+    /// As [`AppChannel::wait_offers`], but any signal handler ends the wait.
+    pub fn wait_offers_interruptibly(&self, ticket: WaitTicket, deadline_ns: u64) -> Waited {
+        let word = &self.offer_words().sequence;
+        sys::futex_wait_interruptibly(word, ticket.sequence, deadline_ns)
+    }
+
     /// Wakes the other threads of this process that wait for offers: for the thread that has taken
     /// an offer meant for one of them.
     pub fn wake_offer_waiters(&self) {

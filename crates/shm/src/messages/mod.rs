@@ -13,7 +13,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 pub use control::{ControlReply, ControlRequest, DOMAIN_TOKEN_BYTES, SocketKind};
 pub use reply::{NOT_OURS, OPTION_BYTES, OptionReply, ReplyPayload, SocketReply};
-pub use request::{Request, RequestBody, RequestHeader, Shutdown};
+pub use request::{OPTION_MORE, Request, RequestBody, RequestHeader, Shutdown};
 
 /// One message: a cache line.
 pub type Message = [u64; 8];

@@ -29,6 +29,10 @@ pub struct Request {
     pub body: RequestBody,
 }
 
+/// Number in `SetOption` for `MSG_MORE`: segments that are not full wait while the value is not 0, as
+/// with `TCP_CORK`. Level and name of no option of setsockopt(2).
+pub const OPTION_MORE: u16 = 0x06ff;
+
 /// A direction, or both, to shut down. The numbers are those of shutdown(2).
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 #[repr(u32)]

@@ -467,6 +467,12 @@ impl AppStream {
         sys::futex_wait_until(word, ticket.sequence, deadline_ns)
     }
 
+    /// As [`AppStream::wait`], but any signal handler ends the wait.
+    pub fn wait_interruptibly(&self, ticket: WaitTicket, deadline_ns: u64) -> Waited {
+        let word = &self.block().service.wake_sequence;
+        sys::futex_wait_interruptibly(word, ticket.sequence, deadline_ns)
+    }
+
     // --- locks ---------------------------------------------------------------------------------
 
     fn hold_rx(&self) -> Result<Held<'_>, StreamError> {

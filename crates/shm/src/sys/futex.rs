@@ -79,12 +79,16 @@ pub fn wait_until(word: &AtomicU32, expected: u32, deadline_ns: u64) -> Waited {
         )
     };
     match result {
-        Err(Errno::ENOSYS | Errno::EPERM) => {
-            let left = deadline_ns.saturating_sub(clock_monotonic_ns());
-            wait(word, expected, Some(Duration::from_nanos(left)))
-        }
+        Err(Errno::ENOSYS | Errno::EPERM) => wait_interruptibly(word, expected, deadline_ns),
         other => outcome(other),
     }
+}
+
+/// As [`wait_until`], but every signal handler ends the wait, as with blocking socket calls that have
+/// a time limit.
+pub fn wait_interruptibly(word: &AtomicU32, expected: u32, deadline_ns: u64) -> Waited {
+    let left = deadline_ns.saturating_sub(clock_monotonic_ns());
+    wait(word, expected, Some(Duration::from_nanos(left)))
 }
 
 /// Wakes up to `count` sleepers; returns how many there were.

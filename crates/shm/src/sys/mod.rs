@@ -16,7 +16,10 @@ pub use poll::*;
 pub use process::*;
 pub use socket::*;
 
-pub use futex::{Waited, wait as futex_wait, wait_until as futex_wait_until, wake as futex_wake};
+pub use futex::{
+    Waited, wait as futex_wait, wait_interruptibly as futex_wait_interruptibly,
+    wait_until as futex_wait_until, wake as futex_wake,
+};
 
 /// An error number of the kernel.
 #[derive(Copy, Clone, PartialEq, Eq, Hash)]
