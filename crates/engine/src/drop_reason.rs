@@ -50,6 +50,7 @@ drop_reasons! {
     Ipv4SelfSource => "IPv4 source address is our own, from the wire",
     Ipv4NotForUs => "IPv4 destination is not ours",
     Ipv4Broadcast => "IPv4 broadcast or multicast that nothing here takes",
+    Ipv4SourceRoute => "IPv4 packet chooses its own way by a source route option",
     Ipv4UnicastInBroadcast => "IPv4 unicast packet in a broadcast frame",
     // IPv6
     Ipv6Malformed => "IPv6 header is malformed or longer than the packet",

@@ -1,7 +1,7 @@
 //! IPv4 in: header checks, impossible addresses, fragments; and fragments out.
 //!
 //! Called by `receive.rs`; what is for us goes on to `handle_transport`. Read first: RFC 1122
-//! section 3.2.1 and RFC 791. Options are skipped: nothing here routes by them.
+//! section 3.2.1 and RFC 791. Options are skipped, except that source routes are refused.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -17,6 +17,11 @@ use crate::streams::Streams;
 
 /// Where the header names the protocol.
 const PROTOCOL_AT: usize = 9;
+/// Kinds of options, RFC 791 section 3.1.
+const OPTION_END: u8 = 0;
+const OPTION_NOP: u8 = 1;
+const OPTION_LOOSE_ROUTE: u8 = 131;
+const OPTION_STRICT_ROUTE: u8 = 137;
 
 impl Shard {
     /// An IPv4 packet arrived, perhaps with Ethernet padding behind it.
@@ -36,6 +41,8 @@ impl Shard {
         let (source, destination) = (packet.src_addr(), packet.dst_addr());
         self.check_ipv4_source(ingress, source)?;
         self.check_ipv4_destination(ingress, destination)?;
+        let options = bytes.get(IPV4_HEADER..usize::from(packet.header_len()));
+        check_ipv4_options(options.ok_or(DropReason::Ipv4Malformed)?)?;
         if packet.more_frags() || packet.frag_offset() != 0 {
             return self.handle_ipv4_fragment(&packet, bytes, streams);
         }
@@ -120,6 +127,23 @@ impl Shard {
             Ingress { wire: true, link_group: false, checksum_valid: false, reassembled: true };
         self.handle_ipv4(ingress, &whole, streams)
     }
+}
+
+/// RFC 1122 section 3.2.1.8: options that nobody here knows are ignored. Source routes are refused
+/// as RFC 7126 section 4.3 recommends: who sends one gets answers to an address of its choice.
+fn check_ipv4_options(mut options: &[u8]) -> Result<(), DropReason> {
+    while let Some((&kind, rest)) = options.split_first() {
+        options = match kind {
+            OPTION_END => break,
+            OPTION_NOP => rest,
+            OPTION_LOOSE_ROUTE | OPTION_STRICT_ROUTE => return Err(DropReason::Ipv4SourceRoute),
+            _ => {
+                let len = rest.first().copied().map_or(0, usize::from);
+                options.get(len..).filter(|_| len >= 2).ok_or(DropReason::Ipv4Malformed)?
+            }
+        };
+    }
+    Ok(())
 }
 
 /// Writes the next fragment of `packet`, whose header has no options, to `out`. `sent` counts bytes

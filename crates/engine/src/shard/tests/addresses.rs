@@ -62,6 +62,35 @@ fn ipv4() {
     check(&mut host, &bad, DropReason::Ipv4Malformed);
 }
 
+/// An echo request with these IPv4 options, a multiple of four bytes.
+fn with_options(options: &[u8]) -> Vec<u8> {
+    let plain = packet("198.18.0.9", "198.18.0.1", 1, &[8, 0, 0xf7, 0xff, 0, 0, 0, 0]);
+    let mut bytes = [&plain[..20], options, &plain[20..]].concat();
+    bytes[0] = 0x40 | (5 + options.len() / 4) as u8;
+    bytes[3] += options.len() as u8;
+    let len = 20 + options.len();
+    smoltcp::wire::Ipv4Packet::new_unchecked(&mut bytes[..len]).fill_checksum();
+    frame(US, &bytes)
+}
+
+#[test]
+fn ipv4_options() {
+    let mut host = Host::new(config(1));
+    for malformed in [[7, 0, 0, 0], [7, 1, 0, 0], [7, 5, 4, 0], [1, 1, 1, 7]] {
+        check(&mut host, &with_options(&malformed), DropReason::Ipv4Malformed);
+    }
+    for kind in [131, 137] {
+        let route = [1, kind, 7, 8, 198, 18, 0, 5];
+        check(&mut host, &with_options(&route), DropReason::Ipv4SourceRoute);
+    }
+    // Record route, router alert, an option that nobody knows, and what follows the end.
+    for harmless in [[7, 4, 4, 0], [148, 4, 0, 0], [0x55, 3, 9, 1], [0, 137, 7, 4]] {
+        let received = host.count(Counter::EchoRequestsReceived);
+        host.exchange(START, &with_options(&harmless));
+        assert_eq!(host.count(Counter::EchoRequestsReceived), received + 1, "{harmless:?}");
+    }
+}
+
 #[test]
 fn ipv6() {
     let mut host = Host::new(config(1));
