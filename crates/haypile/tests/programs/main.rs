@@ -16,6 +16,7 @@ mod kinds_of_servers;
 mod load;
 mod other_programs;
 mod reach;
+mod scribble;
 mod semantics;
 mod support;
 mod transfer;
