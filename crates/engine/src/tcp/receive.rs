@@ -355,6 +355,9 @@ impl Connection {
             let data = &payload[(first - start) as usize..(last - start) as usize];
             self.store(now, id, first, data, streams, counters);
         } else {
+            // A FIN alone behind a hole shows the hole as data would (RFC 5681 section 4.2).
+            let behind_hole = start > self.receive.nxt;
+            self.duplicate_acks_due = self.duplicate_acks_due.saturating_add(behind_hole.into());
             self.ack = AckNeed::Now;
         }
         Continue(())

@@ -285,6 +285,25 @@ fn lost_fin_is_sent_again() {
 }
 
 #[test]
+fn fin_behind_a_hole_is_answered_like_data() {
+    let mut pair = Pair::established();
+    drop_of_a(&mut pair, &[0]);
+    pair.write(Side::A, 2 * PAYLOAD);
+    let (seq, ack) = (pair.a.iss + 1, pair.b.iss + 1);
+    pair.flush();
+    // A FIN of its own, in the same burst as the data.
+    let mut fin = Outgoing { flags: Flags::FIN | Flags::ACK, seq, ack, ..Outgoing::default() };
+    fin.seq = seq + 2 * PAYLOAD as u32;
+    let now = pair.now;
+    let value = pair.seen.last().unwrap().options.timestamps.unwrap();
+    fin.options.timestamps = Some(value);
+    fin.window = 1000;
+    pair.put_on_wire(Side::A, &fin);
+    pair.run_until(now.plus_us(DELAY_US));
+    assert_eq!(pair.from(Side::B).len(), 2, "one for the data, one for the FIN");
+}
+
+#[test]
 fn fin_before_its_data_waits() {
     let mut pair = Pair::established();
     drop_of_a(&mut pair, &[0]);
