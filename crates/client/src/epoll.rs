@@ -36,6 +36,8 @@ const ALARM: u64 = MARK | 0xffff_fffe;
 const KERNEL_TURN: u32 = 16;
 /// While spinning, the kernel's half is looked at so often, in nanoseconds.
 const KERNEL_INTERVAL_NS: u64 = 50_000;
+/// Pauses of the processor between two looks while spinning.
+const SPIN_PAUSES: u32 = 8;
 
 /// One epoll object.
 #[derive(Debug)]
@@ -51,6 +53,8 @@ pub(crate) struct Epoll {
     has_kernel: AtomicBool,
     /// Haypile sockets were added.
     has_ours: AtomicBool,
+    /// The last look at the kernel's half found something.
+    kernel_lately: AtomicBool,
     turn: AtomicU32,
     interest: Lock<Interest>,
 }
@@ -65,6 +69,7 @@ impl Default for Epoll {
             nested: AtomicBool::new(false),
             has_kernel: AtomicBool::new(false),
             has_ours: AtomicBool::new(false),
+            kernel_lately: AtomicBool::new(false),
             turn: AtomicU32::new(0),
             interest: Lock::new(Interest::default()),
         }
@@ -135,7 +140,8 @@ pub fn epoll_made(fd: RawFd) {
     if let Ok((index, epoll)) = EPOLLS.take() {
         epoll.descriptors.store(0, Ordering::Relaxed);
         epoll.sleepers.store(0, Ordering::Relaxed);
-        for mark in [&epoll.nested, &epoll.has_kernel, &epoll.has_ours] {
+        let marks = [&epoll.nested, &epoll.has_kernel, &epoll.has_ours, &epoll.kernel_lately];
+        for mark in marks {
             mark.store(false, Ordering::Relaxed);
         }
         let held = Held { index, epoll };
@@ -293,30 +299,28 @@ pub fn epoll_wait(
     sleep: Sleep<'_>,
 ) -> Result<usize, Errno> {
     let held = behind(epoll)?;
-    let started_ns = sys::clock_monotonic_ns();
-    let deadline_ns = match u64::try_from(timeout_ms) {
-        Ok(timeout_ms) => started_ns + timeout_ms * 1_000_000,
-        Err(_) => u64::MAX,
-    };
-    let mut spin_end_ns = None;
+    let mut times = None;
     loop {
         // A set of kernel descriptors alone costs one system call, as ever.
-        if held.has_ours.load(Ordering::Acquire) {
-            let ready = look(&held, epoll, out)?;
+        let has_ours = held.has_ours.load(Ordering::Acquire);
+        if has_ours {
+            let ready = look(&held, epoll, out, timeout_ms != 0)?;
             if ready > 0 || timeout_ms == 0 {
                 return Ok(ready);
             }
-            let spin_us = attach::current()?.spin_us();
-            let end_ns = *spin_end_ns
-                .get_or_insert_with(|| (started_ns + u64::from(spin_us) * 1000).min(deadline_ns));
-            if let Some(ready) = spin(&held, epoll, out, end_ns)? {
-                return Ok(ready);
-            }
+        }
+        // The clock is read only by those who find nothing.
+        let (deadline_ns, spin_end_ns) = match times {
+            Some(times) => times,
+            None => *times.insert(limits(timeout_ms)),
+        };
+        if has_ours && let Some(ready) = spin(&held, epoll, out, spin_end_ns)? {
+            return Ok(ready);
         }
         match doze(&held, epoll, out, deadline_ns, sleep)? {
             Dozed::Ready(ready) => return Ok(ready),
             Dozed::TimedOut if held.has_ours.load(Ordering::Acquire) => {
-                return look(&held, epoll, out);
+                return look(&held, epoll, out, false);
             }
             Dozed::TimedOut => return Ok(0),
             Dozed::LookAgain => {}
@@ -324,8 +328,25 @@ pub fn epoll_wait(
     }
 }
 
-/// Looks at the service's half, and at the kernel's half if it is due.
-fn look(held: &Held, epoll: RawFd, out: &mut [EpollEvent]) -> Result<usize, Errno> {
+/// When a wait that starts now ends, and when its spinning ends, on the monotonic clock.
+fn limits(timeout_ms: i32) -> (u64, u64) {
+    let now_ns = sys::clock_monotonic_ns();
+    let deadline_ns = match u64::try_from(timeout_ms) {
+        Ok(timeout_ms) => now_ns + timeout_ms * 1_000_000,
+        Err(_) => u64::MAX,
+    };
+    let spin_us = attach::current().map_or(0, |attachment| attachment.spin_us());
+    (deadline_ns, (now_ns + u64::from(spin_us) * 1000).min(deadline_ns))
+}
+
+/// Looks at the service's half, and at the kernel's half if it is due. Whoever `may_sleep` looks at
+/// the kernel's half by that, and earlier only if there was something the last time.
+fn look(
+    held: &Held,
+    epoll: RawFd,
+    out: &mut [EpollEvent],
+    may_sleep: bool,
+) -> Result<usize, Errno> {
     let mut interest = held.interest(epoll)?;
     if held.nested.load(Ordering::Acquire) {
         interest.quiet();
@@ -335,7 +356,11 @@ fn look(held: &Held, epoll: RawFd, out: &mut [EpollEvent]) -> Result<usize, Errn
     drop(interest);
     let turn = held.turn.fetch_add(1, Ordering::Relaxed);
     let kernel = held.has_kernel.load(Ordering::Acquire);
-    if ready < out.len() && kernel && (ready == 0 || turn.is_multiple_of(KERNEL_TURN)) {
+    let due = match ready {
+        0 => !may_sleep || held.kernel_lately.load(Ordering::Relaxed),
+        _ => turn.is_multiple_of(KERNEL_TURN),
+    };
+    if ready < out.len() && kernel && due {
         ready = look_at_kernel(held, epoll, out, ready)?;
     }
     Ok(ready)
@@ -361,6 +386,7 @@ fn sift(
     found: usize,
 ) -> Result<usize, Errno> {
     if !events[..found].iter().any(|event| event.u64 & MARK_MASK == MARK) {
+        held.kernel_lately.store(found > 0, Ordering::Relaxed);
         return Ok(found);
     }
     let mut kept = 0;
@@ -378,6 +404,7 @@ fn sift(
             }
         }
     }
+    held.kernel_lately.store(kept > 0, Ordering::Relaxed);
     kept += interest.collect(&mut events[kept..]);
     held.settle(epoll, &mut interest);
     Ok(kept)
@@ -397,7 +424,7 @@ fn spin(
             return Ok(None);
         }
         if held.interest(epoll)?.has_news() {
-            let ready = look(held, epoll, out)?;
+            let ready = look(held, epoll, out, true)?;
             if ready > 0 {
                 return Ok(Some(ready));
             }
@@ -409,7 +436,10 @@ fn spin(
                 return Ok(Some(ready));
             }
         }
-        std::hint::spin_loop();
+        // Looks take a lock that other threads may want.
+        for _ in 0..SPIN_PAUSES {
+            std::hint::spin_loop();
+        }
     }
 }
 
