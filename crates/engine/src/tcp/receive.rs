@@ -234,6 +234,8 @@ impl Connection {
             if arrival.has(Flags::ACK) {
                 return Continue(());
             }
+            // The peer measures its round trip by what we echo: this SYN, not the first.
+            self.update_timestamp(now, arrival);
             self.syn_due = true;
             return Break(Disposition::Continue);
         }

@@ -104,6 +104,22 @@ fn syn_is_sent_again_after_one_two_four_seconds() {
 }
 
 #[test]
+fn repeated_syn_is_the_one_that_is_echoed() {
+    let mut pair = Pair::new();
+    pair.b.listens = true;
+    pair.set_fault(|_, from, _, _| if from == Side::B { Fate::Drop } else { Fate::Deliver });
+    let mut syn = Outgoing { flags: Flags::SYN, seq: pair.a.iss, ..Outgoing::default() };
+    for value in [1000, 2000] {
+        syn.options.timestamps = Some(Timestamps { value, echo: 0 });
+        pair.put_on_wire(Side::A, &syn);
+        pair.run_for(2 * DELAY_US);
+    }
+    let echoes: Vec<u32> =
+        pair.from(Side::B).iter().map(|seen| seen.options.timestamps.unwrap().echo).collect();
+    assert_eq!(echoes, [1000, 2000]);
+}
+
+#[test]
 fn syn_ack_is_sent_again_and_given_up() {
     let mut pair = Pair::new();
     pair.b.listens = true;
