@@ -153,6 +153,13 @@ impl Connection {
     /// RFC 9293 section 3.8.3: has what is in flight waited for longer than we bear?
     fn has_waited_too_long(&self, now: Instant) -> bool {
         let waited_us = now.since(self.waiting_since);
+        // A peer that took its window back may answer without taking anything: what we send again
+        // is then a window probe, and those go on while they are answered (section 3.8.6.1).
+        let silent_us = if self.send.window == 0 && !self.orphaned {
+            now.since(self.heard_at.max(self.waiting_since))
+        } else {
+            waited_us
+        };
         if let Some(user_us) = self.user_timeout_us()
             && waited_us >= user_us
         {
@@ -162,7 +169,7 @@ impl Connection {
             State::SynSent => self.loss.backoff >= self.parameters.syn_retries,
             State::SynReceived => self.loss.backoff >= self.parameters.synack_retries,
             _ if self.user_timeout_us().is_some() => false,
-            _ => self.loss.backoff > 0 && waited_us >= self.patience_us(),
+            _ => self.loss.backoff > 0 && silent_us >= self.patience_us(),
         }
     }
 
@@ -212,7 +219,9 @@ impl Connection {
         }
     }
 
-    /// RFC 9293 section 3.8.6.1: probes go on for ever while the peer answers them.
+    /// RFC 9293 section 3.8.6.1: probes go on for ever while the peer answers them; but not for an
+    /// orphan, or a peer could fill the host with connections that nobody owns (Linux's rule: not
+    /// beyond the longest interval).
     fn handle_persist_timeout(
         &mut self,
         now: Instant,
@@ -226,7 +235,10 @@ impl Connection {
         });
         let limit =
             if self.orphaned { self.parameters.orphan_retries } else { self.parameters.retries };
-        if user_ran_out || self.probes_unanswered >= limit {
+        let interval_us = u64::from(self.rtt.rto_us) << self.probe_backoff.min(31);
+        let slowest = interval_us >= u64::from(self.parameters.rto_max_us);
+        let abandoned = self.orphaned && slowest && self.probe_backoff >= limit;
+        if user_ran_out || abandoned || self.probes_unanswered >= limit {
             return Some(self.give_up(counters));
         }
         self.probe = Probe::Window;

@@ -149,6 +149,20 @@ fn orphan_gives_up_earlier_than_a_held_connection() {
 }
 
 #[test]
+fn orphan_does_not_wait_for_ever_for_a_window() {
+    let mut pair = Pair::new();
+    pair.b.options.set(SocketOption::ReceiveBuffer(8 * 1448));
+    pair.connect();
+    pair.b.reads = false;
+    pair.write(Side::A, 50_000);
+    pair.close(Side::A, Close::Graceful);
+    pair.run_for(100_000_000);
+    assert_eq!(pair.a.state(), State::FinWait1);
+    pair.run_for(300_000_000);
+    assert_eq!(pair.a.state(), State::Closed);
+}
+
+#[test]
 fn abort_resets_the_peer() {
     let mut pair = Pair::established();
     pair.write(Side::A, 100_000);

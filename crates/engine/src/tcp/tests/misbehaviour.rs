@@ -140,6 +140,24 @@ fn peer_that_takes_its_window_back() {
 }
 
 #[test]
+fn closed_window_over_data_in_flight_is_borne_while_the_peer_answers() {
+    let mut pair = Pair::established();
+    pair.set_fault(|_, from, _, _| if from == Side::A { Fate::Drop } else { Fate::Deliver });
+    pair.write(Side::A, 10_000);
+    let peer = pair.b.tcp().time_wait_record();
+    let flags = Flags::ACK;
+    let closed = Outgoing { seq: peer.snd_nxt, ack: peer.rcv_nxt, flags, ..Outgoing::default() };
+    for _ in 0..100 {
+        pair.put_on_wire(Side::B, &closed);
+        pair.run_for(60_000_000);
+    }
+    assert_eq!(pair.a.state(), State::Established);
+    assert!(pair.a.tcp().info(pair.now).unacknowledged > 0);
+    pair.run_for(1_200_000_000);
+    assert_eq!(pair.a.state(), State::Closed, "silence ends it");
+}
+
+#[test]
 fn tiny_segment_sizes_are_not_believed() {
     let mut pair = Pair::new();
     pair.a.options.max_segment = 1;
