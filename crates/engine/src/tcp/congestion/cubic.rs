@@ -83,12 +83,14 @@ impl Cubic {
         self.w_est
     }
 
-    /// The threshold after a loss; ends the epoch. Sections 4.6 and 4.7.
+    /// The threshold after a loss; ends the epoch. Sections 4.6 and 4.7. Of the window where less
+    /// is in flight, as on Linux: windows grow only while they are used, and a request whose one
+    /// segment was lost says nothing against the window of the requests before it.
     pub(super) fn on_loss(&mut self, cwnd: u32, flight: u32) -> u32 {
         let converge = cwnd < self.w_max;
         self.w_max = if converge { (u64::from(cwnd) * 17 / 20) as u32 } else { cwnd };
         self.on_idle();
-        (u64::from(flight) * 7 / 10) as u32
+        (u64::from(flight.max(cwnd)) * 7 / 10) as u32
     }
 
     /// Time without sending does not count: a new epoch begins with the next acknowledgement.

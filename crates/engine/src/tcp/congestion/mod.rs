@@ -103,10 +103,11 @@ impl Congestion {
         }
     }
 
-    /// Duplicate acknowledgements show a loss: back off once for this window.
+    /// Duplicate acknowledgements show a loss: back off once for this window. What was not used of
+    /// it stays unused until the repair is over.
     pub(super) fn on_loss(&mut self, flight: u32, mss: u32) {
         self.back_off(flight, mss);
-        self.cwnd = self.ssthresh;
+        self.cwnd = self.ssthresh.min(flight.max(2 * mss));
     }
 
     /// The retransmission timer ran out. `again` when this is not the first time for this data:

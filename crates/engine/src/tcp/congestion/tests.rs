@@ -63,6 +63,18 @@ fn cubic_keeps_seven_tenths() {
 }
 
 #[test]
+fn lost_lone_segment_does_not_cost_cubic_its_window() {
+    let mut congestion = started(CongestionControl::Cubic);
+    congestion.cwnd = 40 * MSS;
+    congestion.on_timeout(MSS, MSS, false);
+    assert_eq!((congestion.cwnd, congestion.ssthresh), (MSS, 28 * MSS));
+    let mut congestion = started(CongestionControl::Cubic);
+    congestion.cwnd = 40 * MSS;
+    congestion.on_loss(5 * MSS, MSS);
+    assert_eq!((congestion.cwnd, congestion.ssthresh), (5 * MSS, 28 * MSS));
+}
+
+#[test]
 fn threshold_is_set_once_for_repeated_timeouts() {
     let mut congestion = started(CongestionControl::NewReno);
     congestion.on_timeout(10 * MSS, MSS, false);
