@@ -129,8 +129,8 @@ pub fn accept_sleeping(
     if flags & !(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC) != 0 {
         return Err(Errno::EINVAL);
     }
-    let attachment = attach::current()?;
     loop {
+        let attachment = attach::current()?;
         if listener.phase() != Phase::Listening || listener.has(flag::SHUT_READ) {
             return Err(Errno::EINVAL);
         }
@@ -312,6 +312,10 @@ fn wait(
         }
         if !attachment.is_alive() {
             return Err(SERVICE_GONE);
+        }
+        if attachment.is_lost() {
+            // Offers come over the next one.
+            return Ok(());
         }
     }
 }

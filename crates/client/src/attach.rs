@@ -4,7 +4,8 @@
 //! Attachments form a chain, one link a generation of `fork`: a child cannot use its parent's
 //! channel, and other threads of the parent may hold references to it, so the old link stays where
 //! it is and the new one hangs behind it. A process attaches once, in the shim's constructor; a
-//! child when it first needs the service.
+//! child when it first needs the service, and any process again when it finds that its program has
+//! closed descriptors of ours by system calls of its own.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -23,7 +24,7 @@ use crate::accept::Offers;
 use crate::errno::{SERVICE_GONE, TO_KERNEL, of_call, of_send};
 use crate::internal::{self, Internal};
 use crate::lock::Lock;
-use crate::memory;
+use crate::{memory, placeholder};
 
 /// Longest wait for an answer on the control connection, in seconds. The service answers within a
 /// turn; longer means that it is stopped, and the caller should hear so.
@@ -46,6 +47,8 @@ static STATE: AtomicU32 = AtomicU32::new(INERT);
 /// Links to skip from the start of the chain.
 static DEPTH: AtomicU32 = AtomicU32::new(0);
 static FIRST: OnceLock<Box<Attachment>> = OnceLock::new();
+/// Where the service is.
+static PATH: OnceLock<Vec<u8>> = OnceLock::new();
 /// Serialises children's threads that attach at the same time.
 static ATTACHING: Lock<()> = Lock::new(());
 
@@ -59,6 +62,8 @@ pub(crate) struct Attachment {
     spin_us: u32,
     domain: DomainToken,
     gone: AtomicBool,
+    /// The program has closed descriptors of ours: a new attachment is to take the place of this.
+    lost: AtomicBool,
     next: OnceLock<Box<Attachment>>,
 }
 
@@ -100,6 +105,7 @@ pub fn attach(path: &[u8], domain: DomainToken) -> Result<(), AttachError> {
     }
     let control = sys::unix_connect_seqpacket(path).map_err(AttachError::Unreachable)?;
     let attachment = shake_hands(control, domain)?;
+    let _: Result<(), Vec<u8>> = PATH.set(path.to_vec());
     let _: Result<(), Box<Attachment>> = FIRST.set(Box::new(attachment));
     STATE.store(ATTACHED, Ordering::Release);
     Ok(())
@@ -138,6 +144,7 @@ fn shake_hands(control: Fd, domain: DomainToken) -> Result<Attachment, AttachErr
         spin_us,
         domain,
         gone: AtomicBool::new(false),
+        lost: AtomicBool::new(false),
         next: OnceLock::new(),
     })
 }
@@ -153,7 +160,7 @@ fn map_welcome(fds: ReplyFds) -> Result<AppChannel, Errno> {
         return Err(Errno::EPROTO);
     };
     memory::keep_first_table(Segment::from_fd(table, TABLE_SIZE, false)?);
-    let wake = Doorbell::from_fd(internal::keep(wake));
+    let wake = Doorbell::guarded(internal::keep(wake));
     AppChannel::open(channel, AppStatus::open(status)?, wake)
 }
 
@@ -184,7 +191,11 @@ fn link() -> Option<&'static Attachment> {
 pub(crate) fn current() -> Result<&'static Attachment, Errno> {
     crate::fork::notice_unseen();
     match STATE.load(Ordering::Acquire) {
-        ATTACHED => link().ok_or(TO_KERNEL),
+        ATTACHED => match link() {
+            Some(attachment) if !attachment.lost.load(Ordering::Relaxed) => Ok(attachment),
+            Some(_) => attach_again(),
+            None => Err(TO_KERNEL),
+        },
         FORKED => attach_child(),
         _ => Err(TO_KERNEL),
     }
@@ -229,6 +240,33 @@ fn attach_child() -> Result<&'static Attachment, Errno> {
     Ok(attachment)
 }
 
+/// Attaches anew where the program has closed the descriptors of the old attachment. To the service
+/// this is another process, so what the old one held is marked as shared first: the messages lie
+/// in the old ring, which is read before the new process is let in.
+#[cold]
+fn attach_again() -> Result<&'static Attachment, Errno> {
+    let _one = ATTACHING.lock()?;
+    let old = link().ok_or(TO_KERNEL)?;
+    if !old.is_lost() {
+        return Ok(old);
+    }
+    placeholder::share_all(old);
+    let control = PATH.get().and_then(|path| sys::unix_connect_seqpacket(path).ok());
+    let new = control.and_then(|control| shake_hands(control, old.domain).ok());
+    // In another domain the old sockets' memory would mean nothing.
+    let Some(new) = new.filter(|new| new.domain == old.domain) else {
+        old.note_gone();
+        old.lost.store(false, Ordering::Release);
+        return Err(SERVICE_GONE);
+    };
+    let new = &**old.next.get_or_init(|| Box::new(new));
+    old.channel.sender().abandon();
+    DEPTH.fetch_add(1, Ordering::AcqRel);
+    crate::fork::attached_again(new);
+    old.channel.wake_offer_waiters();
+    Ok(new)
+}
+
 /// When the service's life was last looked at, in milliseconds of the monotonic clock.
 static LOOKED_MS: AtomicU64 = AtomicU64::new(0);
 
@@ -261,6 +299,10 @@ impl Attachment {
         is_answer: impl Fn(&ControlReply) -> bool,
     ) -> Result<(ControlReply, ReplyFds), Errno> {
         let control = self.control.lock()?;
+        if !control.is_ours() {
+            self.note_lost();
+            return Err(SERVICE_GONE);
+        }
         let sent = control::send(control.raw(), &request.encode(), fds);
         sent.map_err(|errno| self.note_end(errno))?;
         // Bounded: an answer that a caller gave up waiting for may come before ours.
@@ -276,7 +318,9 @@ impl Attachment {
 
     /// Tells the service something on the control connection.
     pub(crate) fn announce(&self, request: &ControlRequest) {
-        if let Ok(control) = self.control.lock() {
+        if let Ok(control) = self.control.lock()
+            && control.is_ours()
+        {
             let _: Result<(), Errno> = control::send(control.raw(), &request.encode(), &[]);
         }
     }
@@ -297,6 +341,18 @@ impl Attachment {
         self.gone.store(true, Ordering::Release);
     }
 
+    /// The program has closed a descriptor that this attachment needs.
+    pub(crate) fn note_lost(&self) {
+        if !self.is_gone() {
+            self.lost.store(true, Ordering::Release);
+        }
+    }
+
+    /// Whether another attachment takes the place of this.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Acquire)
+    }
+
     /// Whether the service is known to have gone: one load.
     #[inline]
     pub(crate) fn is_gone(&self) -> bool {
@@ -313,13 +369,16 @@ impl Attachment {
             return true;
         }
         let Ok(control) = self.control.lock() else { return true };
+        if !control.is_ours() {
+            self.note_lost();
+            return true;
+        }
         let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
         match sys::recv(control.raw(), &mut [0u8; 8], flags) {
             Ok(0) | Err(Errno::ECONNRESET | Errno::EPIPE) => {
                 self.note_gone();
                 false
             }
-            // Not ours any more: the application closed it unseen. The requests go on.
             _ => true,
         }
     }
@@ -329,14 +388,33 @@ impl Attachment {
         let message = Request::about(slot, generation, body).encode();
         match self.channel.sender().send_patiently(&message, || self.is_alive()) {
             Ok(Sent::Now | Sent::Deferred) => Ok(()),
+            Err(_) if !self.channel.sender().has_wake_socket() => {
+                // The message lies in the ring, which is read when we attach anew.
+                self.note_lost();
+                current().map(drop)
+            }
             Err(error) => Err(self.note_send(of_send(error))),
         }
+    }
+
+    /// Leaves a request in the ring; whether the service is awake to see it does not matter.
+    pub(crate) fn leave(&self, slot: u32, generation: u32, body: RequestBody) {
+        let message = Request::about(slot, generation, body).encode();
+        let _: Result<(), haypile_shm::channel::SendError> =
+            self.channel.sender().send_now(&message);
     }
 
     /// Sends a request and waits for its answer.
     fn call(&self, slot: u32, generation: u32, body: RequestBody) -> Result<[u64; 7], Errno> {
         if self.is_gone() {
             return Err(SERVICE_GONE);
+        }
+        if !self.channel.sender().has_wake_socket() {
+            self.note_lost();
+        }
+        if self.is_lost() {
+            // A fresh one has its descriptors.
+            return current()?.call(slot, generation, body);
         }
         let request = Request::about(slot, generation, body);
         // A sleeping service is woken within some 30 us; a little longer than that is worth it.

@@ -127,6 +127,13 @@ pub(crate) fn attached_in_child(attachment: &Attachment) {
     });
 }
 
+/// This process has a new channel because the old one's descriptors were lost.
+pub(crate) fn attached_again(attachment: &Attachment) {
+    SOCKETS.for_each(|_, socket| socket.put(flag::ACCEPTOR, false));
+    placeholder::forget_templates();
+    attached_in_child(attachment);
+}
+
 /// Before `exec`: what survives it is marked as shared.
 pub fn before_exec() {
     before_spawn(false);

@@ -4,6 +4,10 @@
 //! Used by `attach.rs`, `watchers.rs`, `epoll.rs` and `placeholder.rs`. High means just below the
 //! limit of open descriptors, and not above 16384, because a forked process copies the kernel's
 //! table up to its highest number.
+//!
+//! A program may close them nevertheless, by system calls of its own, and the number may then
+//! become another file's. They are all sockets, so the kernel's cookie tells: it is compared before
+//! anything is sent, received or closed.
 
 use std::os::fd::RawFd;
 
@@ -26,6 +30,7 @@ fn floor() -> RawFd {
 #[derive(Debug)]
 pub(crate) struct Internal {
     fd: Option<Fd>,
+    cookie: Option<u64>,
 }
 
 impl Internal {
@@ -33,12 +38,19 @@ impl Internal {
     pub(crate) fn new(fd: Fd) -> Internal {
         let moved = fd.try_clone_at_least(floor()).unwrap_or(fd);
         descriptors::enter(moved.raw(), Owner::Internal);
-        Internal { fd: Some(moved) }
+        let cookie = sys::so_cookie(moved.raw()).ok();
+        Internal { fd: Some(moved), cookie }
     }
 
     /// The number; -1 never occurs while the value lives.
     pub(crate) fn raw(&self) -> RawFd {
         self.fd.as_ref().map_or(-1, Fd::raw)
+    }
+
+    /// Whether the number still stands for what was taken over.
+    pub(crate) fn is_ours(&self) -> bool {
+        let fd = self.raw();
+        descriptors::owner(fd) == Owner::Internal && sys::so_cookie(fd).ok() == self.cookie
     }
 }
 
@@ -46,8 +58,9 @@ impl Drop for Internal {
     fn drop(&mut self) {
         // If the number is not ours any more, somebody closed it behind our back and it may be
         // another's by now.
+        let ours = self.is_ours();
         if let Some(fd) = self.fd.take()
-            && !descriptors::take_if(fd.raw(), Owner::Internal)
+            && !(descriptors::take_if(fd.raw(), Owner::Internal) && ours)
         {
             let _: RawFd = fd.into_raw();
         }
@@ -70,12 +83,17 @@ impl Bell {
     /// A pair: our end, and the one to send away.
     pub(crate) fn pair() -> Result<(Bell, Fd), Errno> {
         let (ours, theirs) = Doorbell::pair()?;
-        Ok((Bell { bell: Some(Doorbell::from_fd(keep(ours.into_fd()))) }, theirs.into_fd()))
+        Ok((Bell { bell: Some(Doorbell::guarded(keep(ours.into_fd()))) }, theirs.into_fd()))
     }
 
     /// The number, for a poll or epoll set.
     pub(crate) fn raw(&self) -> RawFd {
         self.bell.as_ref().map_or(-1, Doorbell::raw)
+    }
+
+    /// Whether the number still stands for the bell.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.bell.as_ref().is_some_and(Doorbell::is_ours)
     }
 
     /// Takes the rings that have arrived. False: the service is gone.
@@ -87,8 +105,9 @@ impl Bell {
 impl Drop for Bell {
     fn drop(&mut self) {
         if let Some(bell) = self.bell.take() {
+            let ours = bell.is_ours();
             let fd = bell.into_fd();
-            if !descriptors::take_if(fd.raw(), Owner::Internal) {
+            if !(descriptors::take_if(fd.raw(), Owner::Internal) && ours) {
                 let _: RawFd = fd.into_raw();
             }
         }

@@ -54,7 +54,9 @@ pub(crate) fn open_stream(
     generation: u32,
 ) -> Result<AppStream, Errno> {
     let table = table(attachment, slot_table(slot))?;
-    AppStream::open(table, slot, generation, attachment.process_id()).ok_or(Errno::EPROTO)
+    // The caller's attachment may have been renewed meanwhile.
+    let process_id = attach::current()?.process_id();
+    AppStream::open(table, slot, generation, process_id).ok_or(Errno::EPROTO)
 }
 
 /// The resolver of chunks: maps an arena when it is first met.

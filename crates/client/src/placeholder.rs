@@ -14,7 +14,7 @@ use haypile_shm::Errno;
 use haypile_shm::messages::{ControlReply, ControlRequest, RequestBody};
 use haypile_shm::sys::{self, Fd};
 
-use crate::attach;
+use crate::attach::{self, Attachment};
 use crate::descriptors::{self, Owner};
 use crate::entry::{self, Phase, Pinned, flag};
 use crate::internal::Internal;
@@ -28,6 +28,13 @@ struct Templates {
 }
 
 static TEMPLATES: Lock<Templates> = Lock::new(Templates { v4: None, v6: None });
+
+/// The templates may have been closed behind our back, and their numbers be another's by now.
+pub(crate) fn forget_templates() {
+    if let Ok(mut templates) = TEMPLATES.lock() {
+        (templates.v4, templates.v6) = (None, None);
+    }
+}
 
 /// Spawns under way: descriptors made meanwhile are born shared.
 static SPAWNING: AtomicU32 = AtomicU32::new(0);
@@ -111,6 +118,23 @@ pub(crate) fn share(pinned: &Pinned) -> Result<(), Errno> {
             attach::current()?.ask(&ControlRequest::Adopt, &[pinned.number()], shown);
     }
     Ok(())
+}
+
+/// Marks every socket as shared over an attachment whose wake socket is lost: the messages go into
+/// its ring, and nobody is rung.
+pub(crate) fn share_all(attachment: &Attachment) {
+    descriptors::for_each_in(0, u32::MAX, |_, owner| {
+        let Owner::Socket(index) = owner else { return };
+        let Some(pinned) = entry::pin(index) else { return };
+        if pinned.has(flag::SHARED) || !pinned.has_record() || materialise(&pinned).is_err() {
+            return;
+        }
+        if let Ok(cookie) = sys::so_cookie(pinned.number()) {
+            let (slot, generation) = pinned.name();
+            attachment.leave(slot, generation, RequestBody::Shared { cookie });
+            pinned.set(flag::SHARED);
+        }
+    });
 }
 
 /// To be called for every socket that has just got its record and its number.

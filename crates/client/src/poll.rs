@@ -229,6 +229,11 @@ fn wait(
             && set.kernel[place].revents != 0
             && !lookout.watcher.quiet_bell()
         {
+            if !lookout.watcher.has_bell() {
+                // The program has closed it; a new wait makes another.
+                attachment.note_lost();
+                return Err(Errno::EINTR);
+            }
             attachment.note_gone();
         }
         let ready = set.copy_kernel(fds) + set.look(fds);

@@ -70,6 +70,11 @@ impl Watcher {
         self.bell.raw()
     }
 
+    /// Whether the doorbell's number still stands for it.
+    pub(crate) fn has_bell(&self) -> bool {
+        self.bell.is_ours()
+    }
+
     /// Takes the rings of the doorbell. False: the service is gone.
     pub(crate) fn quiet_bell(&self) -> bool {
         self.bell.drain()

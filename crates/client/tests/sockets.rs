@@ -7,7 +7,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::time::{Duration, Instant};
 
 use haypile_client::{self as client, Errno, TO_KERNEL};
-use haypile_shm::messages::RequestBody;
+use haypile_shm::messages::{OPTION_MORE, RequestBody};
 use haypile_shm::sys;
 
 fn receive(fd: i32, len: usize, flags: i32) -> Result<Vec<u8>, Errno> {
@@ -330,6 +330,74 @@ fn a_child_attaches_anew_and_shares() {
     assert_eq!(fake.sent(slot), b"from the child");
     assert_eq!(send(fd, b"and the parent"), Ok(14));
     assert_eq!(fake.sent(slot), b"and the parent");
+    client::close(fd).unwrap();
+    client::close(listener.0).unwrap();
+}
+
+#[test]
+fn descriptors_closed_behind_our_back_are_made_anew() {
+    let (fake, _turn) = support::start();
+    let listener = support::listener(true);
+    let (fd, slot) = support::accepted(fake, listener, 0, b"before");
+    let before = fake.processes();
+    let (stranger, other_end) = sys::socketpair_stream().unwrap();
+    let lost: Vec<i32> = (0..70_000).filter(|fd| client::is_internal(*fd)).collect();
+    for number in &lost {
+        // Past the library: each number is a stranger's now.
+        sys::dup3(stranger.raw(), *number, 0).unwrap();
+    }
+    let second = support::listener(true);
+    assert_eq!(fake.processes(), before + 1);
+    let (other, _) = support::accepted(fake, second, 0, b"to the new one");
+    assert_eq!(receive(other, 100, 0).unwrap(), b"to the new one");
+    // What was there before is shared now, and goes on.
+    assert!(fake.cookie(slot).is_some());
+    assert_eq!(receive(fd, 100, 0).unwrap(), b"before");
+    assert_eq!(send(fd, b"after"), Ok(5));
+    assert_eq!(fake.sent(slot), b"after");
+    let set = support::epoll();
+    support::control_epoll(set, libc::EPOLL_CTL_ADD, fd, libc::EPOLLIN, 1).unwrap();
+    fake.deliver(slot, b"x");
+    assert_eq!(support::epoll_wait(set, 4, 1000), [(libc::EPOLLIN as u32, 1)]);
+    // Nothing went to the stranger, and nothing of it was closed.
+    assert_eq!(sys::recv(other_end.raw(), &mut [0; 8], libc::MSG_DONTWAIT), Err(Errno::EAGAIN));
+    for number in lost {
+        sys::close(number).unwrap();
+    }
+    for fd in [set, other, fd, second.0, listener.0] {
+        client::close(fd).unwrap();
+    }
+}
+
+#[test]
+fn lingering_low_marks_and_more_to_come() {
+    let (fake, _turn) = support::start();
+    let listener = support::listener(true);
+    let (fd, slot) = support::accepted(fake, listener, 0, b"123");
+    let option = (libc::SOL_SOCKET << 8 | libc::SO_LINGER) as u16;
+    fake.requests();
+    let value = [1i32, 0].map(i32::to_ne_bytes).concat();
+    client::setsockopt(fd, libc::SOL_SOCKET, libc::SO_LINGER, &value).unwrap();
+    assert_eq!(fake.requests(), [(slot, RequestBody::SetOption { option, value: 0 })]);
+    client::setsockopt(fd, libc::SOL_SOCKET, libc::SO_LINGER, &[0; 8]).unwrap();
+    assert_eq!(fake.requests(), [(slot, RequestBody::SetOption { option, value: -1 })]);
+
+    client::setsockopt(fd, libc::SOL_SOCKET, libc::SO_RCVLOWAT, &5i32.to_ne_bytes()).unwrap();
+    let mut fds = [sys::PollFd { fd, events: libc::POLLIN, revents: 0 }];
+    assert_eq!(support::poll(&mut fds, Some(Duration::ZERO)), Ok(0));
+    fake.deliver(slot, b"45");
+    assert_eq!(support::poll(&mut fds, None), Ok(1));
+    assert_eq!(receive(fd, 100, 0).unwrap(), b"12345");
+    fake.requests();
+
+    let more = |data: &[u8], flags| client::send(fd, &[IoSlice::new(data)], flags).unwrap();
+    let told = |value| RequestBody::SetOption { option: OPTION_MORE, value };
+    more(b"a", libc::MSG_MORE);
+    assert_eq!(fake.requests(), [(slot, told(1)), (slot, RequestBody::KickTx)]);
+    more(b"b", libc::MSG_MORE);
+    assert_eq!(fake.requests(), [(slot, RequestBody::KickTx)]);
+    more(b"c", 0);
+    assert_eq!(fake.requests(), [(slot, RequestBody::KickTx), (slot, told(0))]);
     client::close(fd).unwrap();
     client::close(listener.0).unwrap();
 }

@@ -13,24 +13,42 @@ use crate::sys::{self, Errno, Fd, Result};
 #[derive(Debug)]
 pub struct Doorbell {
     fd: Fd,
+    /// The kernel's name of the socket, where the number may become another's.
+    cookie: Option<u64>,
 }
 
 impl Doorbell {
     /// Two connected ends, non-blocking and close-on-exec. Both can ring the other.
     pub fn pair() -> Result<(Doorbell, Doorbell)> {
         let (left, right) = sys::socketpair_stream()?;
-        Ok((Doorbell { fd: left }, Doorbell { fd: right }))
+        Ok((Doorbell::from_fd(left), Doorbell::from_fd(right)))
     }
 
     /// An end received from another process. Ringing never blocks, whatever the flags of the
     /// descriptor are.
     pub fn from_fd(fd: impl Into<Fd>) -> Doorbell {
-        Doorbell { fd: fd.into() }
+        Doorbell { fd: fd.into(), cookie: None }
+    }
+
+    /// As [`Doorbell::from_fd`], in a process whose program may close our descriptors behind our
+    /// back: before each use the number is checked to stand for the same socket still.
+    pub fn guarded(fd: impl Into<Fd>) -> Doorbell {
+        let fd = fd.into();
+        let cookie = sys::so_cookie(fd.raw()).ok();
+        Doorbell { fd, cookie }
+    }
+
+    /// Whether the number still stands for the socket that was given.
+    pub fn is_ours(&self) -> bool {
+        self.cookie.is_none_or(|cookie| sys::so_cookie(self.fd.raw()) == Ok(cookie))
     }
 
     /// Rings the other end: one byte. A full queue is success. An error means that the other end is
     /// gone (`EPIPE`, `ECONNRESET`) or the descriptor is no longer ours (`EBADF`, `ENOTSOCK`).
     pub fn ring(&self) -> Result<()> {
+        if !self.is_ours() {
+            return Err(Errno::EBADF);
+        }
         match sys::send(self.fd.raw(), &[1], libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) {
             Ok(_) | Err(Errno::EAGAIN | Errno::EINTR | Errno::ENOBUFS) => Ok(()),
             Err(errno) => Err(errno),
@@ -40,6 +58,9 @@ impl Doorbell {
     /// Takes the rings that have arrived. `Ok(false)`: the other end is closed. Bounded: leaves
     /// some for the next time if the other side rings without end.
     pub fn drain(&self) -> Result<bool> {
+        if !self.is_ours() {
+            return Err(Errno::EBADF);
+        }
         let mut bytes = [0u8; 256];
         for _ in 0..16 {
             match sys::recv(self.fd.raw(), &mut bytes, libc::MSG_DONTWAIT) {

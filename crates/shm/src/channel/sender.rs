@@ -123,6 +123,11 @@ impl RequestSender {
         }
     }
 
+    /// Whether the wake socket's number still stands for it.
+    pub fn has_wake_socket(&self) -> bool {
+        self.wake.is_ours()
+    }
+
     /// Sends a message now or not at all.
     pub fn send_now(&self, message: &Message) -> Result<(), SendError> {
         if self.abandoned.load(Ordering::Relaxed) {
