@@ -95,13 +95,20 @@ pub(crate) fn has_offer(listener: &Socket) -> bool {
     attachment.offers().lock().is_ok_and(|mut offers| offers.holds(listener.name()))
 }
 
-/// Registers as an acceptor of a listener, if this process is not.
+/// Registers as an acceptor of a listener, if this process is not. What already waits is offered
+/// before this returns: a program may look only once.
 pub(crate) fn register(listener: &Socket) -> Result<(), Errno> {
     if !listener.has(flag::ACCEPTOR) {
         let attachment = attach::current()?;
         attachment.offers().lock()?.open(listener.name());
         if listener.set(flag::ACCEPTOR) {
             listener.tell(RequestBody::Acceptor)?;
+            let (slot, generation) = listener.name();
+            // An option that nobody has: the answer comes after the offers, as rings keep their order.
+            let barrier = RequestBody::GetOption { option: 0 };
+            if let Err(SERVICE_GONE) = attachment.ask_option(slot, generation, barrier) {
+                return Err(SERVICE_GONE);
+            }
         }
     }
     Ok(())

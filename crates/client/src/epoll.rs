@@ -7,11 +7,13 @@
 //! and inheritance of epoll descriptors work by themselves. The alarm makes the set readable while
 //! events are at hand and somebody else sleeps on it: another thread, or an outer epoll or poll.
 //! Haypile sockets are never in the kernel's set, except the listening half of a dual listener.
+//! A forked child that goes on with the set puts its own doorbell beside its parent's.
 
 mod interest;
 
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
+use std::time::Duration;
 
 use haypile_shm::Errno;
 use haypile_shm::sys::{self, EpollEvent};
@@ -27,10 +29,17 @@ use interest::Interest;
 /// Marks the data of our own entries in a kernel set: no address, no small number.
 const MARK: u64 = 0xf5a9_3c71 << 32;
 const MARK_MASK: u64 = 0xffff_ffff << 32;
-/// The doorbell.
-const BELL: u64 = MARK | 0xffff_ffff;
-/// The alarm.
-const ALARM: u64 = MARK | 0xffff_fffe;
+/// In the low half: a doorbell or an alarm, with the number of its process. Without these bits it
+/// is the number of a registration.
+const KIND_MASK: u32 = 0xc000_0000;
+const BELL: u32 = 0x8000_0000;
+const ALARM: u32 = 0xc000_0000;
+
+/// The mark of a doorbell or alarm of a process. Processes that share an epoll object by `fork` see
+/// each other's.
+fn mark(kind: u32, process_id: u32) -> u64 {
+    MARK | u64::from(kind | process_id & !KIND_MASK)
+}
 
 /// With events in hand the kernel's half is looked at one time in so many.
 const KERNEL_TURN: u32 = 16;
@@ -38,6 +47,9 @@ const KERNEL_TURN: u32 = 16;
 const KERNEL_INTERVAL_NS: u64 = 50_000;
 /// Pauses of the processor between two looks while spinning.
 const SPIN_PAUSES: u32 = 8;
+/// How long a wait rests from a set in which another process's doorbell rings on. Its own doorbell
+/// ends the rest.
+const REST: Duration = Duration::from_millis(10);
 
 /// One epoll object.
 #[derive(Debug)]
@@ -55,6 +67,8 @@ pub(crate) struct Epoll {
     has_ours: AtomicBool,
     /// The last look at the kernel's half found something.
     kernel_lately: AtomicBool,
+    /// The last look saw the doorbell of another process.
+    foreign_bell: AtomicBool,
     turn: AtomicU32,
     interest: Lock<Interest>,
 }
@@ -70,6 +84,7 @@ impl Default for Epoll {
             has_kernel: AtomicBool::new(false),
             has_ours: AtomicBool::new(false),
             kernel_lately: AtomicBool::new(false),
+            foreign_bell: AtomicBool::new(false),
             turn: AtomicU32::new(0),
             interest: Lock::new(Interest::default()),
         }
@@ -140,9 +155,9 @@ pub fn epoll_made(fd: RawFd) {
     if let Ok((index, epoll)) = EPOLLS.take() {
         epoll.descriptors.store(0, Ordering::Relaxed);
         epoll.sleepers.store(0, Ordering::Relaxed);
-        let marks = [&epoll.nested, &epoll.has_kernel, &epoll.has_ours, &epoll.kernel_lately];
-        for mark in marks {
-            mark.store(false, Ordering::Relaxed);
+        let flags = [&epoll.nested, &epoll.has_kernel, &epoll.has_ours];
+        for flag in flags.into_iter().chain([&epoll.kernel_lately, &epoll.foreign_bell]) {
+            flag.store(false, Ordering::Relaxed);
         }
         let held = Held { index, epoll };
         enter(fd, held.index);
@@ -374,38 +389,46 @@ fn look_at_kernel(
     ready: usize,
 ) -> Result<usize, Errno> {
     let found = sys::epoll_wait(epoll, &mut out[ready..], 0)?;
-    Ok(ready + sift(held, epoll, &mut out[ready..], found)?)
+    Ok(ready + sift(held, epoll, &mut out[ready..], found, ready == 0)?)
 }
 
 /// Takes our own entries out of what the kernel reported, and acts on them. The room that is left
-/// is filled with events of our own sockets.
+/// is filled with events of our own sockets, unless they are in the answer already.
 fn sift(
     held: &Held,
     epoll: RawFd,
     events: &mut [EpollEvent],
     found: usize,
+    collects: bool,
 ) -> Result<usize, Errno> {
     if !events[..found].iter().any(|event| event.u64 & MARK_MASK == MARK) {
         held.kernel_lately.store(found > 0, Ordering::Relaxed);
         return Ok(found);
     }
     let mut kept = 0;
+    let own = attach::current()?.process_id() & !KIND_MASK;
     let mut interest = held.interest(epoll)?;
     for at in 0..found {
         let event = events[at];
         let data = event.u64;
-        match data {
+        if data & MARK_MASK != MARK {
+            events[kept] = event;
+            kept += 1;
+            continue;
+        }
+        match data as u32 & KIND_MASK {
+            BELL | ALARM if data as u32 & !KIND_MASK != own => {
+                held.foreign_bell.store(true, Ordering::Relaxed);
+            }
             BELL => interest.quiet(),
             ALARM => interest.silence(),
-            data if data & MARK_MASK == MARK => interest.kernel_half_ready(data as u32),
-            _ => {
-                events[kept] = event;
-                kept += 1;
-            }
+            _ => interest.kernel_half_ready(data as u32),
         }
     }
     held.kernel_lately.store(kept > 0, Ordering::Relaxed);
-    kept += interest.collect(&mut events[kept..]);
+    if collects {
+        kept += interest.collect(&mut events[kept..]);
+    }
     held.settle(epoll, &mut interest);
     Ok(kept)
 }
@@ -462,6 +485,9 @@ fn doze(
         return Ok(Dozed::LookAgain);
     }
     let now_ns = sys::clock_monotonic_ns();
+    if held.foreign_bell.swap(false, Ordering::Relaxed) && now_ns < deadline_ns {
+        return rest(held, epoll, deadline_ns - now_ns);
+    }
     let left_ms = match deadline_ns {
         u64::MAX => -1,
         // Rounded up: a wait may be longer than asked for, never shorter.
@@ -481,11 +507,22 @@ fn doze(
     if found == 0 {
         return Ok(if left_ms < 0 { Dozed::LookAgain } else { Dozed::TimedOut });
     }
-    match sift(held, epoll, out, found)? {
+    match sift(held, epoll, out, found, true)? {
         0 if sys::clock_monotonic_ns() >= deadline_ns => Ok(Dozed::TimedOut),
         0 => Ok(Dozed::LookAgain),
         ready => Ok(Dozed::Ready(ready)),
     }
+}
+
+/// Sleeps on our own doorbell alone, for a moment.
+fn rest(held: &Held, epoll: RawFd, left_ns: u64) -> Result<Dozed, Errno> {
+    let bell = held.interest(epoll)?.bell();
+    let mut fds = [sys::PollFd { fd: bell, events: libc::POLLIN, revents: 0 }];
+    let slept = sys::ppoll(&mut fds, Some(REST.min(Duration::from_nanos(left_ns))));
+    let mut interest = held.interest(epoll)?;
+    interest.awake();
+    held.settle(epoll, &mut interest);
+    slept.map(|_| Dozed::LookAgain)
 }
 
 /// Counts a sleeper, also when the sleep ends by an error.

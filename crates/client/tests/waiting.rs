@@ -257,3 +257,36 @@ fn sockets_added_before_they_are_anything() {
     sys::close(fd).unwrap();
     client::close(set).unwrap();
 }
+
+#[test]
+fn the_bell_of_another_process_rings_on() {
+    /// As a parent has put it into the set: kind and number of the process.
+    const FOREIGN_BELL: u64 = 0xf5a9_3c71 << 32 | 0x8000_0000 | 12_345;
+    let (fake, _turn) = support::start();
+    let listener = support::listener(true);
+    let (fd, slot) = support::accepted(fake, listener, 0, b"");
+    let (left, right) = sys::socketpair_stream().unwrap();
+    let (bell, rope) = sys::socketpair_stream().unwrap();
+    let set = epoll();
+    control_epoll(set, EPOLL_CTL_ADD, fd, EPOLLIN, 1).unwrap();
+    control_epoll(set, EPOLL_CTL_ADD, left.raw(), EPOLLIN, 2).unwrap();
+    sys::epoll_ctl(set, EPOLL_CTL_ADD, bell.raw(), IN, FOREIGN_BELL).unwrap();
+    sys::send(rope.raw(), b"x", 0).unwrap();
+    let started = Instant::now();
+    assert_eq!(epoll_wait(set, 4, 50), []);
+    assert!(started.elapsed() >= Duration::from_millis(50));
+    for _ in 0..20 {
+        let thread = std::thread::spawn(move || epoll_wait(set, 4, 10_000));
+        std::thread::sleep(Duration::from_millis(3));
+        fake.deliver(slot, b"x");
+        assert_eq!(thread.join().unwrap(), [(IN, 1)]);
+        drain(fd);
+        let thread = std::thread::spawn(move || epoll_wait(set, 4, 10_000));
+        sys::send(right.raw(), b"x", 0).unwrap();
+        assert_eq!(thread.join().unwrap(), [(IN, 2)]);
+        sys::recv(left.raw(), &mut [0; 8], 0).unwrap();
+    }
+    for fd in [set, fd, listener.0] {
+        client::close(fd).unwrap();
+    }
+}

@@ -15,7 +15,7 @@ use haypile_shm::limits::NO_SLOT;
 use haypile_shm::messages::RequestBody;
 use haypile_shm::sys::{self, EpollEvent};
 
-use super::{ALARM, BELL, MARK};
+use super::{ALARM, BELL, MARK, mark};
 use crate::attach;
 use crate::entry::{self, Phase, Pinned, Socket, flag};
 use crate::internal::{Bell, Internal};
@@ -90,7 +90,8 @@ impl Interest {
         }
         self.forget_watcher();
         let watcher = Watcher::new(attachment)?;
-        sys::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, watcher.bell(), libc::EPOLLIN as u32, BELL)?;
+        let data = mark(BELL, attachment.process_id());
+        sys::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, watcher.bell(), libc::EPOLLIN as u32, data)?;
         self.watcher = Some(watcher);
         for index in 0..self.registrations.len() as u32 {
             if self.registrations[index as usize].live {
@@ -155,9 +156,11 @@ impl Interest {
 
     fn ring_alarm(&mut self, epoll: RawFd) {
         if self.alarm.is_none() {
-            let Ok((bell, rope)) = Bell::pair() else { return };
-            let events = libc::EPOLLIN as u32;
-            if sys::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, bell.raw(), events, ALARM).is_err() {
+            let (Ok((bell, rope)), Ok(attachment)) = (Bell::pair(), attach::current()) else {
+                return;
+            };
+            let (events, data) = (libc::EPOLLIN as u32, mark(ALARM, attachment.process_id()));
+            if sys::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, bell.raw(), events, data).is_err() {
                 return;
             }
             self.alarm = Some(Alarm { bell, rope: Internal::new(rope) });
@@ -180,6 +183,11 @@ impl Interest {
         if let Some(watcher) = &self.watcher {
             watcher.awake();
         }
+    }
+
+    /// The doorbell's number; -1 without a watcher.
+    pub(super) fn bell(&self) -> RawFd {
+        self.watcher.as_ref().map_or(-1, Watcher::bell)
     }
 
     /// Whether a look is worth it.
