@@ -15,8 +15,9 @@ pub const BURST: usize = 64;
 const FRAMES: u32 = 2048;
 const FRAME_SIZE_SMALL: usize = 2048;
 const FRAME_SIZE_LARGE: usize = 4096;
-/// Room a frame needs beside its IP packet: the port's header, Ethernet, a VLAN tag.
-const FRAME_OVERHEAD: usize = TX_HEADROOM + 14 + 4;
+/// Room a frame needs beside its IP packet: the port's header, Ethernet, a VLAN tag, and a byte by
+/// which the port sees that nothing was cut off.
+const FRAME_OVERHEAD: usize = TX_HEADROOM + 14 + 4 + 1;
 /// The largest IP packet that fits a frame of the pool.
 pub const MTU_MAX: u16 = (FRAME_SIZE_LARGE - FRAME_OVERHEAD) as u16;
 

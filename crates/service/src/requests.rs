@@ -94,8 +94,8 @@ impl Core {
     /// Requests without an answer, about a socket that exists.
     fn handle_notice(&mut self, now: Instant, process: ProcessId, key: Key, body: &RequestBody) {
         match *body {
-            RequestBody::Acceptor => self.set_acceptor(process, key, true),
-            RequestBody::NotAcceptor => self.set_acceptor(process, key, false),
+            RequestBody::Acceptor => self.set_acceptor(now, process, key, true),
+            RequestBody::NotAcceptor => self.set_acceptor(now, process, key, false),
             RequestBody::Claim => self.claim(process, key),
             RequestBody::Refuse => self.refuse(now, process, key),
             RequestBody::KickTx => self.kick_tx(now, key),

@@ -312,12 +312,20 @@ impl Core {
         }
     }
 
-    /// A process accepts (or no more) from a listener.
-    pub(crate) fn set_acceptor(&mut self, process: ProcessId, key: Key, accepts: bool) {
+    /// A process accepts (or no more) from a listener. What waits is offered at once, so that it
+    /// comes before the answer to a later request.
+    pub(crate) fn set_acceptor(
+        &mut self,
+        now: Instant,
+        process: ProcessId,
+        key: Key,
+        accepts: bool,
+    ) {
         let Some(socket) = self.store.sockets.get(key) else { return };
         let Some(id) = socket.id.filter(|_| socket.kind == SocketKind::Listener) else { return };
         if accepts {
             self.manager.acceptor(process, id);
+            self.run_manager(now);
         } else {
             self.manager.not_acceptor(process, id);
         }
