@@ -301,40 +301,6 @@ fn own_descriptors_are_out_of_reach() {
 }
 
 #[test]
-fn a_child_attaches_anew_and_shares() {
-    let (fake, _turn) = support::start();
-    let listener = support::listener(true);
-    let (fd, slot) = support::accepted(fake, listener, 0, b"from before");
-    let before = fake.processes();
-    client::before_fork();
-    // SAFETY: the child uses only raw system calls and this crate, and leaves by _exit.
-    let child = unsafe { libc::fork() };
-    if child == 0 {
-        client::after_fork_in_child();
-        let code = (|| {
-            assert_eq!(receive(fd, 100, 0)?, b"from before");
-            send(fd, b"from the child")?;
-            Ok::<i32, Errno>(0)
-        })();
-        // SAFETY: ends the child without running anything of the parent's.
-        unsafe { libc::_exit(code.unwrap_or(1)) };
-    }
-    client::after_fork_in_parent();
-    assert!(child > 0);
-    let mut status = 0;
-    // SAFETY: waits for our own child.
-    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
-    assert_eq!(status, 0);
-    assert_eq!(fake.processes(), before + 1);
-    assert!(fake.cookie(slot).is_some());
-    assert_eq!(fake.sent(slot), b"from the child");
-    assert_eq!(send(fd, b"and the parent"), Ok(14));
-    assert_eq!(fake.sent(slot), b"and the parent");
-    client::close(fd).unwrap();
-    client::close(listener.0).unwrap();
-}
-
-#[test]
 fn descriptors_closed_behind_our_back_are_made_anew() {
     let (fake, _turn) = support::start();
     let listener = support::listener(true);
