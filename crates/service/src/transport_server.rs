@@ -161,10 +161,12 @@ impl Core {
             socket.tx_shut = true;
             self.shard.shutdown_send(now, id);
         }
-        if how != Shutdown::Write && !socket.rx_shut {
-            socket.rx_shut = true;
+        // Closing the reading half alone ends waits but, as on Linux, what comes can still be read.
+        // With both halves closed nobody will: it is acknowledged and forgotten.
+        if how == Shutdown::Both && !socket.rx_shut {
             self.shard.shutdown_receive(now, id);
         }
+        socket.rx_shut |= how != Shutdown::Write;
         socket.publish_status();
         let bits = socket.ready_bits();
         self.announce(key, bits);
