@@ -127,11 +127,23 @@ pub fn open_log(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).read(true).append(true).mode(0o600).open(path.join(LOG))
 }
 
-/// Removes what a service has left, unless a living one has the directory.
-pub fn remove_leavings(path: &Path, keep_log: bool) {
+/// Removes what a service has left, unless a living one has the directory. `made`: it is known that
+/// the service made the directory, even if it died before it could write that down.
+pub fn remove_leavings(path: &Path, made: bool, keep_log: bool) {
     let Ok(_turn) = Turn::take(path, Instant::now() + PATIENCE) else { return };
-    let Ok(Some(lock)) = lock(path, false) else { return };
-    let leavings = Leavings::read(path, &lock);
+    let lock = match lock(path, false) {
+        Ok(Some(lock)) => lock,
+        // Somebody else has it.
+        Ok(None) => return,
+        Err(_) => {
+            if made {
+                drop(fs::remove_dir(path));
+            }
+            return;
+        }
+    };
+    let before = Leavings::read(path, &lock);
+    let leavings = Leavings { made: made || before.made, ..before };
     match keep_log && leavings.log {
         true => leavings.remove_sockets(),
         false => leavings.remove(),
@@ -297,7 +309,7 @@ mod tests {
         assert!(path.join(LOCK).exists());
         let error = claim(&path, false).expect_err("taken").to_string();
         assert!(error.contains("already runs there"), "{error}");
-        remove_leavings(&path, false);
+        remove_leavings(&path, false, false);
         assert!(path.join(LOCK).exists());
         drop(owned);
         assert!(!path.exists());
@@ -339,7 +351,7 @@ mod tests {
             }
             abandon(claim(&path, private).expect("free"));
             assert!(path.join(CONTROL_SOCKET).exists());
-            remove_leavings(&path, false);
+            remove_leavings(&path, false, false);
             assert!(!path.exists());
         }
     }
@@ -367,7 +379,7 @@ mod tests {
             fs::create_dir(&path).expect("made");
             drop(open_log(&path).expect("made"));
             end(claim(&path, true).expect("free"));
-            remove_leavings(&path, true);
+            remove_leavings(&path, false, true);
             let mut names: Vec<_> = fs::read_dir(&path)
                 .expect("listed")
                 .flatten()

@@ -26,8 +26,10 @@ use crate::cli::GuardArgs;
 
 /// From the guardian: it waits.
 const READY: u8 = b'r';
-/// From the service: the directory is claimed.
-const CLAIMED: u8 = b'c';
+/// From the service: it is about to claim the directory.
+const CLAIMING: u8 = b'c';
+/// From the service: the directory is not there yet, so it is ours if it appears.
+const MAKING: u8 = b'm';
 /// From the service: its log says why it dies.
 const LEAVE_LOG: u8 = b'l';
 /// From the service: it has removed everything itself.
@@ -82,9 +84,13 @@ fn complain(text: &str) {
 }
 
 impl Guardian {
-    /// The directory is ours: its files go with us from now on.
-    pub fn claimed(&self) {
-        self.tell(CLAIMED);
+    /// The directory is about to be claimed: what we put there goes with us from now on, even if
+    /// we die before it is ours.
+    pub fn claiming(&self, directory: &Path) {
+        if !directory.exists() {
+            self.tell(MAKING);
+        }
+        self.tell(CLAIMING);
     }
 
     /// A panic, which ends the service at once, is told by the log: that stays then.
@@ -144,9 +150,10 @@ pub fn run(arguments: &GuardArgs) -> Result<ExitCode, Error> {
     let service = sys::pidfd_open(arguments.service).map_err(|errno| fail(errno.into()))?;
     (&channel).write_all(&[READY]).map_err(fail)?;
     let words = read_words(&channel);
-    if words.contains(&CLAIMED) && !words.contains(&DONE) {
+    if words.contains(&CLAIMING) && !words.contains(&DONE) {
         wait_for_death(&service);
-        claim::remove_leavings(&arguments.directory, words.contains(&LEAVE_LOG));
+        let (made, keep_log) = (words.contains(&MAKING), words.contains(&LEAVE_LOG));
+        claim::remove_leavings(&arguments.directory, made, keep_log);
     }
     Ok(ExitCode::SUCCESS)
 }

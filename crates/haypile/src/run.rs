@@ -116,12 +116,12 @@ fn start_private(arguments: &RunArgs, directory: PathBuf) -> Result<Joined, Erro
         }
         Ok(Announcement::Failed { what, why, remedy }) => {
             drop(child.wait());
-            claim::remove_leavings(&directory, false);
+            claim::remove_leavings(&directory, false, false);
             Err(Error::new(what, why, remedy))
         }
         Err(_) => {
             drop(child.wait());
-            claim::remove_leavings(&directory, false);
+            claim::remove_leavings(&directory, false, false);
             Err(fail(format!("it ended at once, saying: {}", said(log))))
         }
     }

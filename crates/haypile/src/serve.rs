@@ -111,10 +111,10 @@ fn prepare(arguments: &ServeArgs, private_for: Option<i32>) -> Result<Prepared, 
     let config = load(arguments)?;
     let path = place::directory(Some(&config.control_dir))?;
     let guardian = guard::start(&path);
-    let directory = claim::claim(&path, private_for.is_some())?;
     if let Some(guardian) = &guardian {
-        guardian.claimed();
+        guardian.claiming(&path);
     }
+    let directory = claim::claim(&path, private_for.is_some())?;
     if private_for.is_some() {
         complain_to_log(&path);
         guardian.iter().for_each(Guardian::leave_log_of_panic);
