@@ -8,7 +8,7 @@
 //! number, and its cookie is told to the service. See decision 5 and `docs/decisions/0005`.
 
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use haypile_shm::Errno;
 use haypile_shm::messages::{ControlReply, ControlRequest, RequestBody};
@@ -36,6 +36,9 @@ pub(crate) fn forget_templates() {
     }
 }
 
+/// Whether a connection was shown to the service: its last copy could otherwise be closed before
+/// the service begins to listen for that.
+static STREAM_SHOWN: AtomicBool = AtomicBool::new(false);
 /// Spawns under way: descriptors made meanwhile are born shared.
 static SPAWNING: AtomicU32 = AtomicU32::new(0);
 
@@ -111,7 +114,8 @@ pub(crate) fn share(pinned: &Pinned) -> Result<(), Errno> {
     let cookie = sys::so_cookie(pinned.number())?;
     pinned.tell(RequestBody::Shared { cookie })?;
     pinned.set(flag::SHARED);
-    if pinned.phase() != Phase::Stream {
+    // The answer for the first connection says that the service listens for the ends of all.
+    if pinned.phase() != Phase::Stream || !STREAM_SHOWN.swap(true, Ordering::SeqCst) {
         let shown = |reply: &ControlReply| matches!(reply, ControlReply::Adopted { .. });
         // Without the sight of it the service lets the socket end with the last process.
         let _: Result<_, Errno> =
