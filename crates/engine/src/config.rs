@@ -90,6 +90,23 @@ pub struct Route {
     pub gateway: Option<IpAddr>,
 }
 
+/// What the link does for the shard with frames to be sent.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
+pub struct Offloads {
+    /// The link completes transport checksums ([`crate::TxMeta::checksum`]).
+    pub tx_checksum: bool,
+    /// The largest IP packet, in bytes, that the link takes to cut it into TCP segments of at most
+    /// the MTU, 0..=65535; 0 = it takes none beyond the MTU. Needs `tx_checksum`.
+    pub tx_segmentation: u32,
+}
+
+impl Offloads {
+    fn are_sound(&self) -> bool {
+        self.tx_segmentation == 0
+            || (self.tx_checksum && self.tx_segmentation <= limits::DATAGRAM_MAX as u32)
+    }
+}
+
 /// Everything a shard needs to know at its start.
 #[derive(Clone, Debug)]
 pub struct ShardConfig {
@@ -107,6 +124,8 @@ pub struct ShardConfig {
     pub secret: [u8; 32],
     /// Seeds the hash tables.
     pub seed: u64,
+    /// What the link does.
+    pub offloads: Offloads,
 }
 
 impl ShardConfig {
@@ -135,6 +154,11 @@ impl ShardConfig {
             if !route.gateway.is_none_or(same_family) {
                 return Err(ConfigError::BadGateway(route.destination));
             }
+        }
+        if !self.offloads.are_sound() {
+            return Err(ConfigError::BadLimit(
+                "offloads: segmentation takes at most 65535 bytes and needs checksums",
+            ));
         }
         check_limits(&self.limits)
     }
@@ -205,6 +229,7 @@ mod tests {
             limits: Limits::default(),
             secret: [7; 32],
             seed: 1,
+            offloads: Offloads::default(),
         }
     }
 

@@ -34,7 +34,7 @@ mod slab;
 mod time_wait_table;
 mod timer_wheel;
 
-pub use config::{Cidr, Route, ShardConfig};
+pub use config::{Cidr, Offloads, Route, ShardConfig};
 pub use counters::{Counter, Counters};
 pub use drop_reason::DropReason;
 pub use error::{ConfigError, ConnectError, ListenError, ParseCidrError, SocketError};
@@ -43,6 +43,6 @@ pub use limits::Limits;
 pub use options::{Close, ListenOptions, SocketOption, SocketOptions};
 pub use shard::{Shard, SocketState, SocketSummary};
 pub use socket_id::SocketId;
-pub use streams::{RxMeta, Streams, TxMeta};
+pub use streams::{PartialChecksum, RxMeta, Streams, TxMeta};
 pub use tcp::{State, TcpCounters, TcpInfo, TcpLimits};
 pub use time::Instant;

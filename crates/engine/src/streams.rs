@@ -22,12 +22,32 @@ pub trait Streams {
 pub struct RxMeta {
     /// The transport checksum was verified by the link, or there is none to verify (virtio-net).
     pub checksum_valid: bool,
+    /// 0 = an ordinary frame; else the link has merged TCP segments of a flow, which all but the
+    /// last carried this many bytes of payload, into one IP packet of at most 65535 bytes.
+    pub segment_size: u16,
+}
+
+/// A transport checksum of which the link has to compute the rest: the field holds the folded sum
+/// of the pseudo header, not complemented (virtio 1.2 section 5.1.6.2).
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct PartialChecksum {
+    /// Where the summed bytes start, in bytes from the start of the frame; they end with the packet.
+    pub start: u16,
+    /// Where the checksum lies, in bytes from `start`.
+    pub offset: u16,
 }
 
 /// What the link has to know about a frame to send.
-#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct TxMeta {
     /// Bytes of the Ethernet frame, from the start of the buffer; no frame check sequence.
     pub len: usize,
+    /// What the link has to finish; `None` when the frame is complete. Only with
+    /// [`crate::Offloads::tx_checksum`].
+    pub checksum: Option<PartialChecksum>,
+    /// 0 = one frame; else the link cuts the packet, which has one TCP header, into segments of
+    /// this many bytes of payload and one shorter. Only with [`crate::Offloads::tx_segmentation`],
+    /// and then `checksum` is given.
+    pub segment_size: u16,
 }

@@ -101,7 +101,7 @@ fn write_cost(tap: &mut Tap, pool: &mut FramePool, len: usize) -> Outcome<u64> {
                 let mut frame = pool.alloc().ok_or("the pool is empty")?;
                 let chunk = pool.bytes_mut(&mut frame);
                 chunk[TX_HEADROOM..TX_HEADROOM + len].copy_from_slice(&bytes);
-                frames.push(TxFrame::new(frame, len as u16));
+                frames.push(TxFrame::new(frame, len as u32));
             }
             if tap.tx_burst(pool, &mut frames)? != BURST {
                 return Err("the TAP took less than a burst".into());

@@ -168,7 +168,13 @@ impl MemoryPort {
                     self.counters.rx_bytes += len as u64;
                     let offset = TX_HEADROOM as u16;
                     // Nothing between the two ends can damage a frame.
-                    out.push(RxFrame { frame, offset, len: len as u16, checksum_valid: true });
+                    out.push(RxFrame {
+                        frame,
+                        offset,
+                        len: len as u32,
+                        checksum_valid: true,
+                        segment_size: 0,
+                    });
                     received += 1;
                 }
                 None => {
@@ -183,7 +189,7 @@ impl MemoryPort {
 
     /// Puts one frame into the ring; `false` when it must wait.
     fn put(&mut self, slots: &mut Slots, chunk: &[u8], frame: &TxFrame) -> bool {
-        let (offset, len) = (usize::from(frame.offset), usize::from(frame.len));
+        let (offset, len) = (usize::from(frame.offset), frame.len as usize);
         if len < ETHERNET_HEADER_LEN {
             self.counters.tx_too_short += 1;
             return true;

@@ -27,15 +27,30 @@ pub struct RxFrame {
     /// Where the Ethernet header starts in the chunk, in bytes.
     pub offset: u16,
     /// Length of the Ethernet frame, in bytes.
-    pub len: u16,
-    /// The transport checksum was verified already, or the frame never left memory.
+    pub len: u32,
+    /// The transport checksum was verified already, or the frame never left memory; its field may
+    /// then hold the pseudo header's sum alone ([`PartialChecksum`]).
     pub checksum_valid: bool,
+    /// 0 = an ordinary frame; else a batch of TCP segments of one flow in one IP packet: all but the
+    /// last carried this many bytes of payload. Only with [`Features::rx_segmentation_max`].
+    pub segment_size: u16,
+}
+
+/// A transport checksum that the port has to finish: the field holds the folded sum of the pseudo
+/// header, not complemented (virtio 1.2 section 5.1.6.2).
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct PartialChecksum {
+    /// Where the summed bytes start, in bytes from the Ethernet header's start; they end with the
+    /// IP packet.
+    pub start: u16,
+    /// Where the checksum lies, in bytes from `start`.
+    pub offset: u16,
 }
 
 impl RxFrame {
     /// The Ethernet frame.
     pub fn bytes<'a>(&self, pool: &'a FramePool) -> &'a [u8] {
-        &pool.bytes(&self.frame)[usize::from(self.offset)..][..usize::from(self.len)]
+        &pool.bytes(&self.frame)[usize::from(self.offset)..][..self.len as usize]
     }
 }
 
@@ -47,18 +62,24 @@ pub struct TxFrame {
     /// Where the Ethernet header starts in the chunk: at least [`TX_HEADROOM`], in bytes.
     pub offset: u16,
     /// Length of the Ethernet frame, in bytes.
-    pub len: u16,
+    pub len: u32,
+    /// What the port has to finish; `None` = complete. Only with [`Features::tx_checksum`].
+    pub checksum: Option<PartialChecksum>,
+    /// 0 = one frame; else the port, or whoever takes the frame from it, cuts the TCP segment into
+    /// ones of this many bytes of payload and a shorter last one. Only with
+    /// [`Features::tx_segmentation_max`], and then with `checksum`.
+    pub segment_size: u16,
 }
 
 impl TxFrame {
-    /// A frame of `len` bytes that was written right behind the headroom.
-    pub fn new(frame: Frame, len: u16) -> TxFrame {
-        TxFrame { frame, offset: TX_HEADROOM as u16, len }
+    /// A complete frame of `len` bytes that was written right behind the headroom.
+    pub fn new(frame: Frame, len: u32) -> TxFrame {
+        TxFrame { frame, offset: TX_HEADROOM as u16, len, checksum: None, segment_size: 0 }
     }
 
     /// The Ethernet frame.
     pub fn bytes<'a>(&self, pool: &'a FramePool) -> &'a [u8] {
-        &pool.bytes(&self.frame)[usize::from(self.offset)..][..usize::from(self.len)]
+        &pool.bytes(&self.frame)[usize::from(self.offset)..][..self.len as usize]
     }
 }
 
@@ -67,10 +88,14 @@ impl TxFrame {
 pub struct Features {
     /// Received frames may come with their transport checksum verified ([`RxFrame::checksum_valid`]).
     pub rx_checksum: bool,
-    /// The port fills in transport checksums of frames sent.
+    /// The port finishes transport checksums of frames sent ([`TxFrame::checksum`]).
     pub tx_checksum: bool,
-    /// The port takes frames beyond the MTU and segments them.
-    pub tx_segmentation: bool,
+    /// The largest IP packet, in bytes, that the port takes to be cut into TCP segments; 0 = none
+    /// beyond the MTU.
+    pub tx_segmentation_max: u32,
+    /// The largest IP packet, in bytes, of merged TCP segments that it may hand over
+    /// ([`RxFrame::segment_size`]); 0 = none beyond the MTU.
+    pub rx_segmentation_max: u32,
     /// Further queues can be opened on the same interface.
     pub multi_queue: bool,
 }

@@ -202,7 +202,7 @@ impl Tap {
     }
 
     fn send(&mut self, pool: &mut FramePool, frame: &mut TxFrame) -> Sent {
-        let (offset, len) = (usize::from(frame.offset), usize::from(frame.len));
+        let (offset, len) = (usize::from(frame.offset), frame.len as usize);
         if len < ETHERNET_HEADER_LEN {
             self.counters.tx_too_short += 1;
             return Sent::Done;
@@ -282,7 +282,7 @@ impl Port for Tap {
                 }
             };
             let offset = RX_FRAME_OFFSET as u16;
-            out.push(RxFrame { frame, offset, len: len as u16, checksum_valid });
+            out.push(RxFrame { frame, offset, len: len as u32, checksum_valid, segment_size: 0 });
             received += 1;
         }
         Ok(received)

@@ -6,8 +6,9 @@
 
 use std::io;
 
-use haypile_engine::{Instant, RxMeta, Shard, Streams};
-use haypile_link::port::{Port, RxFrame, TX_HEADROOM, TxFrame};
+use haypile_engine::{Instant, Offloads, RxMeta, Shard, Streams, TxMeta};
+use haypile_link::port::{Features, PartialChecksum, Port, RxFrame, TX_HEADROOM, TxFrame};
+use haypile_shm::pool::Frame;
 use haypile_shm::{Errno, FramePool};
 
 /// Frames moved in one call.
@@ -20,6 +21,19 @@ const FRAME_SIZE_LARGE: usize = 4096;
 const FRAME_OVERHEAD: usize = TX_HEADROOM + 14 + 4 + 1;
 /// The largest IP packet that fits a frame of the pool.
 pub const MTU_MAX: u16 = (FRAME_SIZE_LARGE - FRAME_OVERHEAD) as u16;
+
+/// What the shard may leave to a port.
+pub fn offloads(features: Features) -> Offloads {
+    Offloads { tx_checksum: features.tx_checksum, tx_segmentation: features.tx_segmentation_max }
+}
+
+/// What the shard says of a frame, in the port's words.
+fn tx_frame(frame: Frame, meta: TxMeta) -> TxFrame {
+    let checksum = meta
+        .checksum
+        .map(|checksum| PartialChecksum { start: checksum.start, offset: checksum.offset });
+    TxFrame { checksum, segment_size: meta.segment_size, ..TxFrame::new(frame, meta.len as u32) }
+}
 
 /// One port with its frames.
 pub struct LinkServer<P: Port> {
@@ -67,7 +81,8 @@ impl<P: Port> LinkServer<P> {
     ) -> io::Result<usize> {
         let count = self.port.rx_burst(&mut self.pool, &mut self.received, BURST)?;
         for frame in self.received.drain(..) {
-            let meta = RxMeta { checksum_valid: frame.checksum_valid };
+            let meta =
+                RxMeta { checksum_valid: frame.checksum_valid, segment_size: frame.segment_size };
             shard.handle_frame(now, frame.bytes(&self.pool), meta, streams);
             self.pool.free(frame.frame);
         }
@@ -90,7 +105,7 @@ impl<P: Port> LinkServer<P> {
             let Some(mut frame) = self.pool.alloc() else { break };
             let room = &mut self.pool.bytes_mut(&mut frame)[TX_HEADROOM..];
             match shard.poll_transmit(now, room, streams) {
-                Some(meta) => self.to_send.push(TxFrame::new(frame, meta.len as u16)),
+                Some(meta) => self.to_send.push(tx_frame(frame, meta)),
                 None => {
                     self.pool.free(frame);
                     break;

@@ -19,7 +19,7 @@ use crate::config::{Config, ServiceLimits};
 use crate::connection_manager::{ConnectionManager, ProcessId};
 use crate::diag::Diag;
 use crate::error::Error;
-use crate::link_server::LinkServer;
+use crate::link_server::{self, LinkServer};
 use crate::poller::{Poller, Token};
 use crate::ports::Ports;
 use crate::processes::{self, Processes};
@@ -122,6 +122,7 @@ impl<P: Port> Server<P> {
             limits: Limits::default(),
             secret: random().map_err(no_randomness)?,
             seed: u64::from_ne_bytes(random().map_err(no_randomness)?),
+            offloads: link_server::offloads(port.features()),
         };
         let ports = Ports::new(shard_config.seed.rotate_left(17));
         let shard = Shard::new(shard_config, now).map_err(|error| {

@@ -71,7 +71,7 @@ impl Host {
 
     /// A frame arrives.
     pub fn handle_frame(&mut self, now: Instant, frame: &[u8]) {
-        let meta = RxMeta { checksum_valid: false };
+        let meta = RxMeta::default();
         self.shard.handle_frame(now, frame, meta, &mut self.memory);
     }
 

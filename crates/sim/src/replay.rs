@@ -111,7 +111,7 @@ impl<'a> Player<'a> {
     }
 
     fn deliver(&mut self, frame: Vec<u8>) {
-        let meta = RxMeta { checksum_valid: false };
+        let meta = RxMeta::default();
         self.shard.handle_frame(self.now, &frame, meta, &mut self.memory);
         self.last = frame;
     }

@@ -8,7 +8,7 @@ use crate::host::Host;
 use crate::random::Random;
 use crate::world::World;
 use haypile_engine::{
-    Cidr, Limits, ListenOptions, Route, Shard, ShardConfig, SocketOptions, SocketState,
+    Cidr, Limits, ListenOptions, Offloads, Route, Shard, ShardConfig, SocketOptions, SocketState,
 };
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -121,6 +121,7 @@ pub fn build_host(number: usize, mtu: u16, seed: u64) -> Host {
         limits: Limits::default(),
         secret,
         seed: random.next_u64(),
+        offloads: Offloads::default(),
     };
     let start = haypile_engine::Instant::from_us(1_000_000);
     let shard = Shard::new(config, start).expect("a host of the simulation is well configured");

@@ -152,9 +152,21 @@ pub(super) fn transport_checksum(
     protocol: u8,
     data: &[u8],
 ) -> u16 {
+    let pseudo = pseudo_checksum(source, destination, protocol, data.len());
+    !checksum::combine(&[pseudo, checksum::data(data)])
+}
+
+/// The folded sum over the pseudo header, not complemented: what a link that completes checksums
+/// wants to find in their place.
+pub(super) fn pseudo_checksum(
+    source: IpAddr,
+    destination: IpAddr,
+    protocol: u8,
+    data_len: usize,
+) -> u16 {
     let next_header = IpProtocol::from(protocol);
-    let len = data.len() as u32;
-    let pseudo = match (source, destination) {
+    let len = data_len as u32;
+    match (source, destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
             checksum::pseudo_header_v4(&source, &destination, next_header, len)
         }
@@ -162,8 +174,7 @@ pub(super) fn transport_checksum(
             checksum::pseudo_header_v6(&source, &destination, next_header, len)
         }
         _ => unreachable!("both addresses of a packet are of one family"),
-    };
-    !checksum::combine(&[pseudo, checksum::data(data)])
+    }
 }
 
 /// Reads two bytes in network order at `at`; 0 beyond the end.

@@ -25,7 +25,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use self::entry::{Entry, Socket};
 use self::lifecycle::QueuedEvent;
-use crate::config::ShardConfig;
+use crate::config::{Offloads, ShardConfig};
 use crate::counters::Counters;
 use crate::error::ConfigError;
 use crate::flow_table::FlowTable;
@@ -86,6 +86,7 @@ pub struct SocketSummary {
 pub struct Shard {
     mac: [u8; 6],
     mtu: usize,
+    offloads: Offloads,
     limits: Limits,
     /// Time of the last call.
     now: Instant,
@@ -132,10 +133,11 @@ impl Shard {
     /// What is wrong with the configuration.
     pub fn new(config: ShardConfig, now: Instant) -> Result<Shard, ConfigError> {
         config.validate()?;
-        let ShardConfig { mac, mtu, addresses, routes, limits, secret, seed } = config;
+        let ShardConfig { mac, mtu, addresses, routes, limits, secret, seed, offloads } = config;
         Ok(Shard {
             mac,
             mtu: usize::from(mtu),
+            offloads,
             now,
             counters: Counters::new(),
             routing: Routing::new(&addresses, &routes),

@@ -13,7 +13,7 @@ use super::headers::{ICMP, ICMPV6, TCP, UDP};
 use super::icmp_errors::IcmpCause;
 use crate::counters::Counter;
 use crate::drop_reason::DropReason;
-use crate::limits::ETHERNET_HEADER;
+use crate::limits::{DATAGRAM_MAX, ETHERNET_HEADER};
 use crate::streams::{RxMeta, Streams};
 use crate::time::Instant;
 
@@ -92,7 +92,9 @@ impl Shard {
         meta: RxMeta,
         streams: &mut impl Streams,
     ) -> Result<(), DropReason> {
-        if frame.len() > self.mtu + ETHERNET_HEADER {
+        // A batch of merged segments is one packet, bounded by its length field alone.
+        let packet_max = if meta.segment_size == 0 { self.mtu } else { DATAGRAM_MAX };
+        if frame.len() > packet_max + ETHERNET_HEADER {
             return Err(DropReason::FrameOversized);
         }
         let frame = EthernetFrame::new_checked(frame).map_err(|_| DropReason::FrameTruncated)?;

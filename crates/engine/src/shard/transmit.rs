@@ -11,11 +11,12 @@ use super::Shard;
 use super::entry::{Entry, Socket};
 use super::headers::{
     IpHeader, TCP, TYPE_ARP, TYPE_IPV6, emit_ethernet, ethernet_type, group_mac, header_len,
-    transport_checksum, write_u16,
+    pseudo_checksum, transport_checksum, write_u16,
 };
 use super::icmp::quoted_segment;
 use super::ipv4::emit_ipv4_fragment;
 use super::ipv6::emit_ipv6_fragment;
+use crate::config::Offloads;
 use crate::counters::Counter;
 use crate::flow_table::FlowKey;
 use crate::limits::{ETHERNET_HEADER, SEGMENTS_PER_TURN, STEPS_PER_TRANSMIT};
@@ -23,7 +24,7 @@ use crate::neighbours::{Request, Resolution};
 use crate::packets::{Destination, Reply};
 use crate::routing::NextHop;
 use crate::socket_id::SocketId;
-use crate::streams::{Streams, TxMeta};
+use crate::streams::{PartialChecksum, Streams, TxMeta};
 use crate::tcp::{Flags, IcmpError, Outgoing, Unreachable};
 use crate::time::Instant;
 
@@ -32,8 +33,10 @@ const TCP_CHECKSUM_AT: usize = 16;
 
 /// What one step of sending did.
 enum Step {
-    /// A frame of this length is in the caller's buffer.
+    /// A complete frame of this length is in the caller's buffer.
     Frame(usize),
+    /// A frame of which the link has to finish something.
+    Unfinished(TxMeta),
     /// Something that needs no frame; there may be more.
     Again,
     /// Nothing is left.
@@ -58,17 +61,20 @@ impl Shard {
         self.unfinished = false;
         for _ in 0..STEPS_PER_TRANSMIT {
             match self.transmit_step(out, streams) {
-                Step::Frame(len) => {
-                    self.counters.count(Counter::FramesSent);
-                    self.counters.add(Counter::BytesSent, len as u64);
-                    return Some(TxMeta { len });
-                }
+                Step::Frame(len) => return Some(self.sent(TxMeta { len, ..TxMeta::default() })),
+                Step::Unfinished(meta) => return Some(self.sent(meta)),
                 Step::Again => {}
                 Step::Idle => return None,
             }
         }
         self.unfinished = true;
         None
+    }
+
+    fn sent(&mut self, meta: TxMeta) -> TxMeta {
+        self.counters.count(Counter::FramesSent);
+        self.counters.add(Counter::BytesSent, meta.len as u64);
+        meta
     }
 
     fn transmit_step(&mut self, out: &mut [u8], streams: &mut impl Streams) -> Step {
@@ -214,12 +220,18 @@ impl Shard {
                     return Step::Again;
                 };
                 let packet = &mut out[ETHERNET_HEADER..];
-                let len = emit_segment(&header, &key, &outgoing, packet, |payload| {
+                let work = ChecksumWork::of(self.offloads);
+                let len = emit_segment(&header, &key, &outgoing, work, packet, |payload| {
                     streams.read(id, outgoing.payload_position, payload);
                 });
                 let kind = ethernet_type(packet);
                 emit_ethernet(self.mac, mac, kind, out);
-                Step::Frame(ETHERNET_HEADER + len)
+                let start = (ETHERNET_HEADER + header.len()) as u16;
+                Step::Unfinished(TxMeta {
+                    len: ETHERNET_HEADER + len,
+                    checksum: work.left_at(start),
+                    segment_size: 0,
+                })
             }
             Resolution::Asked(neighbour) if self.neighbours.has_room(neighbour) => {
                 if let Some(packet) = self.segment_packet(id, streams)
@@ -322,9 +334,10 @@ impl Shard {
         let (outgoing, key, header) = self.next_segment(id)?;
         let len = header.len() + outgoing.header_len() + outgoing.payload_len;
         let mut packet = self.buffers.take(len);
-        let _: usize = emit_segment(&header, &key, &outgoing, &mut packet, |payload| {
-            streams.read(id, outgoing.payload_position, payload);
-        });
+        let _: usize =
+            emit_segment(&header, &key, &outgoing, ChecksumWork::Whole, &mut packet, |payload| {
+                streams.read(id, outgoing.payload_position, payload);
+            });
         Some(packet)
     }
 
@@ -367,12 +380,33 @@ impl Shard {
         }
         let mut packet = self.buffers.take(len);
         let reply = Outgoing { payload_len: 0, ..*reply };
-        let _: usize = emit_segment(&header, key, &reply, &mut packet, |_| {});
+        let _: usize = emit_segment(&header, key, &reply, ChecksumWork::Whole, &mut packet, |_| {});
         self.counters.count(Counter::TcpSegmentsSent);
         if reply.flags.contains(Flags::RST) {
             self.counters.count(Counter::TcpResetsSent);
         }
         self.replies.push_back(Destination::Routed(remote.ip()), packet);
+    }
+}
+
+/// How much of a checksum is ours to compute.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+enum ChecksumWork {
+    /// All of it.
+    Whole,
+    /// The link does the rest.
+    PseudoHeader,
+}
+
+impl ChecksumWork {
+    fn of(offloads: Offloads) -> ChecksumWork {
+        if offloads.tx_checksum { ChecksumWork::PseudoHeader } else { ChecksumWork::Whole }
+    }
+
+    /// What is left for the link in a TCP segment that starts at `start` of the frame.
+    fn left_at(self, start: u16) -> Option<PartialChecksum> {
+        let offset = TCP_CHECKSUM_AT as u16;
+        (self == ChecksumWork::PseudoHeader).then_some(PartialChecksum { start, offset })
     }
 }
 
@@ -393,6 +427,7 @@ fn emit_segment(
     header: &IpHeader,
     key: &FlowKey,
     outgoing: &Outgoing,
+    work: ChecksumWork,
     out: &mut [u8],
     fill_payload: impl FnOnce(&mut [u8]),
 ) -> usize {
@@ -400,7 +435,11 @@ fn emit_segment(
     let (local, remote) = (key.local(), key.remote());
     let len = outgoing.emit(local.port(), remote.port(), &mut out[at..], fill_payload);
     let packet = &mut out[..at + len];
-    let sum = transport_checksum(header.source, header.destination, TCP, &packet[at..]);
+    let (source, destination) = (header.source, header.destination);
+    let sum = match work {
+        ChecksumWork::Whole => transport_checksum(source, destination, TCP, &packet[at..]),
+        ChecksumWork::PseudoHeader => pseudo_checksum(source, destination, TCP, len),
+    };
     write_u16(packet, at + TCP_CHECKSUM_AT, sum);
     header.emit(packet);
     at + len

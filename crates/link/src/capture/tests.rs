@@ -64,7 +64,7 @@ impl Bench {
         let mut frame = self.pool.alloc().unwrap();
         let target = &mut self.pool.bytes_mut(&mut frame)[TX_HEADROOM..TX_HEADROOM + bytes.len()];
         target.copy_from_slice(bytes);
-        TxFrame::new(frame, bytes.len() as u16)
+        TxFrame::new(frame, bytes.len() as u32)
     }
 
     /// The captured port sends, the peer takes everything off the wire.

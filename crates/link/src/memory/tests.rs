@@ -13,7 +13,7 @@ fn pool(count: u32) -> FramePool {
 fn frame(pool: &mut FramePool, bytes: &[u8]) -> TxFrame {
     let mut frame = pool.alloc().unwrap();
     pool.bytes_mut(&mut frame)[TX_HEADROOM..TX_HEADROOM + bytes.len()].copy_from_slice(bytes);
-    TxFrame::new(frame, bytes.len() as u16)
+    TxFrame::new(frame, bytes.len() as u32)
 }
 
 /// Whether a wait on the port would return at once.
@@ -87,8 +87,8 @@ fn misfits_and_a_lost_peer_are_counted() {
     let mut frames = vec![
         frame(&mut pool, &[0; 13]),
         frame(&mut pool, &[0; 1295]),
-        TxFrame { frame: pool.alloc().unwrap(), offset: 3, len: 60 },
-        TxFrame { frame: pool.alloc().unwrap(), offset: 2000, len: 60 },
+        TxFrame { offset: 3, ..TxFrame::new(pool.alloc().unwrap(), 60) },
+        TxFrame { offset: 2000, ..TxFrame::new(pool.alloc().unwrap(), 60) },
     ];
     assert_eq!(one.tx_burst(&mut pool, &mut frames).unwrap(), 4);
     assert_eq!((one.counters().tx_too_short, one.counters().tx_too_long), (1, 3));

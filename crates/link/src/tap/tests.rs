@@ -71,7 +71,7 @@ impl Bench {
             let mut frame = self.pool.alloc().unwrap();
             let chunk = self.pool.bytes_mut(&mut frame);
             chunk[TX_HEADROOM..TX_HEADROOM + bytes.len()].copy_from_slice(bytes);
-            list.push(TxFrame::new(frame, bytes.len() as u16));
+            list.push(TxFrame::new(frame, bytes.len() as u32));
         }
         let sent = self.tap.tx_burst(&mut self.pool, &mut list);
         list.drain(..).for_each(|left| self.pool.free(left.frame));

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use haypile_engine::{
-    Close, Event, Instant, Limits, ListenOptions, Progress, Shard, ShardConfig, SocketId,
+    Close, Event, Instant, Limits, ListenOptions, Offloads, Progress, Shard, ShardConfig, SocketId,
     SocketOptions, Streams,
 };
 use haypile_link::memory::{self, MemoryPort};
@@ -219,6 +219,7 @@ impl Peer {
             limits: Limits::default(),
             secret: [9; 32],
             seed: 7,
+            offloads: Offloads::default(),
         };
         Peer {
             shard: Shard::new(config, now).unwrap(),

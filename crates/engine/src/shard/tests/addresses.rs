@@ -140,7 +140,7 @@ fn ipv6_extensions() {
 #[test]
 fn tcp() {
     let mut host = Host::new(config(1));
-    let valid = RxMeta { checksum_valid: true };
+    let valid = RxMeta { checksum_valid: true, ..RxMeta::default() };
     let mut give = |segment: &[u8], meta: RxMeta, reason: DropReason| {
         let bytes = frame(US, &packet("198.18.0.9", "198.18.0.1", 6, segment));
         let before = host.dropped(reason);
@@ -179,7 +179,7 @@ fn a_syn_without_a_way_back_is_dropped() {
     syn[..4].copy_from_slice(&[0, 1, 0, 80]);
     syn[12..14].copy_from_slice(&[0x50, 2]);
     let bytes = frame(US, &packet("8.8.8.8", "198.18.0.1", 6, &syn));
-    let valid = RxMeta { checksum_valid: true };
+    let valid = RxMeta { checksum_valid: true, ..RxMeta::default() };
     host.shard.handle_frame(START, &bytes, valid, &mut host.memory);
     assert_eq!(host.dropped(DropReason::TcpNoRoute), 1);
     assert_eq!(host.shard.connection_count(), 0);

@@ -65,6 +65,7 @@ pub fn config(host: u8) -> ShardConfig {
         limits: Limits::default(),
         secret: [host; 32],
         seed: u64::from(host),
+        offloads: Offloads::default(),
     }
 }
 

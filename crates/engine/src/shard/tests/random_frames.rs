@@ -109,7 +109,7 @@ proptest! {
                 let kind = kinds[usize::from(bytes[12]) % 3];
                 bytes[12..14].copy_from_slice(&kind);
             }
-            feed(&mut host, START, &bytes, RxMeta { checksum_valid });
+            feed(&mut host, START, &bytes, RxMeta { checksum_valid, ..RxMeta::default() });
         }
     }
 
@@ -137,7 +137,7 @@ proptest! {
             }
             now = now.plus_us(wait_us);
             host.shard.handle_timers(now, &mut host.memory);
-            feed(&mut host, now, &bytes, RxMeta { checksum_valid });
+            feed(&mut host, now, &bytes, RxMeta { checksum_valid, ..RxMeta::default() });
         }
         let received = host.count(Counter::FramesReceived);
         prop_assert!(host.count(Counter::FramesAccepted) <= received);
