@@ -104,6 +104,8 @@ pub enum ConnectError {
     FamilyMismatch,
     /// The limit of sockets is reached (ENOBUFS).
     TooManySockets,
+    /// A broadcast address, and the UDP socket has no permission for it (EACCES).
+    BroadcastRefused,
 }
 
 impl fmt::Display for ConnectError {
@@ -116,13 +118,64 @@ impl fmt::Display for ConnectError {
             ConnectError::BadRemote => "cannot connect to this address",
             ConnectError::FamilyMismatch => "local and remote address have different families",
             ConnectError::TooManySockets => "no room for another socket",
+            ConnectError::BroadcastRefused => "the socket may not send to broadcast addresses",
         })
     }
 }
 
 impl std::error::Error for ConnectError {}
 
-/// What went wrong with a connection; sticky once set, shown in [`crate::Progress`].
+/// Why a datagram was not sent.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum SendError {
+    /// Larger than any datagram can be, or than the path allows without fragments (EMSGSIZE).
+    MessageTooLong {
+        /// The IP MTU of the path in bytes.
+        mtu: u32,
+    },
+    /// No route, or no source address of that family (ENETUNREACH).
+    NoRoute,
+    /// No destination is given, and the socket is not connected (EDESTADDRREQ).
+    NotConnected,
+    /// The source address is not one of ours (EADDRNOTAVAIL, EINVAL for IP_PKTINFO).
+    AddressNotOurs,
+    /// A broadcast address, and the socket has no permission for it (EACCES).
+    BroadcastRefused,
+    /// The destination is port 0 or the unspecified address (EINVAL).
+    BadRemote,
+    /// The destination has another family than the socket (EAFNOSUPPORT).
+    FamilyMismatch,
+    /// Segments that do not fit the path MTU, or too many of them (EINVAL).
+    BadSegmentSize,
+    /// The id names no UDP socket (EBADF).
+    NoSocket,
+    /// The queue is full: try again after `poll_transmit` (EAGAIN).
+    Busy,
+}
+
+impl fmt::Display for SendError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            SendError::MessageTooLong { mtu } => {
+                return write!(f, "too long for a path MTU of {mtu}");
+            }
+            SendError::NoRoute => "no route to this network",
+            SendError::NotConnected => "no destination is given and the socket is not connected",
+            SendError::AddressNotOurs => "not an address of this service",
+            SendError::BroadcastRefused => "the socket may not send to broadcast addresses",
+            SendError::BadRemote => "cannot send to this address",
+            SendError::FamilyMismatch => "the socket is of another address family",
+            SendError::BadSegmentSize => "segments do not fit the path or are too many",
+            SendError::NoSocket => "no such UDP socket",
+            SendError::Busy => "the send queue is full",
+        })
+    }
+}
+
+impl std::error::Error for SendError {}
+
+/// What went wrong with a connection; sticky once set, shown in [`crate::Progress`]. For a UDP
+/// socket what an ICMP error says, shown in [`crate::Event::DatagramError`].
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub enum SocketError {
     /// The peer sent a reset on a synchronised connection (ECONNRESET).
@@ -143,6 +196,12 @@ pub enum SocketError {
     BrokenPipe,
     /// Memory for the connection could not be had (ENOBUFS).
     NoMemory,
+    /// A datagram was too large for its path (EMSGSIZE).
+    MessageTooLong,
+    /// A router or the peer's host does not let the datagram through (EACCES).
+    PermissionDenied,
+    /// The peer or a router complains about a header (EPROTO).
+    ProtocolError,
 }
 
 impl fmt::Display for SocketError {
@@ -157,6 +216,9 @@ impl fmt::Display for SocketError {
             SocketError::ProtocolUnreachable => "protocol not available at the peer",
             SocketError::BrokenPipe => "broken pipe",
             SocketError::NoMemory => "no memory for the connection",
+            SocketError::MessageTooLong => "message too long for its path",
+            SocketError::PermissionDenied => "prohibited on the way or by the peer",
+            SocketError::ProtocolError => "protocol error",
         })
     }
 }

@@ -3,7 +3,7 @@
 //! Drained with [`crate::Shard::poll_event`] after each burst. Progress is coalesced: it describes
 //! a connection at the moment it is taken, and at most one is queued per connection.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::error::SocketError;
 use crate::socket_id::SocketId;
@@ -36,6 +36,24 @@ pub enum Event {
     Released {
         /// The forgotten connection.
         id: SocketId,
+    },
+    /// An ICMP error about a datagram of a UDP socket. A connected socket hears of errors that are
+    /// final, one with `receive_errors` of all, as on Linux.
+    DatagramError {
+        /// The socket.
+        id: SocketId,
+        /// What it means.
+        error: SocketError,
+        /// Where the datagram was sent to.
+        remote: SocketAddr,
+        /// Type of the ICMP or ICMPv6 message.
+        icmp_type: u8,
+        /// Its code.
+        icmp_code: u8,
+        /// The IP MTU that the message reports, in bytes; 0 if it reports none.
+        mtu: u32,
+        /// Who sent the message; `None` when we found out ourselves.
+        offender: Option<IpAddr>,
     },
 }
 

@@ -9,6 +9,7 @@
 
 pub mod config;
 pub mod counters;
+pub mod datagram;
 pub mod drop_reason;
 pub mod error;
 pub mod event;
@@ -36,8 +37,9 @@ mod timer_wheel;
 
 pub use config::{Cidr, Offloads, Route, ShardConfig};
 pub use counters::{Counter, Counters};
+pub use datagram::{Datagram, DatagramOption, DatagramOptions, PathMtu, SendTo};
 pub use drop_reason::DropReason;
-pub use error::{ConfigError, ConnectError, ListenError, ParseCidrError, SocketError};
+pub use error::{ConfigError, ConnectError, ListenError, ParseCidrError, SendError, SocketError};
 pub use event::{Event, Progress};
 pub use limits::Limits;
 pub use options::{Close, ListenOptions, SocketOption, SocketOptions};

@@ -3,6 +3,7 @@
 //! [`Streams`] is the only generic on the data path: a FIFO in shared memory in the service, a
 //! vector in the simulator and in tests.
 
+use crate::datagram::Datagram;
 use crate::socket_id::SocketId;
 
 /// The memory of both directions of all connections. Positions count bytes from the first data
@@ -15,6 +16,13 @@ pub trait Streams {
     /// Copies bytes `position..position + out.len()` of the send stream. Asked only for bytes not
     /// yet acknowledged and below the tail given to [`crate::Shard::send_ready`].
     fn read(&mut self, id: SocketId, position: u64, out: &mut [u8]);
+
+    /// Takes a datagram for a UDP socket. False when there is no room: the datagram is dropped and
+    /// counted. Who opens no UDP sockets need not implement it.
+    fn write_datagram(&mut self, id: SocketId, datagram: &Datagram, payload: &[u8]) -> bool {
+        let _ = (id, datagram, payload);
+        false
+    }
 }
 
 /// What the link knows about a received frame.

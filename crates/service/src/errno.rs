@@ -10,6 +10,10 @@ pub fn of_socket_error(error: SocketError) -> i32 {
         SocketError::TimedOut => libc::ETIMEDOUT,
         SocketError::HostUnreachable => libc::EHOSTUNREACH,
         SocketError::NetworkUnreachable => libc::ENETUNREACH,
+        SocketError::MessageTooLong => libc::EMSGSIZE,
+        SocketError::PermissionDenied => libc::EACCES,
+        SocketError::ProtocolError => libc::EPROTO,
+        SocketError::ProtocolUnreachable => libc::ENOPROTOOPT,
         _ => libc::EPIPE,
     }
 }
@@ -34,5 +38,6 @@ pub fn of_connect_error(error: ConnectError) -> i32 {
         ConnectError::BadRemote => libc::EINVAL,
         ConnectError::FamilyMismatch => libc::EAFNOSUPPORT,
         ConnectError::TooManySockets => libc::ENOBUFS,
+        ConnectError::BroadcastRefused => libc::EACCES,
     }
 }

@@ -271,7 +271,7 @@ fn happened<'a>(counts: impl Iterator<Item = (&'a str, &'a str, u64)>) -> Vec<Co
 fn state_name(state: SocketState) -> &'static str {
     match state {
         SocketState::Listen => "LISTEN",
-        SocketState::Tcp(State::Closed) => "UNCONN",
+        SocketState::Tcp(State::Closed) | SocketState::Datagram => "UNCONN",
         SocketState::Tcp(State::SynSent) => "SYN-SENT",
         SocketState::Tcp(State::SynReceived) => "SYN-RECV",
         SocketState::Tcp(State::Established) => "ESTAB",

@@ -30,6 +30,8 @@ impl Core {
                 }
                 Some(Event::Progress { id, progress }) => self.progress(id, progress),
                 Some(Event::Released { id }) => self.released(id),
+                // No application has UDP sockets here yet.
+                Some(Event::DatagramError { .. }) => {}
                 None => return count,
             }
         }

@@ -115,6 +115,7 @@ impl Host {
                         program.observe(progress);
                     }
                 }
+                Event::DatagramError { .. } => {}
                 Event::Released { id } => {
                     self.memory.forget(id);
                     if self.programs.contains_key(&key(id)) {

@@ -232,7 +232,7 @@ impl<'a> Player<'a> {
                     self.shard.claimed(id);
                     self.open.push(id);
                 }
-                Event::Progress { .. } => {}
+                Event::Progress { .. } | Event::DatagramError { .. } => {}
                 Event::Released { id } => {
                     assert!(!self.open.contains(&id), "{id:?} was released before its close");
                 }

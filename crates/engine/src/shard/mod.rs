@@ -53,6 +53,8 @@ pub enum SocketState {
     Listen,
     /// A connection, or a TIME-WAIT record.
     Tcp(State),
+    /// A UDP socket.
+    Datagram,
 }
 
 /// One line of a listing of sockets.
