@@ -501,6 +501,9 @@ pub(crate) fn adopt(fd: RawFd, domain: i32) -> Result<(), Errno> {
     let ControlReply::Adopted { errno: 0, slot, generation, kind } = reply else {
         return Err(TO_KERNEL);
     };
+    if kind == SocketKind::Datagram {
+        return Err(TO_KERNEL);
+    }
     let socket = entry::make(domain)?;
     socket.open_record(attachment, slot, generation)?;
     socket.set(flag::SHARED);
@@ -509,7 +512,7 @@ pub(crate) fn adopt(fd: RawFd, domain: i32) -> Result<(), Errno> {
     let mut listening = [0; 4];
     let asked = sys::getsockopt(fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN, &mut listening);
     let dual = match kind {
-        SocketKind::Connection => false,
+        SocketKind::Connection | SocketKind::Datagram => false,
         SocketKind::Listener => asked.is_ok() && listening != [0; 4],
         SocketKind::Plain => {
             sys::getsockname(fd)?.is_some_and(|name| is_wildcard(&name) && name.port() != 0)
@@ -521,7 +524,7 @@ pub(crate) fn adopt(fd: RawFd, domain: i32) -> Result<(), Errno> {
         socket.clear(flag::NONBLOCKING);
     }
     socket.set_phase(match kind {
-        SocketKind::Plain => Phase::Bound,
+        SocketKind::Plain | SocketKind::Datagram => Phase::Bound,
         SocketKind::Connection => Phase::Stream,
         SocketKind::Listener => Phase::Listening,
     });

@@ -262,6 +262,7 @@ impl Core {
         match socket.kind {
             SocketKind::Plain => {}
             SocketKind::Listener => return Err(libc::EISCONN),
+            SocketKind::Datagram => return Err(libc::EOPNOTSUPP),
             SocketKind::Connection if socket.progress.connected => return Err(libc::EISCONN),
             SocketKind::Connection if socket.progress.error.is_none() => {
                 return Err(libc::EALREADY);

@@ -429,6 +429,7 @@ impl Socket {
         match self.kind {
             SocketKind::Listener => 0,
             SocketKind::Plain => ready::OUT | ready::HUP,
+            SocketKind::Datagram => self.datagram_bits(),
             SocketKind::Connection if !connected && error.is_none() => 0,
             SocketKind::Connection => {
                 let stream = self.stream.as_ref();
@@ -442,6 +443,16 @@ impl Socket {
                     | bit(error.is_some(), ready::ERR)
             }
         }
+    }
+
+    /// What poll(2) would say of a datagram socket.
+    fn datagram_bits(&self) -> u32 {
+        let Some(stream) = &self.stream else { return ready::OUT };
+        let bit = |condition: bool, bit: u32| if condition { bit } else { 0 };
+        bit(stream.rx_tail() > stream.rx_head() || self.rx_shut, ready::IN)
+            | bit(stream.has_record_room(), ready::OUT)
+            | bit(self.rx_shut, ready::RDHUP)
+            | bit(self.rx_shut && self.tx_shut, ready::HUP)
     }
 
     /// Slot and generation in its domain.

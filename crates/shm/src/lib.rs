@@ -16,6 +16,7 @@ compile_error!("the shared layouts are little-endian");
 pub mod arena;
 pub mod channel;
 pub mod control;
+pub mod datagram;
 pub mod doorbell;
 pub mod handshake;
 pub mod limits;
@@ -32,6 +33,7 @@ pub mod table;
 
 pub use arena::Arena;
 pub use channel::{AppChannel, ReplyCell, RequestSender, SendError, Sent, ServiceChannel};
+pub use datagram::DatagramHeader;
 pub use doorbell::Doorbell;
 pub use limits::{
     ARENA_SIZE, BLOCK_SIZE, CHUNK_SIZE, FIFO_SLOTS, NO_CHUNK, NO_REPLY, NO_SLOT, PROTOCOL_VERSION,

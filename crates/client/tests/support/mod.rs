@@ -421,6 +421,13 @@ impl State {
                 watches.retain(|one| one.process != process || one.watcher != watcher);
             }
             RequestBody::Drained { .. } => {}
+            RequestBody::BindDatagram { .. }
+            | RequestBody::ConnectDatagram { .. }
+            | RequestBody::Route { .. }
+            | RequestBody::TakeDatagramError
+            | RequestBody::Group { .. } => {
+                return Some(SocketReply::failure(libc::EOPNOTSUPP).encode());
+            }
             RequestBody::Shared { cookie } => self.socket(slot).cookie = Some(cookie),
         }
         None

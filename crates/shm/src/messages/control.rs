@@ -108,6 +108,8 @@ pub enum SocketKind {
     Connection = 1,
     /// A listener.
     Listener = 2,
+    /// A datagram socket.
+    Datagram = 3,
 }
 
 /// The numbers of the kinds.
@@ -224,6 +226,7 @@ impl ControlReply {
                     0 => SocketKind::Plain,
                     1 => SocketKind::Connection,
                     2 => SocketKind::Listener,
+                    3 => SocketKind::Datagram,
                     _ => return Err(Malformed),
                 };
                 ControlReply::Adopted { errno, slot, generation, kind }

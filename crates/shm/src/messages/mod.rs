@@ -12,7 +12,9 @@ mod request;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 pub use control::{ControlReply, ControlRequest, DOMAIN_TOKEN_BYTES, SocketKind};
-pub use reply::{NOT_OURS, OPTION_BYTES, OptionReply, ReplyPayload, SocketReply};
+pub use reply::{
+    DatagramError, NOT_OURS, OPTION_BYTES, OptionReply, ReplyPayload, RouteAnswer, SocketReply,
+};
 pub use request::{OPTION_MORE, Request, RequestBody, RequestHeader, Shutdown};
 
 /// One message: a cache line.
@@ -177,6 +179,11 @@ fn word32(word: u64) -> Result<u32, Malformed> {
 /// what decodes is the same after another encoding.
 pub fn fuzz_decode(bytes: &[u8]) {
     for piece in bytes.chunks(64) {
+        if let Ok(record) = piece.try_into()
+            && let Ok(value) = crate::DatagramHeader::decode(record)
+        {
+            assert_eq!(crate::DatagramHeader::decode(&value.encode()), Ok(value));
+        }
         let mut message: Message = [0; 8];
         for (word, part) in message.iter_mut().zip(piece.chunks(8)) {
             let mut whole = [0u8; 8];
@@ -209,6 +216,12 @@ fn fuzz_decode_message(message: &Message) {
     }
     if let Ok(value) = OptionReply::decode(payload) {
         assert_eq!(OptionReply::decode(&value.encode()), Ok(value));
+        if let Ok(error) = DatagramError::decode(value.bytes()) {
+            assert_eq!(DatagramError::decode(&error.encode()), Ok(error));
+        }
+        if let Ok(answer) = RouteAnswer::decode(value.bytes()) {
+            assert_eq!(RouteAnswer::decode(&answer.encode()), Ok(answer));
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Replies: service to application, in a reply cell, seven words. Which of the two shapes a reply
 //! has follows from the request.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::{Malformed, address_words, pair, unpair, word32, words_address};
 
@@ -103,5 +103,112 @@ impl OptionReply {
             chunk.copy_from_slice(&word.to_ne_bytes());
         }
         Ok(OptionReply { errno: errno as i32, len, bytes })
+    }
+}
+
+/// What the answer to `Route` carries: a destination that is the service's.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct RouteAnswer {
+    /// Largest IP packet on the way there, as far as known.
+    pub mtu: u32,
+    /// It is a broadcast address.
+    pub broadcast: bool,
+    /// It is one of the service's own addresses.
+    pub local: bool,
+}
+
+impl RouteAnswer {
+    /// As the value of an `OptionReply`.
+    pub fn encode(&self) -> [u8; 8] {
+        let [a, b, c, d] = self.mtu.to_le_bytes();
+        [a, b, c, d, u8::from(self.broadcast), u8::from(self.local), 0, 0]
+    }
+
+    /// From the value of an `OptionReply`.
+    pub fn decode(bytes: &[u8]) -> Result<RouteAnswer, Malformed> {
+        let [a, b, c, d, broadcast @ 0..=1, local @ 0..=1, 0, 0] = *bytes else {
+            return Err(Malformed);
+        };
+        let mtu = u32::from_le_bytes([a, b, c, d]);
+        Ok(RouteAnswer { mtu, broadcast: broadcast == 1, local: local == 1 })
+    }
+}
+
+/// What the answer to `TakeDatagramError` carries.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct DatagramError {
+    /// What it means to the socket, a positive errno.
+    pub errno: u8,
+    /// `SO_EE_ORIGIN_LOCAL`, `_ICMP` or `_ICMP6`.
+    pub origin: u8,
+    /// ICMP type.
+    pub kind: u8,
+    /// ICMP code.
+    pub code: u8,
+    /// Where the datagram went.
+    pub remote: SocketAddr,
+    /// Path MTU, where that was the trouble; else 0.
+    pub mtu: u32,
+    /// Who sent the error.
+    pub offender: Option<IpAddr>,
+}
+
+impl DatagramError {
+    /// As the value of an `OptionReply`.
+    pub fn encode(&self) -> [u8; OPTION_BYTES] {
+        let mut bytes = [0; OPTION_BYTES];
+        bytes[..4].copy_from_slice(&[self.errno, self.origin, self.kind, self.code]);
+        bytes[4..8].copy_from_slice(&self.mtu.to_le_bytes());
+        put_ip(Some(self.remote.ip()), &mut bytes[8..25]);
+        put_ip(self.offender, &mut bytes[25..42]);
+        bytes[42..44].copy_from_slice(&self.remote.port().to_le_bytes());
+        bytes
+    }
+
+    /// From the value of an `OptionReply`.
+    pub fn decode(bytes: &[u8]) -> Result<DatagramError, Malformed> {
+        let bytes: &[u8; OPTION_BYTES] = bytes.try_into().map_err(|_| Malformed)?;
+        if bytes[44..] != [0; 4] {
+            return Err(Malformed);
+        }
+        let remote = take_ip(&bytes[8..25])?.ok_or(Malformed)?;
+        Ok(DatagramError {
+            errno: bytes[0],
+            origin: bytes[1],
+            kind: bytes[2],
+            code: bytes[3],
+            mtu: u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]),
+            remote: SocketAddr::new(remote, u16::from_le_bytes([bytes[42], bytes[43]])),
+            offender: take_ip(&bytes[25..42])?,
+        })
+    }
+}
+
+/// Family (0 none, 4, 6) and 16 bytes.
+fn put_ip(ip: Option<IpAddr>, out: &mut [u8]) {
+    match ip {
+        None => {}
+        Some(IpAddr::V4(v4)) => {
+            out[0] = 4;
+            out[1..5].copy_from_slice(&v4.octets());
+        }
+        Some(IpAddr::V6(v6)) => {
+            out[0] = 6;
+            out[1..17].copy_from_slice(&v6.octets());
+        }
+    }
+}
+
+fn take_ip(bytes: &[u8]) -> Result<Option<IpAddr>, Malformed> {
+    let (family, rest) = bytes.split_first().ok_or(Malformed)?;
+    let address: [u8; 16] = rest.try_into().map_err(|_| Malformed)?;
+    match family {
+        0 => Ok(None),
+        4 => {
+            let [a, b, c, d, ..] = address;
+            Ok(Some(Ipv4Addr::new(a, b, c, d).into()))
+        }
+        6 => Ok(Some(Ipv6Addr::from(address).into())),
+        _ => Err(Malformed),
     }
 }

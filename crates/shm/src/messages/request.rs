@@ -5,7 +5,7 @@
 //! words 2..8: the body
 //! ```
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::{Malformed, Message, address_words, pair, unpair, word32, words_address};
 
@@ -145,6 +145,42 @@ pub enum RequestBody {
         /// `SO_COOKIE` of the placeholder.
         cookie: u64,
     },
+    /// Sync: bind a datagram socket, opening a new one if the slot is `NO_SLOT`. The reply is a
+    /// `SocketReply`.
+    BindDatagram {
+        /// Address and port; port 0: any.
+        address: SocketAddr,
+        /// `SO_REUSEADDR`
+        reuse_address: bool,
+        /// `SO_REUSEPORT`
+        reuse_port: bool,
+        /// `IPV6_V6ONLY`
+        v6only: bool,
+    },
+    /// Sync: fix the peer of a datagram socket, opening a new one if the slot is `NO_SLOT`. The
+    /// reply is a `SocketReply`.
+    ConnectDatagram {
+        /// The peer; `None`: no peer any more.
+        remote: Option<SocketAddr>,
+    },
+    /// Sync: whose a destination is. The reply is an `OptionReply` with a `RouteAnswer`, or the errno
+    /// `NOT_OURS`.
+    Route {
+        /// The destination.
+        remote: IpAddr,
+    },
+    /// Sync: takes the oldest of the errors that wait on a datagram socket. The reply is an
+    /// `OptionReply` with a `DatagramError`, or `EAGAIN`.
+    TakeDatagramError,
+    /// Sync: joins or leaves a multicast group. The reply is a `SocketReply`.
+    Group {
+        /// Joins rather than leaves.
+        join: bool,
+        /// The group.
+        group: IpAddr,
+        /// The address of the interface; unspecified: any.
+        interface: IpAddr,
+    },
 }
 
 const FLAG_A: u16 = 1;
@@ -173,6 +209,11 @@ mod kind {
     pub const UNWATCH: u16 = 18;
     pub const DRAINED: u16 = 19;
     pub const SHARED: u16 = 20;
+    pub const BIND_DATAGRAM: u16 = 21;
+    pub const CONNECT_DATAGRAM: u16 = 22;
+    pub const ROUTE: u16 = 23;
+    pub const TAKE_DATAGRAM_ERROR: u16 = 24;
+    pub const GROUP: u16 = 25;
 }
 
 fn flag(set: bool, bit: u16) -> u16 {
@@ -258,6 +299,24 @@ impl RequestBody {
             RequestBody::Unwatch { watcher } => (kind::UNWATCH, 0, one(u64::from(watcher))),
             RequestBody::Drained { watcher } => (kind::DRAINED, 0, one(u64::from(watcher))),
             RequestBody::Shared { cookie } => (kind::SHARED, 0, one(cookie)),
+            RequestBody::BindDatagram { address, reuse_address, reuse_port, v6only } => {
+                let flags =
+                    flag(reuse_address, FLAG_A) | flag(reuse_port, FLAG_B) | flag(v6only, FLAG_C);
+                (kind::BIND_DATAGRAM, flags, with_address(address))
+            }
+            RequestBody::ConnectDatagram { remote } => {
+                let [x, y, z] = address_words(remote);
+                (kind::CONNECT_DATAGRAM, 0, [x, y, z, 0, 0, 0])
+            }
+            RequestBody::Route { remote } => {
+                (kind::ROUTE, 0, with_address(SocketAddr::new(remote, 0)))
+            }
+            RequestBody::TakeDatagramError => (kind::TAKE_DATAGRAM_ERROR, 0, none),
+            RequestBody::Group { join, group, interface } => {
+                let [x, y, z] = address_words(Some(SocketAddr::new(group, 0)));
+                let [u, v, w] = address_words(Some(SocketAddr::new(interface, 0)));
+                (kind::GROUP, flag(join, FLAG_A), [x, y, z, u, v, w])
+            }
         }
     }
 
@@ -305,6 +364,22 @@ impl RequestBody {
             kind::UNWATCH => RequestBody::Unwatch { watcher: word32(body[0])? },
             kind::DRAINED => RequestBody::Drained { watcher: word32(body[0])? },
             kind::SHARED => RequestBody::Shared { cookie: body[0] },
+            kind::BIND_DATAGRAM => RequestBody::BindDatagram {
+                address: address_of(body)?,
+                reuse_address: a,
+                reuse_port: b,
+                v6only: c,
+            },
+            kind::CONNECT_DATAGRAM => RequestBody::ConnectDatagram {
+                remote: words_address(&[body[0], body[1], body[2]])?,
+            },
+            kind::ROUTE => RequestBody::Route { remote: address_of(body)?.ip() },
+            kind::TAKE_DATAGRAM_ERROR => RequestBody::TakeDatagramError,
+            kind::GROUP => RequestBody::Group {
+                join: a,
+                group: address_of(body)?.ip(),
+                interface: address_of(&[body[3], body[4], body[5], 0, 0, 0])?.ip(),
+            },
             _ => return Err(Malformed),
         })
     }

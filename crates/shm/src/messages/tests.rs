@@ -36,6 +36,13 @@ fn every_request() -> Vec<RequestBody> {
         RequestBody::Unwatch { watcher: 127 },
         RequestBody::Drained { watcher: 0 },
         RequestBody::Shared { cookie: u64::MAX - 1 },
+        RequestBody::BindDatagram { address, reuse_address: true, reuse_port: false, v6only: true },
+        RequestBody::ConnectDatagram { remote: Some(remote) },
+        RequestBody::ConnectDatagram { remote: None },
+        RequestBody::Route { remote: remote.ip() },
+        RequestBody::TakeDatagramError,
+        RequestBody::Group { join: true, group: remote.ip(), interface: address.ip() },
+        RequestBody::Group { join: false, group: address.ip(), interface: remote.ip() },
     ]
 }
 
@@ -48,7 +55,7 @@ fn every_request_survives() {
         assert_eq!(Request::decode(&message), Ok(request));
         kinds.insert(message[0] as u16);
     }
-    assert_eq!(kinds.len(), 20, "every kind is in the list");
+    assert_eq!(kinds.len(), 25, "every kind is in the list");
 }
 
 #[test]
@@ -66,6 +73,23 @@ fn events_and_replies_survive() {
     assert_eq!(reply.bytes(), [9; OPTION_BYTES]);
     assert_eq!(OptionReply::failure(22).bytes(), []);
     assert_eq!(OptionReply::decode(&[u64::MAX; 7]), Err(Malformed));
+    let answer = RouteAnswer { mtu: 65_535, broadcast: true, local: false };
+    let reply = OptionReply::value(&answer.encode());
+    assert_eq!(RouteAnswer::decode(reply.bytes()), Ok(answer));
+    let error = DatagramError {
+        errno: 111,
+        origin: 2,
+        kind: 3,
+        code: 4,
+        remote: "[2001:db8::1]:9".parse().unwrap(),
+        mtu: 1280,
+        offender: Some("198.18.0.1".parse().unwrap()),
+    };
+    for error in [error, DatagramError { offender: None, ..error }] {
+        let reply = OptionReply::value(&error.encode());
+        assert_eq!(DatagramError::decode(reply.bytes()), Ok(error));
+    }
+    assert_eq!(DatagramError::decode(&[0; OPTION_BYTES]), Err(Malformed));
 }
 
 #[test]
@@ -90,6 +114,7 @@ fn control_messages_survive() {
         ControlReply::ArenaMapped { index: 2, errno: 12 },
         ControlReply::WatcherMade { watcher: 3, errno: 0 },
         ControlReply::Adopted { errno: 2, slot: 4, generation: 5, kind: SocketKind::Listener },
+        ControlReply::Adopted { errno: 0, slot: 4, generation: 5, kind: SocketKind::Datagram },
     ] {
         assert_eq!(ControlReply::decode(&reply.encode()), Ok(reply));
         assert_eq!(ControlRequest::decode(&reply.encode()), Err(Malformed));
@@ -105,13 +130,13 @@ proptest! {
     /// Known kinds with any words behind them: what random bytes alone would never reach.
     #[test]
     fn any_words_behind_a_known_kind(
-        kind in prop_oneof![0u64..24, 0x100u64..0x104, 0x200u64..0x209, 0x300u64..0x309],
+        kind in prop_oneof![0u64..29, 0x100u64..0x104, 0x200u64..0x209, 0x300u64..0x309],
         high in any::<u64>(),
         words in any::<[u64; 7]>(),
         small in any::<bool>(),
     ) {
         let words = words.map(|word| if small { word % 5 } else { word });
-        let first = if kind < 24 { kind | high << 16 } else { kind };
+        let first = if kind < 29 { kind | high << 16 } else { kind };
         let message = [first, words[0], words[1], words[2], words[3], words[4], words[5], words[6]];
         fuzz_decode(message.map(u64::to_ne_bytes).as_flattened());
     }

@@ -14,6 +14,10 @@ use std::io::{IoSlice, IoSliceMut};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+mod records;
+
+pub use records::RecordRead;
+
 use super::layout::{Block, ChunkLine};
 use super::service::{OfferState, offer_word};
 use super::{chunk_offset_of, piece_len, slot_of};

@@ -20,7 +20,7 @@ mod application;
 mod layout;
 mod service;
 
-pub use application::{AppStream, Chunks, ReadOutcome, StreamError, WriteOutcome};
+pub use application::{AppStream, Chunks, ReadOutcome, RecordRead, StreamError, WriteOutcome};
 pub use service::{Hostile, OfferState, ServiceStream};
 
 /// Bits of the status word of a record.
@@ -43,6 +43,8 @@ pub mod status {
     pub const TX_SHUT: u32 = 1 << 7;
     /// The application has shut down its receiving direction.
     pub const RX_SHUT: u32 = 1 << 8;
+    /// Errors of datagrams wait to be taken one by one (`TakeDatagramError`).
+    pub const ERRORS: u32 = 1 << 9;
 }
 
 use crate::limits::{CHUNK_SIZE, FIFO_SLOTS};
@@ -75,5 +77,7 @@ fn chunk_offset_of(position: u64) -> usize {
 mod hostile_tests;
 #[cfg(all(test, loom))]
 mod loom_tests;
+#[cfg(all(test, not(loom)))]
+mod record_tests;
 #[cfg(all(test, not(loom)))]
 mod tests;

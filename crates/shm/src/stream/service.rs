@@ -6,6 +6,8 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+mod records;
+
 use super::layout::Block;
 use super::{chunk_floor, chunk_offset_of, piece_len, slot_of};
 use crate::arena::Arena;
@@ -32,6 +34,8 @@ pub enum Hostile {
     TxTail,
     /// The offer word holds no state that an application may write.
     Offer,
+    /// A datagram's record is not one.
+    Record,
 }
 
 impl core::fmt::Display for Hostile {
@@ -40,6 +44,7 @@ impl core::fmt::Display for Hostile {
             Hostile::RxHead => "impossible receive position",
             Hostile::TxTail => "impossible send position",
             Hostile::Offer => "impossible offer state",
+            Hostile::Record => "impossible datagram",
         })
     }
 }
@@ -79,6 +84,8 @@ struct Receive {
 #[derive(Debug)]
 struct Send {
     head: u64,
+    /// Datagrams only: up to here they are taken, though their memory is not free yet.
+    taken: u64,
     tail: u64,
     limit: u64,
     room: u64,
@@ -120,6 +127,7 @@ impl ServiceStream {
             },
             tx: Send {
                 head: 0,
+                taken: 0,
                 tail: 0,
                 limit: 0,
                 room: 0,
