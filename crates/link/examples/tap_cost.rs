@@ -13,8 +13,8 @@ use std::time::Instant;
 use haypile_link::netlink::Netlink;
 use haypile_link::netns::{self, Namespace};
 use haypile_link::port::{Port, RxFrame, TX_HEADROOM, TxFrame, local_mac};
-use haypile_link::tap::{Tap, TapConfig};
-use haypile_shm::pool::FramePool;
+use haypile_link::tap::{Offload, Tap, TapConfig};
+use haypile_shm::pool::{FramePool, SUPERFRAME_SIZE};
 
 const ROUNDS: usize = 41;
 const FRAMES_A_ROUND: usize = 1024;
@@ -33,14 +33,14 @@ fn main() -> Outcome<()> {
 }
 
 fn measure() -> Outcome<()> {
-    for receive_checksum in [false, true] {
+    for offload in [Offload::None, Offload::Checksum, Offload::Segmentation] {
         let mut config = TapConfig::new(MTU, local_mac("tap_cost"));
         config.host_addresses = vec![(HOST.into(), 24)];
-        config.receive_checksum = receive_checksum;
+        config.offload = offload;
         let mut tap = Tap::open(&config)?;
         Netlink::open()?.add_neighbour(tap.index(), OURS.into(), tap.mac())?;
-        let mut pool =
-            FramePool::new(2 * BURST as u32, 2048).map_err(|error| format!("{error:?}"))?;
+        let mut pool = FramePool::new(2 * BURST as u32, frame_size(offload))
+            .map_err(|error| format!("{error:?}"))?;
         println!("{}", tap.describe());
         for len in [64, 1514] {
             let (read, lost) = read_cost(&mut tap, &mut pool, len)?;
@@ -49,6 +49,10 @@ fn measure() -> Outcome<()> {
         }
     }
     Ok(())
+}
+
+fn frame_size(offload: Offload) -> usize {
+    if offload == Offload::Segmentation { SUPERFRAME_SIZE } else { 2048 }
 }
 
 /// Median cost of reading a frame of `len` bytes, and how many of those sent did not come.

@@ -7,6 +7,7 @@
 //! | [`port`] | the [`port::Port`] trait: bursts of frames in and out, features, counters |
 //! | [`tap`] | an Ethernet interface of the kernel whose other end is this process |
 //! | [`memory`] | two ports joined in this process, for tests |
+//! | [`offload`] | finishing checksums and cutting superframes in software |
 //! | [`capture`] | a decorator that writes what passes to a pcapng file |
 //! | [`netlink`], [`netns`] | interfaces, addresses, routes; network namespaces |
 //! | [`address_plan`] | which free addresses a private service takes |
@@ -22,6 +23,7 @@ mod error;
 pub mod memory;
 pub mod netlink;
 pub mod netns;
+pub mod offload;
 pub mod port;
 #[allow(unsafe_code)]
 mod sys;

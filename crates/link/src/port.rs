@@ -19,6 +19,10 @@ pub const ETHERNET_HEADER_LEN: usize = 14;
 /// Length of an 802.1Q tag, in bytes: a received frame may exceed the MTU by this much.
 pub const VLAN_TAG_LEN: usize = 4;
 
+/// The largest IP packet of a superframe, in bytes: what its length field can tell (RFC 791 section
+/// 3.1; an IPv6 packet is kept within the same).
+pub const SUPERFRAME_PACKET_MAX: u32 = 65_535;
+
 /// A received frame; whoever holds it owns its chunk and gives it back with `FramePool::free`.
 #[derive(Debug)]
 pub struct RxFrame {
@@ -115,12 +119,18 @@ pub struct PortCounters {
     pub rx_unsegmented: u64,
     /// Received with a transport checksum that its sender left unfinished; handed on as valid.
     pub rx_partial_checksum: u64,
+    /// Received as a batch of TCP segments.
+    pub rx_superframes: u64,
     /// Bursts cut short because the pool had no free chunk.
     pub rx_no_chunk: u64,
     /// Frames sent.
     pub tx_frames: u64,
     /// Bytes of those frames.
     pub tx_bytes: u64,
+    /// Sent with a transport checksum that the other side finishes.
+    pub tx_partial_checksum: u64,
+    /// Sent as a batch of TCP segments, which the other side cuts.
+    pub tx_superframes: u64,
     /// Dropped on send: longer than the MTU allows, or without room for the port's header.
     pub tx_too_long: u64,
     /// Dropped on send: shorter than an Ethernet header.
@@ -135,7 +145,7 @@ pub struct PortCounters {
 
 impl PortCounters {
     /// Number of counters.
-    pub const COUNT: usize = 14;
+    pub const COUNT: usize = 17;
 
     /// Every counter with its name, in a fixed order.
     pub fn named(&self) -> [(&'static str, u64); PortCounters::COUNT] {
@@ -146,9 +156,12 @@ impl PortCounters {
             ("rx_too_short", self.rx_too_short),
             ("rx_unsegmented", self.rx_unsegmented),
             ("rx_partial_checksum", self.rx_partial_checksum),
+            ("rx_superframes", self.rx_superframes),
             ("rx_no_chunk", self.rx_no_chunk),
             ("tx_frames", self.tx_frames),
             ("tx_bytes", self.tx_bytes),
+            ("tx_partial_checksum", self.tx_partial_checksum),
+            ("tx_superframes", self.tx_superframes),
             ("tx_too_long", self.tx_too_long),
             ("tx_too_short", self.tx_too_short),
             ("tx_refused", self.tx_refused),

@@ -32,9 +32,32 @@ pub(crate) fn tun_set_interface(
     request.ifr_ifru.ifru_flags = flags as libc::c_short;
     // SAFETY: TUNSETIFF reads and writes exactly one `ifreq`, which lives until the call returns.
     check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &mut request) })?;
-    let given: Vec<u8> =
+    interface_name(&request)
+}
+
+/// TUNGETIFF: the name of a queue's interface and its flags.
+pub(crate) fn tun_interface(device: BorrowedFd<'_>) -> io::Result<(String, libc::c_int)> {
+    // SAFETY: `ifreq` is plain data: all zeros is a valid value of it.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    // SAFETY: TUNGETIFF writes exactly one `ifreq`, which lives until the call returns.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNGETIFF, &mut request) })?;
+    let name = interface_name(&request)?;
+    // SAFETY: TUNGETIFF has set the flags, which are a plain integer in the union.
+    Ok((name, libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags })))
+}
+
+/// TUNGETVNETHDRSZ: the length of the header before each frame, in bytes.
+pub(crate) fn tun_header_size(device: BorrowedFd<'_>) -> io::Result<i32> {
+    let mut size: libc::c_int = 0;
+    // SAFETY: the request writes one `int` through the pointer, which is valid during the call.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNGETVNETHDRSZ, &mut size) })?;
+    Ok(size)
+}
+
+fn interface_name(request: &libc::ifreq) -> io::Result<String> {
+    let name: Vec<u8> =
         request.ifr_name.iter().map(|&c| c as u8).take_while(|&byte| byte != 0).collect();
-    String::from_utf8(given).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+    String::from_utf8(name).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
 }
 
 /// TUNSETVNETHDRSZ: the length of the header before each frame, in bytes.

@@ -1,29 +1,34 @@
 //! Owns the TAP port: an Ethernet interface of the kernel whose other end is this process. Called by
 //! the service, and by tests and benches inside namespaces of their own. Frames carry the virtio-net
-//! header (`virtio.rs`); the interface is set up by `netlink.rs`. It is gone when the last
+//! header (`virtio.rs`), by which the kernel leaves checksums and the cutting of TCP segments to us
+//! and takes both from us; the interface is set up by `tap/setup.rs`. It is gone when the last
 //! descriptor is closed, also by a kill. Read Documentation/networking/tuntap.rst of the kernel.
 
+mod setup;
 #[cfg(test)]
 mod tests;
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use haypile_shm::pool::FramePool;
 
 use crate::error::LinkError;
-use crate::netlink::Netlink;
+use crate::offload::read_u16;
 use crate::port::{
-    ETHERNET_HEADER_LEN, Features, Port, PortCounters, RxFrame, TX_HEADROOM, TxFrame, VLAN_TAG_LEN,
+    ETHERNET_HEADER_LEN, Features, PartialChecksum, Port, PortCounters, RxFrame,
+    SUPERFRAME_PACKET_MAX, TX_HEADROOM, TxFrame, VLAN_TAG_LEN,
 };
-use crate::{sys, virtio};
+use crate::virtio::{self, Batch, TcpBatch};
 
-const DEVICE: &str = "/dev/net/tun";
-/// The kernel puts the first free number in place of `%d`.
-const NAME_PATTERN: &str = "haypile%d";
+/// Ethernet type of IPv6.
+const TYPE_IPV6: u16 = 0x86dd;
+/// Where the data offset and the flags lie in a TCP header, and the flag CWR.
+const TCP_DATA_OFFSET_AT: usize = 12;
+const TCP_FLAGS_AT: usize = 13;
+const TCP_CWR: u8 = 0x80;
 /// Where a received frame starts in its chunk: as for sent frames, so that the IP header is aligned.
 const RX_FRAME_OFFSET: usize = TX_HEADROOM;
 const RX_HEADER_OFFSET: usize = RX_FRAME_OFFSET - virtio::HEADER_LEN;
@@ -46,9 +51,8 @@ pub struct TapConfig {
     pub host_addresses: Vec<(IpAddr, u8)>,
     /// How many frames may wait for us before the kernel drops, 1 at least.
     pub queue_len: u32,
-    /// Lets the kernel hand out frames whose transport checksum is unfinished (they come with
-    /// `checksum_valid`), which spares it the work.
-    pub receive_checksum: bool,
+    /// What the two ends leave to each other.
+    pub offload: Offload,
     /// Allows [`Tap::another_queue`].
     pub multi_queue: bool,
 }
@@ -64,23 +68,60 @@ impl TapConfig {
             mac,
             host_addresses: Vec::new(),
             queue_len: 16_384,
-            receive_checksum: false,
+            offload: Offload::None,
             multi_queue: false,
         }
     }
+}
+
+/// What the two ends of a TAP leave to each other, both ways.
+#[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub enum Offload {
+    /// Nothing: every frame is as on a wire.
+    #[default]
+    None,
+    /// Transport checksums may be unfinished.
+    Checksum,
+    /// Checksums, and TCP segments come and go in superframes of up to 65535 bytes. The pool's
+    /// chunks must hold [`crate::port::SUPERFRAME_PACKET_MAX`].
+    Segmentation,
+}
+
+/// All that is known of a queue beside its descriptor: plain data, from which another process that
+/// has the descriptor makes the same port again ([`Tap::from_queue`]).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TapFacts {
+    /// Name of the interface.
+    pub name: String,
+    /// The kernel's number of the interface, in the namespace it was made in.
+    pub index: u32,
+    /// Largest IP packet, in bytes.
+    pub mtu: u16,
+    /// Ethernet address of our end.
+    pub mac: [u8; 6],
+    /// What was negotiated.
+    pub offload: Offload,
+    /// Further queues can be opened.
+    pub multi_queue: bool,
+    /// The kernel could hand out batches of UDP datagrams too. It is not asked to: it cuts them
+    /// itself for what a further copy here would cost.
+    pub udp_batches_known: bool,
 }
 
 /// One queue of a TAP interface.
 #[derive(Debug)]
 pub struct Tap {
     device: File,
-    name: String,
-    index: u32,
-    mtu: u16,
-    mac: [u8; 6],
-    receive_checksum: bool,
-    multi_queue: bool,
+    facts: TapFacts,
     counters: PortCounters,
+}
+
+/// What is known of a frame that is handed on.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+struct Judged {
+    len: u32,
+    checksum_valid: bool,
+    segment_size: u16,
 }
 
 /// What became of one frame to be sent.
@@ -98,27 +139,8 @@ impl Tap {
     /// When the device cannot be opened, the name is taken, or the kernel refuses a setting; nothing
     /// is left behind then.
     pub fn open(config: &TapConfig) -> Result<Tap, LinkError> {
-        let wanted = config.name.as_deref().unwrap_or(NAME_PATTERN);
-        let device = open_device()?;
-        let flags = interface_flags(config.multi_queue) | libc::IFF_TUN_EXCL;
-        let name = sys::tun_set_interface(device.as_fd(), wanted, flags).map_err(|error| {
-            LinkError::new(format!("create the interface {wanted} on {DEVICE}"), error)
-        })?;
-        set_header(&device, &name)?;
-        let offload = if config.receive_checksum { libc::TUN_F_CSUM } else { 0 };
-        sys::tun_set_offload(device.as_fd(), offload)
-            .map_err(|error| LinkError::new(format!("set the offloads of {name}"), error))?;
-        let index = set_up_interface(&name, config)?;
-        Ok(Tap {
-            device,
-            name,
-            index,
-            mtu: config.mtu,
-            mac: config.mac,
-            receive_checksum: config.receive_checksum,
-            multi_queue: config.multi_queue,
-            counters: PortCounters::default(),
-        })
+        let (device, facts) = setup::open(config)?;
+        Ok(Tap { device, facts, counters: PortCounters::default() })
     }
 
     /// Opens a further queue of the same interface. A flow's frames come on the queue that last
@@ -128,44 +150,60 @@ impl Tap {
     /// EINVAL when the TAP was made without `multi_queue`; else as [`Tap::open`]. Must be called in
     /// the namespace the TAP was made in.
     pub fn another_queue(&self) -> Result<Tap, LinkError> {
-        let device = open_device()?;
-        let attempt = || format!("open a further queue of {}", self.name);
-        if !self.multi_queue {
-            return Err(LinkError::from_errno(attempt(), libc::EINVAL));
-        }
-        sys::tun_set_interface(device.as_fd(), &self.name, interface_flags(true))
-            .map_err(|error| LinkError::new(attempt(), error))?;
-        set_header(&device, &self.name)?;
-        Ok(Tap {
-            device,
-            name: self.name.clone(),
-            index: self.index,
-            mtu: self.mtu,
-            mac: self.mac,
-            receive_checksum: self.receive_checksum,
-            multi_queue: true,
-            counters: PortCounters::default(),
-        })
+        let device = setup::open_further_queue(&self.facts)?;
+        Ok(Tap { device, facts: self.facts.clone(), counters: PortCounters::default() })
+    }
+
+    /// Makes a port of a queue that another process, or this one, has opened; its counters start
+    /// at 0. The descriptor stays non-blocking for all who hold it.
+    ///
+    /// # Errors
+    /// When the descriptor is no queue of the interface that the facts name, or its frames have no
+    /// virtio-net header of ours.
+    pub fn from_queue(queue: OwnedFd, facts: TapFacts) -> Result<Tap, LinkError> {
+        setup::check_queue(&queue, &facts)?;
+        Ok(Tap { device: queue.into(), facts, counters: PortCounters::default() })
+    }
+
+    /// The queue's descriptor, to be kept or handed on. The queue lives as long as any copy of it.
+    ///
+    /// # Errors
+    /// When the process may open no more descriptors.
+    pub fn queue(&self) -> io::Result<OwnedFd> {
+        self.device.as_fd().try_clone_to_owned()
+    }
+
+    /// What [`Tap::from_queue`] wants to know.
+    pub fn facts(&self) -> &TapFacts {
+        &self.facts
     }
 
     /// Name of the interface.
     pub fn name(&self) -> &str {
-        &self.name
+        &self.facts.name
     }
 
     /// The kernel's number of the interface, in the namespace it was made in.
     pub fn index(&self) -> u32 {
-        self.index
+        self.facts.index
+    }
+
+    /// The largest IP packet that may come or go in one frame.
+    fn packet_max(&self) -> usize {
+        match self.facts.offload {
+            Offload::Segmentation => SUPERFRAME_PACKET_MAX as usize,
+            _ => usize::from(self.facts.mtu),
+        }
     }
 
     /// Length of a chunk that holds every frame of this MTU, and shows when one is longer.
     fn chunk_len_min(&self) -> usize {
-        RX_FRAME_OFFSET + ETHERNET_HEADER_LEN + VLAN_TAG_LEN + usize::from(self.mtu) + 1
+        RX_FRAME_OFFSET + ETHERNET_HEADER_LEN + VLAN_TAG_LEN + self.packet_max() + 1
     }
 
-    /// Judges what was read: `received` bytes with the header into a buffer of `capacity`. Returns
-    /// the frame's length and whether its checksum is valid; `None` = dropped and counted.
-    fn judge(&mut self, header: &[u8], received: usize, capacity: usize) -> Option<(usize, bool)> {
+    /// Judges what was read: `received` bytes with the header into a buffer of `capacity`. `None` =
+    /// dropped and counted.
+    fn judge(&mut self, header: &[u8], received: usize, capacity: usize) -> Option<Judged> {
         // The kernel cuts what does not fit without a word: a full buffer may be a cut frame.
         if received >= capacity {
             self.counters.rx_too_long += 1;
@@ -181,14 +219,20 @@ impl Tap {
             self.counters.rx_too_short += 1;
             return None;
         }
-        if header.unsegmented {
-            self.counters.rx_unsegmented += 1;
-            return None;
-        }
+        let segment_size = match header.batch {
+            Batch::One => 0,
+            Batch::Tcp(size) if self.facts.offload == Offload::Segmentation => size,
+            Batch::Tcp(_) | Batch::Unknown => {
+                self.counters.rx_unsegmented += 1;
+                return None;
+            }
+        };
+        self.counters.rx_superframes += u64::from(segment_size != 0);
         self.counters.rx_partial_checksum += u64::from(header.needs_checksum);
         self.counters.rx_frames += 1;
         self.counters.rx_bytes += len as u64;
-        Some((len, header.data_valid || header.needs_checksum))
+        let checksum_valid = header.data_valid || header.needs_checksum;
+        Some(Judged { len: len as u32, checksum_valid, segment_size })
     }
 
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -208,13 +252,23 @@ impl Tap {
             return Sent::Done;
         }
         let chunk = pool.bytes_mut(&mut frame.frame);
-        let too_long = len > ETHERNET_HEADER_LEN + usize::from(self.mtu);
+        let is_superframe = frame.segment_size != 0;
+        let packet_max =
+            if is_superframe { self.packet_max() } else { usize::from(self.facts.mtu) };
+        let too_long = len > ETHERNET_HEADER_LEN + packet_max;
         if too_long || offset < virtio::HEADER_LEN || offset + len > chunk.len() {
             self.counters.tx_too_long += 1;
             return Sent::Done;
         }
+        let header = header_of(frame.checksum, frame.segment_size, &chunk[offset..offset + len]);
+        let Some(header) = header else {
+            self.counters.tx_refused += 1;
+            return Sent::Done;
+        };
+        self.counters.tx_superframes += u64::from(is_superframe);
+        self.counters.tx_partial_checksum += u64::from(frame.checksum.is_some());
         let bytes = &mut chunk[offset - virtio::HEADER_LEN..offset + len];
-        bytes[..virtio::HEADER_LEN].copy_from_slice(&virtio::COMPLETE);
+        bytes[..virtio::HEADER_LEN].copy_from_slice(&header);
         self.write(bytes, len)
     }
 
@@ -269,7 +323,7 @@ impl Port for Tap {
                 Ok(len) => self.judge(buffer, *len, buffer.len()),
                 Err(_) => None,
             };
-            let Some((len, checksum_valid)) = accepted else {
+            let Some(judged) = accepted else {
                 pool.free(frame);
                 match result {
                     Ok(_) => continue,
@@ -281,8 +335,9 @@ impl Port for Tap {
                     Err(error) => return Err(error),
                 }
             };
+            let Judged { len, checksum_valid, segment_size } = judged;
             let offset = RX_FRAME_OFFSET as u16;
-            out.push(RxFrame { frame, offset, len: len as u32, checksum_valid, segment_size: 0 });
+            out.push(RxFrame { frame, offset, len, checksum_valid, segment_size });
             received += 1;
         }
         Ok(received)
@@ -308,19 +363,25 @@ impl Port for Tap {
     }
 
     fn features(&self) -> Features {
+        let segmentation_max = match self.facts.offload {
+            Offload::Segmentation => SUPERFRAME_PACKET_MAX,
+            _ => 0,
+        };
         Features {
-            rx_checksum: self.receive_checksum,
-            multi_queue: self.multi_queue,
-            ..Features::default()
+            rx_checksum: self.facts.offload >= Offload::Checksum,
+            tx_checksum: self.facts.offload >= Offload::Checksum,
+            tx_segmentation_max: segmentation_max,
+            rx_segmentation_max: segmentation_max,
+            multi_queue: self.facts.multi_queue,
         }
     }
 
     fn mtu(&self) -> u16 {
-        self.mtu
+        self.facts.mtu
     }
 
     fn mac(&self) -> [u8; 6] {
-        self.mac
+        self.facts.mac
     }
 
     fn wait_fd(&self) -> BorrowedFd<'_> {
@@ -332,50 +393,46 @@ impl Port for Tap {
     }
 
     fn describe(&self) -> String {
+        let TapFacts { name, mtu, offload, multi_queue, udp_batches_known, .. } = &self.facts;
+        let queues = if *multi_queue { "multi-queue" } else { "one queue" };
+        let offload = match offload {
+            Offload::None => "no offloads",
+            Offload::Checksum => "checksum offload both ways, no segmentation offload",
+            Offload::Segmentation => "checksum and TCP segmentation offload both ways",
+        };
+        let datagrams = match udp_batches_known {
+            true => "UDP batches cut by the kernel",
+            false => "no UDP batches in this kernel",
+        };
         format!(
-            "tap {}: MTU {}, {}, virtio-net header, receive checksum offload {}, no transmit \
-             offloads, one read or write a frame",
-            self.name,
-            self.mtu,
-            if self.multi_queue { "multi-queue" } else { "one queue" },
-            if self.receive_checksum { "on" } else { "off" },
+            "tap {name}: MTU {mtu}, {queues}, virtio-net header, {offload}, {datagrams}, one read \
+             or write a frame"
         )
     }
 }
 
-fn open_device() -> Result<File, LinkError> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(DEVICE)
-        .map_err(|error| LinkError::new(format!("open {DEVICE}"), error))
-}
-
-fn interface_flags(multi_queue: bool) -> libc::c_int {
-    let queues = if multi_queue { libc::IFF_MULTI_QUEUE } else { 0 };
-    libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | queues
-}
-
-fn set_header(device: &File, name: &str) -> Result<(), LinkError> {
-    sys::tun_set_header_size(device.as_fd(), virtio::HEADER_LEN as i32)
-        .and_then(|()| sys::tun_set_header_little_endian(device.as_fd()))
-        .map_err(|error| LinkError::new(format!("set the virtio-net header of {name}"), error))
-}
-
-fn set_up_interface(name: &str, config: &TapConfig) -> Result<u32, LinkError> {
-    let mut netlink = Netlink::open()?;
-    let index = netlink.link_by_name(name)?.index;
-    netlink.set_mtu(index, u32::from(config.mtu))?;
-    netlink.set_queue_len(index, config.queue_len)?;
-    netlink.set_up(index)?;
-    for &(address, prefix_len) in &config.host_addresses {
-        netlink.add_address(index, address, prefix_len)?;
+/// The virtio-net header of a frame to be sent; `None` when what is asked for the frame cannot be.
+fn header_of(
+    checksum: Option<PartialChecksum>,
+    segment_size: u16,
+    frame: &[u8],
+) -> Option<[u8; virtio::HEADER_LEN]> {
+    let Some(checksum) = checksum else {
+        return (segment_size == 0).then_some(virtio::COMPLETE);
+    };
+    if segment_size == 0 {
+        return Some(virtio::unfinished(checksum));
     }
-    for &(address, _) in &config.host_addresses {
-        netlink.wait_until_local(address)?;
-    }
-    Ok(index)
+    let tcp = usize::from(checksum.start);
+    let data_offset = usize::from(*frame.get(tcp + TCP_DATA_OFFSET_AT)? >> 4) * 4;
+    let flags = *frame.get(tcp + TCP_FLAGS_AT)?;
+    let batch = TcpBatch {
+        is_ipv6: read_u16(frame, ETHERNET_HEADER_LEN - 2)? == TYPE_IPV6,
+        congestion_window_reduced: flags & TCP_CWR != 0,
+        header_len: u16::try_from(tcp + data_offset).ok()?,
+        segment_size,
+    };
+    Some(virtio::superframe(checksum, &batch))
 }
 
 fn small_chunks() -> io::Error {

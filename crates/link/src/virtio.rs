@@ -2,6 +2,8 @@
 //! section 5.1.6, `struct virtio_net_hdr` with `num_buffers`; all fields little-endian). Called by
 //! `tap.rs` for each frame; pure.
 
+use crate::port::PartialChecksum;
+
 /// Length of the header, in bytes.
 pub(crate) const HEADER_LEN: usize = 12;
 
@@ -11,6 +13,12 @@ const NEEDS_CSUM: u8 = 1;
 const DATA_VALID: u8 = 2;
 /// The frame is one packet, not a batch to be segmented.
 const GSO_NONE: u8 = 0;
+/// A batch of TCP segments over IPv4.
+const GSO_TCPV4: u8 = 1;
+/// A batch of TCP segments over IPv6.
+const GSO_TCPV6: u8 = 4;
+/// The first segment carries CWR, the others do not (RFC 3168).
+const GSO_ECN: u8 = 0x80;
 
 /// What a received header says of its frame.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -19,38 +27,109 @@ pub(crate) struct RxHeader {
     pub(crate) data_valid: bool,
     /// The transport checksum was left unfinished; the data never left this machine's memory.
     pub(crate) needs_checksum: bool,
-    /// The frame is larger than the MTU and waits for segmentation.
-    pub(crate) unsegmented: bool,
+    /// What the frame holds.
+    pub(crate) batch: Batch,
+}
+
+/// Whether a received frame is one packet.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Batch {
+    /// One packet.
+    One,
+    /// TCP segments of this many bytes of payload.
+    Tcp(u16),
+    /// Something that was not negotiated, or without a size.
+    Unknown,
 }
 
 /// Reads the header at the start of `bytes`; `None` when it is cut short.
 pub(crate) fn parse(bytes: &[u8]) -> Option<RxHeader> {
     let header = bytes.first_chunk::<HEADER_LEN>()?;
+    let segment_size = u16::from_le_bytes([header[4], header[5]]);
     Some(RxHeader {
         data_valid: header[0] & DATA_VALID != 0,
         needs_checksum: header[0] & NEEDS_CSUM != 0,
-        unsegmented: header[1] != GSO_NONE,
+        batch: match header[1] & !GSO_ECN {
+            GSO_NONE => Batch::One,
+            GSO_TCPV4 | GSO_TCPV6 if segment_size != 0 => Batch::Tcp(segment_size),
+            _ => Batch::Unknown,
+        },
     })
 }
 
 /// The header of a frame that is complete: checksums done, nothing to segment.
 pub(crate) const COMPLETE: [u8; HEADER_LEN] = [0; HEADER_LEN];
 
+/// The header of a frame whose checksum the kernel finishes.
+pub(crate) fn unfinished(checksum: PartialChecksum) -> [u8; HEADER_LEN] {
+    let mut header = COMPLETE;
+    header[0] = NEEDS_CSUM;
+    header[6..8].copy_from_slice(&checksum.start.to_le_bytes());
+    header[8..10].copy_from_slice(&checksum.offset.to_le_bytes());
+    header
+}
+
+/// What the kernel has to know to cut a batch of TCP segments.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(crate) struct TcpBatch {
+    /// Over IPv6.
+    pub(crate) is_ipv6: bool,
+    /// The first segment carries CWR.
+    pub(crate) congestion_window_reduced: bool,
+    /// Bytes of the Ethernet, IP and TCP headers.
+    pub(crate) header_len: u16,
+    /// Bytes of payload of each segment.
+    pub(crate) segment_size: u16,
+}
+
+/// The header of a superframe.
+pub(crate) fn superframe(checksum: PartialChecksum, batch: &TcpBatch) -> [u8; HEADER_LEN] {
+    let mut header = unfinished(checksum);
+    header[1] = if batch.is_ipv6 { GSO_TCPV6 } else { GSO_TCPV4 };
+    header[1] |= if batch.congestion_window_reduced { GSO_ECN } else { 0 };
+    header[2..4].copy_from_slice(&batch.header_len.to_le_bytes());
+    header[4..6].copy_from_slice(&batch.segment_size.to_le_bytes());
+    header
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const CHECKSUM: PartialChecksum = PartialChecksum { start: 34, offset: 16 };
+
     #[test]
     fn flags_are_read_and_a_short_header_is_refused() {
         let mut bytes = [0; HEADER_LEN];
-        let complete = RxHeader { data_valid: false, needs_checksum: false, unsegmented: false };
+        let complete = RxHeader { data_valid: false, needs_checksum: false, batch: Batch::One };
         assert_eq!(parse(&COMPLETE), Some(complete));
         bytes[0] = NEEDS_CSUM;
         assert_eq!(parse(&bytes), Some(RxHeader { needs_checksum: true, ..complete }));
         bytes[0] = DATA_VALID;
-        bytes[1] = 1;
-        let valid = RxHeader { data_valid: true, unsegmented: true, ..complete };
-        assert_eq!(parse(&bytes), Some(valid));
+        bytes[1] = GSO_TCPV4;
+        let valid = RxHeader { data_valid: true, batch: Batch::Unknown, ..complete };
+        assert_eq!(parse(&bytes), Some(valid), "a batch without a size");
+        bytes[4] = 100;
+        assert_eq!(parse(&bytes), Some(RxHeader { batch: Batch::Tcp(100), ..valid }));
+        for unknown in [2, 3, 5, 0x7f, 0xff] {
+            bytes[1] = unknown;
+            assert_eq!(parse(&bytes), Some(valid));
+        }
         assert_eq!(parse(&bytes[..11]), None);
+    }
+
+    #[test]
+    fn what_is_sent_reads_back() {
+        let batch = TcpBatch {
+            is_ipv6: true,
+            congestion_window_reduced: true,
+            header_len: 86,
+            segment_size: 1428,
+        };
+        let header = superframe(CHECKSUM, &batch);
+        assert_eq!(header, [1, 0x84, 86, 0, 0x94, 5, 34, 0, 16, 0, 0, 0]);
+        let read = parse(&header).expect("a header");
+        assert_eq!((read.needs_checksum, read.batch), (true, Batch::Tcp(1428)));
+        assert_eq!(unfinished(CHECKSUM), [1, 0, 0, 0, 0, 0, 34, 0, 16, 0, 0, 0]);
     }
 }

@@ -7,20 +7,31 @@
 use std::io;
 
 use haypile_engine::{Instant, Offloads, RxMeta, Shard, Streams, TxMeta};
-use haypile_link::port::{Features, PartialChecksum, Port, RxFrame, TX_HEADROOM, TxFrame};
-use haypile_shm::pool::Frame;
+use haypile_link::port::{
+    Features, PartialChecksum, Port, RxFrame, SUPERFRAME_PACKET_MAX, TX_HEADROOM, TxFrame,
+};
+use haypile_shm::pool::{Frame, SUPERFRAME_SIZE};
 use haypile_shm::{Errno, FramePool};
 
 /// Frames moved in one call.
 pub const BURST: usize = 64;
-const FRAMES: u32 = 2048;
+/// Frames handed from the port to the shard, or back, at once while they may be superframes, and
+/// bytes after which frames to be sent go: what was copied in is copied out while it is in the
+/// cache of the core.
+const SUPERFRAMES_AT_ONCE: usize = 4;
+const BYTES_AT_ONCE: usize = 192 * 1024;
+/// Bytes moved in one call after which a turn goes on to the rest of its work.
+const BYTES_PER_CALL: usize = 1024 * 1024;
 const FRAME_SIZE_SMALL: usize = 2048;
 const FRAME_SIZE_LARGE: usize = 4096;
 /// Room a frame needs beside its IP packet: the port's header, Ethernet, a VLAN tag, and a byte by
 /// which the port sees that nothing was cut off.
 const FRAME_OVERHEAD: usize = TX_HEADROOM + 14 + 4 + 1;
-/// The largest IP packet that fits a frame of the pool.
-pub const MTU_MAX: u16 = (FRAME_SIZE_LARGE - FRAME_OVERHEAD) as u16;
+/// The largest IP packet of a port: Linux lets no interface with Ethernet headers go beyond.
+pub const MTU_MAX: u16 = 65_521;
+
+const _: () = assert!(SUPERFRAME_PACKET_MAX as usize + FRAME_OVERHEAD <= SUPERFRAME_SIZE);
+const _: () = assert!(MTU_MAX as usize + FRAME_OVERHEAD <= SUPERFRAME_SIZE);
 
 /// What the shard may leave to a port.
 pub fn offloads(features: Features) -> Offloads {
@@ -35,10 +46,31 @@ fn tx_frame(frame: Frame, meta: TxMeta) -> TxFrame {
     TxFrame { checksum, segment_size: meta.segment_size, ..TxFrame::new(frame, meta.len as u32) }
 }
 
+/// Size and number of the frames for a port: chunks of 64 KiB only where such frames come or go,
+/// and as many as are out at once, because each is as large as a core's first cache.
+fn frames_for(mtu: u16, features: Features) -> (usize, u32) {
+    let segments = features.rx_segmentation_max > 0 || features.tx_segmentation_max > 0;
+    match usize::from(mtu) + FRAME_OVERHEAD {
+        _ if segments => (SUPERFRAME_SIZE, 256),
+        len if len <= FRAME_SIZE_SMALL => (FRAME_SIZE_SMALL, 2048),
+        len if len <= FRAME_SIZE_LARGE => (FRAME_SIZE_LARGE, 2048),
+        _ => (SUPERFRAME_SIZE, 256),
+    }
+}
+
+/// What one call of `build` gave.
+struct Built {
+    bytes: usize,
+    /// There is no more for now.
+    is_last: bool,
+}
+
 /// One port with its frames.
 pub struct LinkServer<P: Port> {
     port: P,
     pool: FramePool,
+    /// Frames received before they are handed on.
+    at_once: usize,
     received: Vec<RxFrame>,
     to_send: Vec<TxFrame>,
 }
@@ -49,11 +81,12 @@ impl<P: Port> LinkServer<P> {
     /// # Errors
     /// When the system gives no memory for frames.
     pub fn new(port: P) -> Result<Self, Errno> {
-        let fits = usize::from(port.mtu()) + FRAME_OVERHEAD <= FRAME_SIZE_SMALL;
-        let size = if fits { FRAME_SIZE_SMALL } else { FRAME_SIZE_LARGE };
+        let (size, count) = frames_for(port.mtu(), port.features());
+        let at_once = if size == SUPERFRAME_SIZE { SUPERFRAMES_AT_ONCE } else { BURST };
         Ok(LinkServer {
             port,
-            pool: FramePool::new(FRAMES, size)?,
+            pool: FramePool::new(count, size)?,
+            at_once,
             received: Vec::with_capacity(BURST),
             to_send: Vec::with_capacity(BURST),
         })
@@ -79,12 +112,23 @@ impl<P: Port> LinkServer<P> {
         shard: &mut Shard,
         streams: &mut impl Streams,
     ) -> io::Result<usize> {
-        let count = self.port.rx_burst(&mut self.pool, &mut self.received, BURST)?;
-        for frame in self.received.drain(..) {
-            let meta =
-                RxMeta { checksum_valid: frame.checksum_valid, segment_size: frame.segment_size };
-            shard.handle_frame(now, frame.bytes(&self.pool), meta, streams);
-            self.pool.free(frame.frame);
+        let (mut count, mut bytes) = (0, 0);
+        while count < BURST && bytes < BYTES_PER_CALL {
+            let wanted = self.at_once.min(BURST - count);
+            let came = self.port.rx_burst(&mut self.pool, &mut self.received, wanted)?;
+            for frame in self.received.drain(..) {
+                let meta = RxMeta {
+                    checksum_valid: frame.checksum_valid,
+                    segment_size: frame.segment_size,
+                };
+                bytes += frame.len as usize;
+                shard.handle_frame(now, frame.bytes(&self.pool), meta, streams);
+                self.pool.free(frame.frame);
+            }
+            count += came;
+            if came < wanted {
+                break;
+            }
         }
         Ok(count)
     }
@@ -100,23 +144,48 @@ impl<P: Port> LinkServer<P> {
         shard: &mut Shard,
         streams: &mut impl Streams,
     ) -> io::Result<usize> {
-        let before = self.to_send.len();
-        while self.to_send.len() < BURST {
-            let Some(mut frame) = self.pool.alloc() else { break };
-            let room = &mut self.pool.bytes_mut(&mut frame)[TX_HEADROOM..];
-            match shard.poll_transmit(now, room, streams) {
-                Some(meta) => self.to_send.push(tx_frame(frame, meta)),
-                None => {
-                    self.pool.free(frame);
-                    break;
-                }
+        let (mut fresh, mut bytes) = (0, 0);
+        let mut is_done = false;
+        while !is_done && fresh < BURST && bytes < BYTES_PER_CALL {
+            let before = self.to_send.len();
+            let built = self.build(now, shard, streams, BURST - fresh);
+            is_done = built.is_last;
+            fresh += self.to_send.len() - before;
+            bytes += built.bytes;
+            if self.to_send.is_empty() {
+                break;
+            }
+            self.port.tx_burst(&mut self.pool, &mut self.to_send)?;
+            if self.is_blocked() {
+                break;
             }
         }
-        let fresh = self.to_send.len() - before;
-        if !self.to_send.is_empty() {
-            self.port.tx_burst(&mut self.pool, &mut self.to_send)?;
-        }
         Ok(fresh)
+    }
+
+    /// Asks the shard for frames, as many as stay in the cache and `frames_max` at most.
+    fn build(
+        &mut self,
+        now: Instant,
+        shard: &mut Shard,
+        streams: &mut impl Streams,
+        frames_max: usize,
+    ) -> Built {
+        let mut bytes = 0;
+        for _ in self.to_send.len()..BURST.min(self.to_send.len() + frames_max) {
+            let Some(mut frame) = self.pool.alloc() else { return Built { bytes, is_last: true } };
+            let room = &mut self.pool.bytes_mut(&mut frame)[TX_HEADROOM..];
+            let Some(meta) = shard.poll_transmit(now, room, streams) else {
+                self.pool.free(frame);
+                return Built { bytes, is_last: true };
+            };
+            bytes += meta.len;
+            self.to_send.push(tx_frame(frame, meta));
+            if bytes >= BYTES_AT_ONCE {
+                return Built { bytes, is_last: false };
+            }
+        }
+        Built { bytes, is_last: false }
     }
 
     /// Whether frames wait for the port to take them.

@@ -13,7 +13,7 @@ use haypile_link::LinkError;
 use haypile_link::address_plan::{self, Reservation};
 use haypile_link::capture::Capture;
 use haypile_link::port::{Port, local_mac};
-use haypile_link::tap::{Tap, TapConfig};
+use haypile_link::tap::{Offload, Tap, TapConfig};
 use haypile_shm::sys::{self, Errno, Fd};
 
 use crate::attach::ATTACH_SOCKET;
@@ -131,7 +131,7 @@ fn open_link(config: &Config) -> Result<Tap, Error> {
     tap.name = name.clone();
     tap.host_addresses =
         config.host_addresses.iter().map(|cidr| (cidr.addr, cidr.prefix_len)).collect();
-    tap.receive_checksum = true;
+    tap.offload = Offload::Checksum;
     Tap::open(&tap).map_err(link_error)
 }
 

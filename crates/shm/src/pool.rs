@@ -6,6 +6,10 @@
 
 use crate::sys::{self, Result};
 
+/// A chunk that holds an IP packet of 64 KiB with what surrounds it, in bytes. An odd number of
+/// pages, so that the starts of the chunks do not all fall into the same sets of a cache.
+pub const SUPERFRAME_SIZE: usize = 17 * 4096;
+
 /// The right to one chunk of a pool.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Frame {
@@ -32,9 +36,10 @@ pub struct FramePool {
 unsafe impl Send for FramePool {}
 
 impl FramePool {
-    /// A pool of `count` frames of `frame_size` bytes, 2048 or 4096. `EINVAL` for other sizes.
+    /// A pool of `count` frames of `frame_size` bytes: 2048, 4096 or [`SUPERFRAME_SIZE`]. `EINVAL`
+    /// for other sizes.
     pub fn new(count: u32, frame_size: usize) -> Result<FramePool> {
-        if !matches!(frame_size, 2048 | 4096) || count == 0 {
+        if !matches!(frame_size, 2048 | 4096 | SUPERFRAME_SIZE) || count == 0 {
             return Err(sys::Errno::EINVAL);
         }
         let len = count as usize * frame_size;

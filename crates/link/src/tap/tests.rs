@@ -3,7 +3,9 @@
 use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::time::{Duration, Instant};
 
+use super::setup::DEVICE;
 use super::*;
+use crate::netlink::Netlink;
 use crate::netns::{self, Namespace};
 use crate::port::local_mac;
 
@@ -210,7 +212,7 @@ fn datagrams_of_the_kernel_arrive_whole() {
 #[test]
 fn unfinished_checksums_count_as_valid() {
     in_namespace(|| {
-        let mut bench = Bench::new(&TapConfig { receive_checksum: true, ..config() });
+        let mut bench = Bench::new(&TapConfig { offload: Offload::Checksum, ..config() });
         assert!(bench.tap.features().rx_checksum);
         bench.tell_host_our_mac();
         let v4 = UdpSocket::bind((HOST_V4, 0)).unwrap();
@@ -313,15 +315,16 @@ fn headers_are_judged() {
     in_namespace(|| {
         let mut bench = Bench::new(&config());
         let tap = &mut bench.tap;
+        let judged = |checksum_valid| Some(Judged { len: 60, checksum_valid, segment_size: 0 });
         let mut header = [0; virtio::HEADER_LEN];
-        assert_eq!(tap.judge(&header, 72, 2000), Some((60, false)));
+        assert_eq!(tap.judge(&header, 72, 2000), judged(false));
         assert_eq!(tap.judge(&header, 11, 2000), None);
         assert_eq!(tap.judge(&header, 25, 2000), None);
         assert_eq!(tap.judge(&header, 2000, 2000), None);
         header[0] = 2;
-        assert_eq!(tap.judge(&header, 72, 2000), Some((60, true)));
+        assert_eq!(tap.judge(&header, 72, 2000), judged(true));
         header[0] = 1;
-        assert_eq!(tap.judge(&header, 72, 2000), Some((60, true)));
+        assert_eq!(tap.judge(&header, 72, 2000), judged(true));
         header[1] = 1;
         assert_eq!(tap.judge(&header, 72, 2000), None);
         let counters = tap.counters();
@@ -371,5 +374,89 @@ fn further_queues_share_the_interface() {
         assert!(Netlink::open().unwrap().link_by_name(&name).is_err());
         let single = Tap::open(&config()).unwrap();
         assert_eq!(single.another_queue().unwrap_err().errno(), Some(libc::EINVAL));
+    });
+}
+
+#[test]
+fn batches_are_taken_only_where_negotiated() {
+    in_namespace(|| {
+        let mut header = [0; virtio::HEADER_LEN];
+        header[..6].copy_from_slice(&[1, 1, 54, 0, 0xa8, 5]);
+        let mut plain = Tap::open(&TapConfig { offload: Offload::Checksum, ..config() }).unwrap();
+        assert_eq!(plain.judge(&header, 9000, 69_000), None);
+        assert_eq!(plain.counters().rx_unsegmented, 1);
+        let config = TapConfig { offload: Offload::Segmentation, ..config() };
+        let mut tap = Tap::open(&config).unwrap();
+        let judged = Judged { len: 8988, checksum_valid: true, segment_size: 1448 };
+        assert_eq!(tap.judge(&header, 9000, 69_000), Some(judged));
+        assert_eq!(tap.counters().rx_superframes, 1);
+        header[1] = 5;
+        assert_eq!(tap.judge(&header, 9000, 69_000), None, "UDP was not asked for");
+        let features = tap.features();
+        assert_eq!((features.tx_segmentation_max, features.rx_segmentation_max), (65_535, 65_535));
+        let mut small = FramePool::new(1, 4096).unwrap();
+        assert!(tap.rx_burst(&mut small, &mut Vec::new(), 1).is_err());
+    });
+}
+
+#[test]
+fn the_kernel_finishes_checksums_and_refuses_nonsense() {
+    in_namespace(|| {
+        let mut bench = Bench::new(&TapConfig { offload: Offload::Checksum, ..config() });
+        let v6 = UdpSocket::bind((HOST_V6, 0)).unwrap();
+        v6.set_read_timeout(Some(PATIENCE)).unwrap();
+        let ports = (9, v6.local_addr().unwrap().port());
+        let mut bytes = frame_v6(bench.host_mac(), bench.tap.mac(), ports, b"unfinished");
+        let pseudo = pseudo_sum(&bytes[22..38], &bytes[38..54], bytes.len() - 54);
+        let folded = ((pseudo & 0xffff) + (pseudo >> 16)) as u16;
+        bytes[60..62].copy_from_slice(&folded.to_be_bytes());
+        let mut list = Vec::new();
+        let beyond = PartialChecksum { start: 60_000, offset: 6 };
+        for checksum in [Some(beyond), Some(PartialChecksum { start: 54, offset: 6 })] {
+            let mut frame = bench.pool.alloc().unwrap();
+            let chunk = bench.pool.bytes_mut(&mut frame);
+            chunk[TX_HEADROOM..TX_HEADROOM + bytes.len()].copy_from_slice(&bytes);
+            list.push(TxFrame { checksum, ..TxFrame::new(frame, bytes.len() as u32) });
+        }
+        let Bench { tap, pool } = &mut bench;
+        assert_eq!(tap.tx_burst(pool, &mut list).unwrap(), 2);
+        let mut buffer = [0; 64];
+        assert_eq!(v6.recv(&mut buffer).unwrap(), 10);
+        let counters = tap.counters();
+        assert_eq!((counters.tx_refused, counters.tx_frames), (1, 1));
+    });
+}
+
+#[test]
+fn a_superframe_without_a_header_to_cut_is_refused() {
+    let checksum = Some(PartialChecksum { start: 34, offset: 16 });
+    assert_eq!(header_of(None, 1448, &[0; 100]), None);
+    assert_eq!(header_of(checksum, 1448, &[0; 46]), None);
+    assert_eq!(header_of(None, 0, &[]), Some(virtio::COMPLETE));
+    let mut frame = [0; 100];
+    (frame[46], frame[47]) = (0x80, TCP_CWR);
+    let header = header_of(checksum, 1448, &frame).unwrap();
+    assert_eq!(header, [1, 0x81, 66, 0, 0xa8, 5, 34, 0, 16, 0, 0, 0]);
+}
+
+#[test]
+fn a_queue_outlives_its_port_and_becomes_one_again() {
+    in_namespace(|| {
+        let first = Tap::open(&TapConfig { offload: Offload::Checksum, ..config() }).unwrap();
+        let (queue, facts) = (first.queue().unwrap(), first.facts().clone());
+        drop(first);
+        let tap = Tap::from_queue(queue, facts.clone()).unwrap();
+        assert_eq!((tap.facts(), tap.mac(), tap.mtu()), (&facts, local_mac("test"), 1500));
+        let mut bench = Bench { tap, pool: FramePool::new(256, 2048).unwrap() };
+        bench.tell_host_our_mac();
+        let v4 = UdpSocket::bind((HOST_V4, 0)).unwrap();
+        v4.send_to(b"again", (OURS_V4, 7)).unwrap();
+        assert_eq!(bench.wait_for(is_udp_v4).0[42..], *b"again");
+        // Neither another interface's queue nor another file will do.
+        let other = TapFacts { name: "other".into(), ..facts.clone() };
+        let error = Tap::from_queue(bench.tap.queue().unwrap(), other).unwrap_err();
+        assert_eq!(error.errno(), Some(libc::EBADFD));
+        let file: OwnedFd = File::open("/dev/null").unwrap().into();
+        assert!(Tap::from_queue(file, facts).is_err());
     });
 }

@@ -74,7 +74,7 @@ fn every_refusal_is_one_line_and_says_where() {
         ("addresses = [\"198.18.0.1/33\"]\n", "not an address with a prefix"),
         ("gateways = [\"198.18.0.254\"]\n", "not in the network of any address"),
         ("mtu = 576\n", "smaller than IPv6 allows"),
-        ("mtu = 9000\n", "larger than a frame"),
+        ("mtu = 65522\n", "larger than a frame"),
         ("plan = \"TS1\"\n", "LS is missing"),
         ("[limits]\nmemory_per_domain_mib = 1\n", "choose 64 to"),
         ("[[route]]\ndestination = \"10.0.0.0/8\"\ngateway = \"::1\"\n", "different families"),

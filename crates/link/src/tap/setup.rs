@@ -1,0 +1,117 @@
+//! Owns making a TAP: the device, its header, what it leaves to whom, the interface's addresses.
+//! Called by `tap.rs`, when a queue is opened or taken over; nothing here runs once per packet.
+
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use super::{Offload, TapConfig, TapFacts};
+use crate::error::LinkError;
+use crate::netlink::Netlink;
+use crate::{sys, virtio};
+
+/// The device of which every queue is an open file.
+pub(super) const DEVICE: &str = "/dev/net/tun";
+/// The kernel puts the first free number in place of `%d`.
+const NAME_PATTERN: &str = "haypile%d";
+/// UDP batches over both IP versions (Linux 6.2 and newer).
+const UDP_BATCHES: u32 = libc::TUN_F_USO4 | libc::TUN_F_USO6;
+
+/// Makes the interface and its first queue.
+pub(super) fn open(config: &TapConfig) -> Result<(File, TapFacts), LinkError> {
+    let wanted = config.name.as_deref().unwrap_or(NAME_PATTERN);
+    let device = open_device()?;
+    let flags = interface_flags(config.multi_queue) | libc::IFF_TUN_EXCL;
+    let name = sys::tun_set_interface(device.as_fd(), wanted, flags).map_err(|error| {
+        LinkError::new(format!("create the interface {wanted} on {DEVICE}"), error)
+    })?;
+    set_header(&device, &name)?;
+    let udp_batches_known = set_offload(&device, &name, config.offload)?;
+    let index = set_up_interface(&name, config)?;
+    let facts = TapFacts {
+        name,
+        index,
+        mtu: config.mtu,
+        mac: config.mac,
+        offload: config.offload,
+        multi_queue: config.multi_queue,
+        udp_batches_known,
+    };
+    Ok((device, facts))
+}
+
+/// Opens one more queue; what the interface leaves to us is the same for all queues.
+pub(super) fn open_further_queue(facts: &TapFacts) -> Result<File, LinkError> {
+    let device = open_device()?;
+    let attempt = || format!("open a further queue of {}", facts.name);
+    if !facts.multi_queue {
+        return Err(LinkError::from_errno(attempt(), libc::EINVAL));
+    }
+    sys::tun_set_interface(device.as_fd(), &facts.name, interface_flags(true))
+        .map_err(|error| LinkError::new(attempt(), error))?;
+    set_header(&device, &facts.name)?;
+    Ok(device)
+}
+
+/// Whether a descriptor is what its facts say.
+pub(super) fn check_queue(queue: &OwnedFd, facts: &TapFacts) -> Result<(), LinkError> {
+    let attempt = || format!("take over a queue of {}", facts.name);
+    let failed = |error| LinkError::new(attempt(), error);
+    let (name, flags) = sys::tun_interface(queue.as_fd()).map_err(failed)?;
+    let size = sys::tun_header_size(queue.as_fd()).map_err(failed)?;
+    let wanted = interface_flags(facts.multi_queue);
+    if name != facts.name || flags & wanted != wanted || size != virtio::HEADER_LEN as i32 {
+        return Err(LinkError::from_errno(attempt(), libc::EBADFD));
+    }
+    Ok(())
+}
+
+fn open_device() -> Result<File, LinkError> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(DEVICE)
+        .map_err(|error| LinkError::new(format!("open {DEVICE}"), error))
+}
+
+fn interface_flags(multi_queue: bool) -> libc::c_int {
+    let queues = if multi_queue { libc::IFF_MULTI_QUEUE } else { 0 };
+    libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | queues
+}
+
+fn set_header(device: &File, name: &str) -> Result<(), LinkError> {
+    sys::tun_set_header_size(device.as_fd(), virtio::HEADER_LEN as i32)
+        .and_then(|()| sys::tun_set_header_little_endian(device.as_fd()))
+        .map_err(|error| LinkError::new(format!("set the virtio-net header of {name}"), error))
+}
+
+/// Tells the kernel what it may leave undone; whether it knows batches of UDP datagrams.
+fn set_offload(device: &File, name: &str, offload: Offload) -> Result<bool, LinkError> {
+    let segmentation = libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+    let probe = libc::TUN_F_CSUM | segmentation | UDP_BATCHES;
+    let udp_batches_known = sys::tun_set_offload(device.as_fd(), probe).is_ok();
+    let flags = match offload {
+        Offload::None => 0,
+        Offload::Checksum => libc::TUN_F_CSUM,
+        Offload::Segmentation => libc::TUN_F_CSUM | segmentation,
+    };
+    sys::tun_set_offload(device.as_fd(), flags)
+        .map_err(|error| LinkError::new(format!("set the offloads of {name}"), error))?;
+    Ok(udp_batches_known)
+}
+
+fn set_up_interface(name: &str, config: &TapConfig) -> Result<u32, LinkError> {
+    let mut netlink = Netlink::open()?;
+    let index = netlink.link_by_name(name)?.index;
+    netlink.set_mtu(index, u32::from(config.mtu))?;
+    netlink.set_queue_len(index, config.queue_len)?;
+    netlink.set_up(index)?;
+    for &(address, prefix_len) in &config.host_addresses {
+        netlink.add_address(index, address, prefix_len)?;
+    }
+    for &(address, _) in &config.host_addresses {
+        netlink.wait_until_local(address)?;
+    }
+    Ok(index)
+}
