@@ -197,6 +197,12 @@ fn check_limits(limits: &Limits) -> Result<(), ConfigError> {
         (limits.reassembly_bytes >= limits::DATAGRAM_MAX, "reassembly_bytes: at least a datagram"),
         (limits.replies >= 1, "replies: at least 1"),
         (limits.reply_bytes >= limits::DATAGRAM_MAX, "reply_bytes: at least a datagram"),
+        (limits.datagrams >= 128, "datagrams: at least 128"),
+        (
+            limits.datagram_bytes >= 2 * limits::DATAGRAM_MAX,
+            "datagram_bytes: at least two datagrams",
+        ),
+        (limits.path_mtus >= 1, "path_mtus: at least 1"),
         (limits.loopback_packets >= 1, "loopback_packets: at least 1"),
         (limits.msl_us >= 1, "msl_us: at least 1"),
         (

@@ -73,7 +73,13 @@ drop_reasons! {
     ProtocolUnknown => "no such transport protocol here",
     UdpMalformed => "UDP header is malformed",
     UdpBadChecksum => "UDP checksum is wrong",
+    UdpPortZero => "UDP destination port is zero",
     UdpNoPort => "no UDP socket has this port",
+    UdpReceiveFull => "no memory is left at the UDP sockets that the datagram is for",
+    // Group management
+    GroupMalformed => "IGMP or MLD message is malformed",
+    GroupNotLocal => "IGMP or MLD message has passed a router",
+    GroupIgnored => "IGMP or MLD message says nothing that counts here",
     // ICMP and NDP
     IcmpMalformed => "ICMP message is malformed",
     IcmpBadChecksum => "ICMP checksum is wrong",

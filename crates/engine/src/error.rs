@@ -174,6 +174,38 @@ impl fmt::Display for SendError {
 
 impl std::error::Error for SendError {}
 
+/// Why joining or leaving a multicast group was refused.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum GroupError {
+    /// The address is not a multicast address, or of another family than the socket (EINVAL).
+    NotMulticast,
+    /// No interface has that address (ENODEV).
+    NoInterface,
+    /// The socket is a member already (EADDRINUSE).
+    AlreadyMember,
+    /// The socket is no member (EADDRNOTAVAIL).
+    NotMember,
+    /// Too many groups (ENOBUFS).
+    TooManyGroups,
+    /// The id names no UDP socket (EBADF).
+    NoSocket,
+}
+
+impl fmt::Display for GroupError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            GroupError::NotMulticast => "not a multicast address of the socket's family",
+            GroupError::NoInterface => "no interface has this address",
+            GroupError::AlreadyMember => "the socket is in the group already",
+            GroupError::NotMember => "the socket is not in the group",
+            GroupError::TooManyGroups => "no room for another group",
+            GroupError::NoSocket => "no such UDP socket",
+        })
+    }
+}
+
+impl std::error::Error for GroupError {}
+
 /// What went wrong with a connection; sticky once set, shown in [`crate::Progress`]. For a UDP
 /// socket what an ICMP error says, shown in [`crate::Event::DatagramError`].
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]

@@ -19,18 +19,21 @@ const FOR_SEQUENCE: u8 = 1;
 const FOR_TIMESTAMPS: u8 = 2;
 const FOR_PORT_OFFSET: u8 = 3;
 const FOR_PORT_COUNTER: u8 = 4;
+const FOR_NUMBERS: u8 = 5;
 
 /// The secret of a shard.
 #[derive(Debug)]
 pub struct Keys {
     sequence: [u8; 16],
     choice: [u8; 16],
+    /// Numbers drawn so far.
+    drawn: u64,
 }
 
 impl Keys {
     /// Divides the secret into its two keys.
     pub fn new(secret: &[u8; 32]) -> Keys {
-        let mut keys = Keys { sequence: [0; 16], choice: [0; 16] };
+        let mut keys = Keys { sequence: [0; 16], choice: [0; 16], drawn: 0 };
         keys.sequence.copy_from_slice(&secret[..16]);
         keys.choice.copy_from_slice(&secret[16..]);
         keys
@@ -52,6 +55,15 @@ impl Keys {
     pub fn timestamp_offset(&self, local: IpAddr, remote: IpAddr) -> u32 {
         let (local, remote) = (SocketAddr::new(local, 0), SocketAddr::new(remote, 0));
         keyed(&self.sequence, FOR_TIMESTAMPS, local, remote) as u32
+    }
+
+    /// A number that nobody else can foresee: the keyed hash of a counter.
+    pub fn draw(&mut self) -> u64 {
+        self.drawn += 1;
+        let mut hasher = SipHasher24::new_with_key(&self.choice);
+        hasher.write_u8(FOR_NUMBERS);
+        hasher.write_u64(self.drawn);
+        hasher.finish()
     }
 
     /// The two hashes of RFC 6056 section 3.3.4: where to start, and which counter to use.

@@ -21,12 +21,15 @@ pub mod streams;
 pub mod tcp;
 pub mod time;
 
+mod datagram_table;
 mod flow_table;
+mod groups;
 mod keys;
 mod listeners;
 mod lists;
 mod neighbours;
 mod packets;
+mod path_mtu;
 mod ports;
 mod rate_limit;
 mod reassembly;
@@ -39,7 +42,9 @@ pub use config::{Cidr, Offloads, Route, ShardConfig};
 pub use counters::{Counter, Counters};
 pub use datagram::{Datagram, DatagramOption, DatagramOptions, PathMtu, SendTo};
 pub use drop_reason::DropReason;
-pub use error::{ConfigError, ConnectError, ListenError, ParseCidrError, SendError, SocketError};
+pub use error::{
+    ConfigError, ConnectError, GroupError, ListenError, ParseCidrError, SendError, SocketError,
+};
 pub use event::{Event, Progress};
 pub use limits::Limits;
 pub use options::{Close, ListenOptions, SocketOption, SocketOptions};

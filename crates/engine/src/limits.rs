@@ -2,7 +2,8 @@
 //!
 //! Who pays, and what gives way first: half-open connections (the oldest is evicted), TIME-WAIT
 //! records (the oldest is forgotten), neighbours (the longest unused is forgotten), fragments (the
-//! oldest datagram is dropped), queued replies (the newest is dropped). An established connection
+//! oldest datagram is dropped), queued replies (the newest is dropped), datagrams to send (their
+//! sender has to wait). An established connection
 //! is never given up for a new one. The TCP engine takes [`TcpLimits`] by reference.
 
 use crate::tcp::TcpLimits;
@@ -90,6 +91,18 @@ pub struct Limits {
     pub replies: u32,
     /// Bytes of replies that wait for `poll_transmit`.
     pub reply_bytes: usize,
+    /// Datagrams of UDP sockets that wait for `poll_transmit`.
+    pub datagrams: u32,
+    /// Bytes of datagrams that wait for `poll_transmit`.
+    pub datagram_bytes: usize,
+    /// Bytes of one UDP socket's datagrams that wait for `poll_transmit`.
+    pub datagram_bytes_per_socket: usize,
+    /// Destinations whose path MTU is remembered for datagrams.
+    pub path_mtus: u32,
+    /// Multicast groups that sockets may join, all together.
+    pub groups: u32,
+    /// Groups that one socket may join (Linux's `igmp_max_memberships`).
+    pub groups_per_socket: u32,
     /// Packets to ourselves that wait to be handled.
     pub loopback_packets: u32,
     /// ICMP errors a second for the whole shard (RFC 4443 section 2.4 f, RFC 1812 4.3.2.8).
@@ -119,6 +132,12 @@ impl Default for Limits {
             reassembly_bytes: 4 << 20,
             replies: 1024,
             reply_bytes: 1 << 20,
+            datagrams: 4096,
+            datagram_bytes: 8 << 20,
+            datagram_bytes_per_socket: 212_992,
+            path_mtus: 1024,
+            groups: 256,
+            groups_per_socket: 20,
             loopback_packets: 1024,
             icmp_errors_per_second: 1000,
             icmp_errors_burst: 50,

@@ -1,5 +1,5 @@
-//! Buffers of packets that are made here and wait: replies, packets to ourselves, packets whose
-//! neighbour is being asked for.
+//! Buffers of packets that are made here and wait: replies, datagrams, packets to ourselves, packets
+//! whose neighbour is being asked for.
 //!
 //! Buffers are used again, so that a reply allocates nothing once the shard is warm. Segments of
 //! connections are not queued here: they are written straight into the frame that goes out.
@@ -7,28 +7,34 @@
 use std::collections::VecDeque;
 use std::net::IpAddr;
 
+use crate::socket_id::SocketId;
+
 /// Buffers that are kept for later use.
 const SPARE_MAX: usize = 256;
-/// Larger buffers are given back to the allocator.
-const SPARE_BYTES_MAX: usize = 16 * 1024;
+/// Memory that they may hold; what is beyond goes back to the allocator.
+const SPARE_BYTES_MAX: usize = 4 << 20;
 
 /// Empty buffers.
 #[derive(Debug, Default)]
 pub struct Buffers {
     spare: Vec<Vec<u8>>,
+    spare_bytes: usize,
 }
 
 impl Buffers {
     /// A buffer of `len` zero bytes.
     pub fn take(&mut self, len: usize) -> Vec<u8> {
         let mut buffer = self.spare.pop().unwrap_or_default();
+        self.spare_bytes -= buffer.capacity();
         buffer.resize(len, 0);
         buffer
     }
 
     /// A buffer that is no longer needed.
     pub fn give(&mut self, mut buffer: Vec<u8>) {
-        if self.spare.len() < SPARE_MAX && buffer.capacity() <= SPARE_BYTES_MAX {
+        let bytes = self.spare_bytes + buffer.capacity();
+        if self.spare.len() < SPARE_MAX && bytes <= SPARE_BYTES_MAX {
+            self.spare_bytes = bytes;
             buffer.clear();
             self.spare.push(buffer);
         }
@@ -100,6 +106,68 @@ impl ReplyQueue {
     }
 }
 
+/// A datagram of a UDP socket: an IP packet on its way out.
+#[derive(Debug)]
+pub struct OutgoingDatagram {
+    /// The socket.
+    pub owner: SocketId,
+    /// Destination of the packet.
+    pub destination: IpAddr,
+    /// The IP packet.
+    pub bytes: Vec<u8>,
+    /// Larger packets are cut into fragments of this MTU.
+    pub mtu: usize,
+    /// Bytes of the IP payload that have been sent in fragments.
+    pub sent: usize,
+    /// Names the fragments.
+    pub identification: u32,
+}
+
+/// Datagrams that wait to be sent, first come first served, bounded in number and bytes.
+#[derive(Debug)]
+pub struct DatagramQueue {
+    datagrams: VecDeque<OutgoingDatagram>,
+    bytes: usize,
+    datagrams_max: usize,
+    bytes_max: usize,
+}
+
+impl DatagramQueue {
+    /// An empty queue.
+    pub fn new(datagrams_max: usize, bytes_max: usize) -> DatagramQueue {
+        DatagramQueue { datagrams: VecDeque::new(), bytes: 0, datagrams_max, bytes_max }
+    }
+
+    /// Whether `count` more datagrams of `bytes` bytes together fit.
+    pub fn has_room(&self, count: usize, bytes: usize) -> bool {
+        self.datagrams.len() + count <= self.datagrams_max && self.bytes + bytes <= self.bytes_max
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.datagrams.is_empty()
+    }
+
+    /// Appends a datagram; the caller has asked whether it fits.
+    pub fn push_back(&mut self, datagram: OutgoingDatagram) {
+        self.bytes += datagram.bytes.len();
+        self.datagrams.push_back(datagram);
+    }
+
+    /// Puts back what was taken: it is not sent completely.
+    pub fn push_front(&mut self, datagram: OutgoingDatagram) {
+        self.bytes += datagram.bytes.len();
+        self.datagrams.push_front(datagram);
+    }
+
+    /// Takes the first datagram.
+    pub fn pop_front(&mut self) -> Option<OutgoingDatagram> {
+        let datagram = self.datagrams.pop_front()?;
+        self.bytes -= datagram.bytes.len();
+        Some(datagram)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,7 +195,11 @@ mod tests {
         let mut buffers = Buffers::default();
         buffers.give(vec![7; 50]);
         assert_eq!(buffers.take(20), vec![0; 20]);
-        buffers.give(vec![7; 100_000]);
-        assert!(buffers.take(0).capacity() < 100_000);
+        for _ in 0..1000 {
+            buffers.give(vec![7; 65_536]);
+        }
+        let kept: usize = buffers.spare.iter().map(Vec::capacity).sum();
+        assert!(kept > SPARE_BYTES_MAX - 65_536 && kept <= SPARE_BYTES_MAX, "{kept}");
+        assert_eq!(kept, buffers.spare_bytes);
     }
 }

@@ -337,7 +337,10 @@ impl Datagram {
 
     /// Joins headers and data; the lengths in the headers are made right by the IP layer.
     fn finish(self) -> Option<Vec<u8>> {
-        if self.header.len() + self.data.len() > DATAGRAM_MAX {
+        // The length field of IPv6 does not count the fixed header.
+        let v6 = self.header.first().is_some_and(|byte| byte >> 4 == 6);
+        let largest = DATAGRAM_MAX + if v6 { 40 } else { 0 };
+        if self.header.len() + self.data.len() > largest {
             return None;
         }
         let mut packet = self.header;

@@ -91,6 +91,14 @@ impl Routing {
         self.addresses.iter().filter(same_family).rev().max_by_key(rank).map(|cidr| cidr.addr)
     }
 
+    /// A link-local IPv6 address of ours.
+    pub fn link_local(&self) -> Option<Ipv6Addr> {
+        self.addresses.iter().find_map(|cidr| match cidr.addr {
+            IpAddr::V6(addr) if addr.is_unicast_link_local() => Some(addr),
+            _ => None,
+        })
+    }
+
     /// Whether a packet to this IPv6 group is for us: all nodes, or the solicited-node group of one
     /// of our addresses (RFC 4291 section 2.7.1).
     pub fn is_our_group(&self, group: Ipv6Addr) -> bool {

@@ -160,12 +160,14 @@ impl Shard {
     }
 
     /// The owner lets go of a socket. A connection goes on by itself until its data is delivered
-    /// (or not at all, with [`Close::Abort`]); a listener takes its unclaimed connections along.
+    /// (or not at all, with [`Close::Abort`]); a listener takes its unclaimed connections along; a
+    /// UDP socket is gone at once, without a `Released` event.
     pub fn close(&mut self, now: Instant, id: SocketId, how: Close) {
         self.now = now;
         match self.sockets.get(id) {
             Some(Socket::Listener(_)) => self.close_listener(id),
             Some(Socket::Connection(_)) => self.close_connection(id, how),
+            Some(Socket::Datagram(_)) => self.close_datagram(id),
             None => {}
         }
     }

@@ -1,8 +1,10 @@
-//! What the slab of sockets holds: listeners, and connections with what the shard knows of them.
+//! What the slab of sockets holds: listeners, UDP sockets, and connections with what the shard knows
+//! of them.
 //!
 //! A connection's own state is in `tcp/`; here is whose it is, where its packets go, and whether
 //! its flow still exists.
 
+use super::udp::DatagramSocket;
 use crate::flow_table::FlowKey;
 use crate::listeners::Listener;
 use crate::routing::NextHop;
@@ -18,6 +20,8 @@ pub(super) enum Socket {
     Listener(Box<Listener>),
     /// A connection.
     Connection(Entry),
+    /// A UDP socket.
+    Datagram(Box<DatagramSocket>),
 }
 
 /// Whose a connection is.
@@ -71,7 +75,7 @@ impl Socket {
     pub(super) fn connection(&self) -> Option<&Entry> {
         match self {
             Socket::Connection(entry) => Some(entry),
-            Socket::Listener(_) => None,
+            Socket::Listener(_) | Socket::Datagram(_) => None,
         }
     }
 
@@ -79,7 +83,7 @@ impl Socket {
     pub(super) fn connection_mut(&mut self) -> Option<&mut Entry> {
         match self {
             Socket::Connection(entry) => Some(entry),
-            Socket::Listener(_) => None,
+            Socket::Listener(_) | Socket::Datagram(_) => None,
         }
     }
 
@@ -87,7 +91,23 @@ impl Socket {
     pub(super) fn listener_mut(&mut self) -> Option<&mut Listener> {
         match self {
             Socket::Listener(listener) => Some(listener),
-            Socket::Connection(_) => None,
+            Socket::Connection(_) | Socket::Datagram(_) => None,
+        }
+    }
+
+    /// The UDP socket, if it is one.
+    pub(super) fn datagram(&self) -> Option<&DatagramSocket> {
+        match self {
+            Socket::Datagram(socket) => Some(socket),
+            Socket::Listener(_) | Socket::Connection(_) => None,
+        }
+    }
+
+    /// The UDP socket, to change.
+    pub(super) fn datagram_mut(&mut self) -> Option<&mut DatagramSocket> {
+        match self {
+            Socket::Datagram(socket) => Some(socket),
+            Socket::Listener(_) | Socket::Connection(_) => None,
         }
     }
 }

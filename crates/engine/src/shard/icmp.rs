@@ -1,7 +1,7 @@
 //! ICMP and ICMPv6 in: echo requests are answered, errors about our segments go to their
 //! connections, neighbour discovery goes to `ndp.rs`.
 //!
-//! Called by `receive.rs`. Read first: RFC 792, RFC 1122 section 3.2.2, RFC 4443; for errors about
+//! Errors about datagrams go to `udp_errors.rs`. Called by `receive.rs`. Read first: RFC 792, RFC 1122 section 3.2.2, RFC 4443; for errors about
 //! TCP, RFC 5927 and RFC 1191. Errors that we send are in `icmp_errors.rs`.
 
 use std::net::IpAddr;
@@ -9,11 +9,13 @@ use std::net::IpAddr;
 use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, Icmpv6Message, Icmpv6Packet, checksum};
 
 use super::Shard;
+use super::groups::is_mld;
 use super::headers::{
     ICMP, ICMPV6, IPV4_HEADER, IPV6_HEADER, IpHeader, TCP, read_u16, read_u32, transport_checksum,
     write_u16,
 };
 use super::receive::IpPacket;
+use super::udp_errors::quoted_datagram;
 use crate::counters::Counter;
 use crate::drop_reason::DropReason;
 use crate::flow_table::{FlowKey, FlowOwner};
@@ -21,6 +23,8 @@ use crate::packets::Destination;
 use crate::tcp::segment::HEADER_LEN as TCP_HEADER;
 use crate::tcp::{IcmpError, SeqNumber, Unreachable};
 
+/// Next header number of the fragment header.
+const FRAGMENT_V6: u8 = 44;
 /// Bytes of an ICMP header with its second word.
 const ICMP_HEADER: usize = 8;
 /// Least MTU believed of a router for IPv4 (Linux's `min_pmtu`), for IPv6 (RFC 8201 section 4).
@@ -55,8 +59,6 @@ impl Shard {
 
     /// An ICMPv6 message for one of our IPv6 addresses or groups.
     pub(super) fn handle_icmpv6(&mut self, packet: &IpPacket<'_>) -> Result<(), DropReason> {
-        let message =
-            Icmpv6Packet::new_checked(packet.payload).map_err(|_| DropReason::IcmpMalformed)?;
         if packet.payload.len() < ICMP_HEADER {
             return Err(DropReason::IcmpMalformed);
         }
@@ -66,6 +68,12 @@ impl Shard {
         {
             return Err(DropReason::IcmpBadChecksum);
         }
+        // smoltcp knows the messages of MLDv2 alone.
+        if is_mld(packet.payload[0]) {
+            return self.handle_mld(packet);
+        }
+        let message =
+            Icmpv6Packet::new_checked(packet.payload).map_err(|_| DropReason::IcmpMalformed)?;
         let mtu = read_u32(packet.payload, 4);
         match message.msg_type() {
             Icmpv6Message::EchoRequest => self.handle_echo_request(packet, 129),
@@ -129,6 +137,9 @@ impl Shard {
         error: Option<IcmpError>,
     ) -> Result<(), DropReason> {
         self.counters.count(Counter::IcmpErrorsReceived);
+        if let Some((local, remote)) = quoted_datagram(&packet.payload[ICMP_HEADER..]) {
+            return self.handle_datagram_error(packet, local, remote);
+        }
         let error = error.ok_or(DropReason::IcmpUnknownType)?;
         let quote = &packet.payload[ICMP_HEADER..];
         let (key, seq) = quoted_segment(quote).ok_or(DropReason::IcmpErrorUnmatched)?;
@@ -168,21 +179,40 @@ pub(super) fn fill_icmp_checksum(header: &IpHeader, body: &mut [u8]) {
     write_u16(body, 2, sum);
 }
 
-/// The flow, as we see it, and the sequence number of a TCP segment of ours, from the start of its
-/// packet: RFC 792 promises eight bytes of it.
-pub(super) fn quoted_segment(packet: &[u8]) -> Option<(FlowKey, SeqNumber)> {
+/// The start of a packet of ours.
+#[derive(Copy, Clone, Debug)]
+pub(super) struct Quote<'a> {
+    /// Transport protocol.
+    pub protocol: u8,
+    /// Where it came from.
+    pub local: std::net::SocketAddr,
+    /// Where it went.
+    pub remote: std::net::SocketAddr,
+    /// The first eight bytes of the transport header (RFC 792 promises no more).
+    pub transport: &'a [u8],
+}
+
+/// Takes the start of a packet of ours apart; `None` for later fragments and what is no packet.
+pub(super) fn quoted(packet: &[u8]) -> Option<Quote<'_>> {
     let version = packet.first()? >> 4;
     let (header_len, protocol_at) = match version {
         4 => (usize::from(packet[0] & 0xf) * 4, 9),
         6 => (IPV6_HEADER, 6),
         _ => return None,
     };
-    let segment = packet.get(header_len..header_len + 8)?;
-    if header_len < IPV4_HEADER || *packet.get(protocol_at)? != TCP {
-        return None;
-    }
-    let fragmented = version == 4 && read_u16(packet, 6) & 0x1fff != 0;
-    if fragmented {
+    let (mut at, mut protocol) = (header_len, *packet.get(protocol_at)?);
+    let later = match version {
+        4 => read_u16(packet, 6) & 0x1fff != 0,
+        // What we send in fragments has a fragment header and no other.
+        _ if protocol == FRAGMENT_V6 => {
+            protocol = *packet.get(at)?;
+            at += 8;
+            read_u16(packet, at - 6) & !7 != 0
+        }
+        _ => false,
+    };
+    let transport = packet.get(at..at + 8)?;
+    if header_len < IPV4_HEADER || later {
         return None;
     }
     let (source, destination) = if version == 4 {
@@ -190,9 +220,20 @@ pub(super) fn quoted_segment(packet: &[u8]) -> Option<(FlowKey, SeqNumber)> {
     } else {
         (address_v6(packet, 8)?, address_v6(packet, 24)?)
     };
-    let local = std::net::SocketAddr::new(source, read_u16(segment, 0));
-    let remote = std::net::SocketAddr::new(destination, read_u16(segment, 2));
-    Some((FlowKey::new(local, remote), SeqNumber::new(read_u32(segment, 4))))
+    Some(Quote {
+        protocol,
+        local: std::net::SocketAddr::new(source, read_u16(transport, 0)),
+        remote: std::net::SocketAddr::new(destination, read_u16(transport, 2)),
+        transport,
+    })
+}
+
+/// The flow, as we see it, and the sequence number of a TCP segment of ours, from the start of its
+/// packet.
+pub(super) fn quoted_segment(packet: &[u8]) -> Option<(FlowKey, SeqNumber)> {
+    let Quote { protocol, local, remote, transport } = quoted(packet)?;
+    let seq = SeqNumber::new(read_u32(transport, 4));
+    (protocol == TCP).then_some((FlowKey::new(local, remote), seq))
 }
 
 fn address_v4(packet: &[u8], at: usize) -> IpAddr {

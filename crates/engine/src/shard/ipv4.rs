@@ -8,7 +8,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use smoltcp::wire::Ipv4Packet;
 
 use super::Shard;
-use super::headers::{IPV4_HEADER, write_u16};
+use super::groups::IGMP;
+use super::headers::{IPV4_HEADER, UDP, write_u16};
 use super::receive::{Ingress, IpPacket};
 use crate::counters::Counter;
 use crate::drop_reason::DropReason;
@@ -17,6 +18,8 @@ use crate::streams::Streams;
 
 /// Where the header names the protocol.
 const PROTOCOL_AT: usize = 9;
+/// The group that every host is in (RFC 1112 section 4).
+const ALL_SYSTEMS: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 1);
 /// Kinds of options, RFC 791 section 3.1.
 const OPTION_END: u8 = 0;
 const OPTION_NOP: u8 = 1;
@@ -40,7 +43,7 @@ impl Shard {
         }
         let (source, destination) = (packet.src_addr(), packet.dst_addr());
         self.check_ipv4_source(ingress, source)?;
-        self.check_ipv4_destination(ingress, destination)?;
+        let group = self.check_ipv4_destination(ingress, destination)?;
         let options = bytes.get(IPV4_HEADER..usize::from(packet.header_len()));
         check_ipv4_options(options.ok_or(DropReason::Ipv4Malformed)?)?;
         if packet.more_frags() || packet.frag_offset() != 0 {
@@ -51,12 +54,17 @@ impl Shard {
             whole: &bytes[..usize::from(packet.total_len())],
             source: IpAddr::V4(source),
             destination: IpAddr::V4(destination),
-            group: false,
+            group,
             hop_limit: packet.hop_limit(),
             protocol: packet.next_header().into(),
             protocol_at: PROTOCOL_AT,
             payload: packet.payload(),
         };
+        // Of what is sent to all only datagrams are taken (RFC 1122 sections 3.2.2.6, 3.2.2 and
+        // 4.2.3.10), and what is said about groups.
+        if group && !matches!(packet.protocol, UDP | IGMP) {
+            return Err(DropReason::Ipv4Broadcast);
+        }
         self.handle_transport(&packet, streams)
     }
 
@@ -77,13 +85,18 @@ impl Shard {
         Ok(())
     }
 
+    /// Whether the destination is a group or broadcast address that somebody here may listen to.
     fn check_ipv4_destination(
         &self,
         ingress: Ingress,
         destination: Ipv4Addr,
-    ) -> Result<(), DropReason> {
-        if destination.is_multicast() || self.routing.is_broadcast(destination) {
-            return Err(DropReason::Ipv4Broadcast);
+    ) -> Result<bool, DropReason> {
+        if destination.is_multicast() {
+            let joined = destination == ALL_SYSTEMS || self.groups.contains(destination.into());
+            return if joined { Ok(true) } else { Err(DropReason::Ipv4Broadcast) };
+        }
+        if self.routing.is_broadcast(destination) {
+            return Ok(true);
         }
         // A loopback address never comes from outside (RFC 1122 section 3.2.1.3 g).
         let from_outside = ingress.wire && destination.is_loopback();
@@ -93,7 +106,7 @@ impl Shard {
         if ingress.link_group {
             return Err(DropReason::Ipv4UnicastInBroadcast);
         }
-        Ok(())
+        Ok(false)
     }
 
     fn handle_ipv4_fragment(

@@ -101,7 +101,8 @@ impl Shard {
             return Err(DropReason::Ipv6MartianDestination);
         }
         if destination.is_multicast() {
-            let ours = self.routing.is_our_group(destination);
+            let group = IpAddr::V6(destination);
+            let ours = self.routing.is_our_group(destination) || self.groups.contains(group);
             return if ours { Ok(()) } else { Err(DropReason::Ipv6NotForUs) };
         }
         if !self.routing.is_ours(IpAddr::V6(destination)) {
@@ -198,7 +199,7 @@ impl Shard {
         streams: &mut impl Streams,
     ) -> Result<(), DropReason> {
         self.counters.count(Counter::FragmentsReceived);
-        if packet.ingress.reassembled || packet.group {
+        if packet.ingress.reassembled {
             return Err(DropReason::Ipv6BadExtension);
         }
         let header = fragment_header(packet.payload)?;

@@ -3,11 +3,13 @@
 //! The service makes one [`Shard`] per core and drives it: frames in by [`Shard::handle_frame`],
 //! time by [`Shard::handle_timers`], frames out by [`Shard::poll_transmit`], news by
 //! [`Shard::poll_event`], and the commands of applications in between. Read next: `receive.rs` (the
-//! way in), `tcp.rs` (where a SYN becomes a connection), `lifecycle.rs`, `transmit.rs` (the way out).
+//! way in), `tcp.rs` (where a SYN becomes a connection), `udp.rs`, `lifecycle.rs`, `transmit.rs` (the
+//! way out).
 
 mod arp;
 mod commands;
 mod entry;
+mod groups;
 mod headers;
 mod icmp;
 mod icmp_errors;
@@ -19,22 +21,30 @@ mod receive;
 mod tcp;
 mod timers;
 mod transmit;
+mod udp;
+mod udp_commands;
+mod udp_errors;
+mod udp_send;
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 
 use self::entry::{Entry, Socket};
 use self::lifecycle::QueuedEvent;
+use self::udp::DatagramSocket;
 use crate::config::{Offloads, ShardConfig};
 use crate::counters::Counters;
+use crate::datagram_table::DatagramTable;
 use crate::error::ConfigError;
 use crate::flow_table::FlowTable;
+use crate::groups::Groups;
 use crate::keys::Keys;
 use crate::limits::Limits;
 use crate::listeners::{Listener, Listeners};
 use crate::lists::{Links, List};
 use crate::neighbours::Neighbours;
-use crate::packets::{Buffers, ReplyQueue};
+use crate::packets::{Buffers, DatagramQueue, ReplyQueue};
+use crate::path_mtu::PathMtus;
 use crate::ports::Ports;
 use crate::rate_limit::RateLimit;
 use crate::reassembly::Reassembly;
@@ -66,11 +76,13 @@ pub struct SocketSummary {
     pub state: SocketState,
     /// Our address and port.
     pub local: SocketAddr,
-    /// The peer's; none for a listener.
+    /// The peer's; none for a listener or an unconnected UDP socket.
     pub remote: Option<SocketAddr>,
-    /// Bytes received and not consumed; for a listener the connections that wait for `accept`.
+    /// Bytes received and not consumed; for a listener the connections that wait for `accept`; 0
+    /// for a UDP socket, whose memory the shard does not know.
     pub receive_queue: u64,
-    /// Bytes not yet acknowledged, sent or not; for a listener its backlog.
+    /// Bytes not yet acknowledged, sent or not; for a listener its backlog, for a UDP socket bytes
+    /// of packets not yet sent.
     pub send_queue: u64,
     /// When its next timer is due.
     pub timeout: Option<Instant>,
@@ -101,6 +113,16 @@ pub struct Shard {
     flows: FlowTable,
     listeners: Listeners,
     listener_count: usize,
+    datagrams: DatagramTable,
+    datagram_count: usize,
+    /// Reused for each datagram to a group.
+    matches: Vec<SocketId>,
+    /// Datagrams of UDP sockets that wait to be sent.
+    outgoing: DatagramQueue,
+    /// The last frame was a datagram: connections are next.
+    datagram_sent: bool,
+    groups: Groups,
+    path_mtus: PathMtus,
     ports: Ports,
     time_wait: TimeWaitTable,
     /// Connections in SYN-RECEIVED.
@@ -155,6 +177,13 @@ impl Shard {
             flows: FlowTable::new(seed),
             listeners: Listeners::new(seed),
             listener_count: 0,
+            datagrams: DatagramTable::new(seed),
+            datagram_count: 0,
+            matches: Vec::new(),
+            outgoing: DatagramQueue::new(limits.datagrams as usize, limits.datagram_bytes),
+            datagram_sent: false,
+            groups: Groups::new(seed, limits.groups as usize),
+            path_mtus: PathMtus::new(seed, limits.path_mtus as usize),
             ports: Ports::new(seed),
             time_wait: TimeWaitTable::new(limits.time_wait as usize, 2 * limits.msl_us),
             half_open: 0,
@@ -188,12 +217,17 @@ impl Shard {
         match self.sockets.get(id)? {
             Socket::Listener(listener) => Some(listener.local),
             Socket::Connection(entry) => Some(entry.key.local()),
+            Socket::Datagram(socket) => Some(socket.local),
         }
     }
 
-    /// The peer's address and port of a connection.
+    /// The peer's address and port of a connection or a connected UDP socket.
     pub fn remote_address(&self, id: SocketId) -> Option<SocketAddr> {
-        self.sockets.get(id)?.connection().map(|entry| entry.key.remote())
+        match self.sockets.get(id)? {
+            Socket::Listener(_) => None,
+            Socket::Connection(entry) => Some(entry.key.remote()),
+            Socket::Datagram(socket) => socket.remote,
+        }
     }
 
     /// Whether an address is ours.
@@ -217,9 +251,14 @@ impl Shard {
     }
 
     /// Connections, half-open, closing and finished but unclosed ones included; neither listeners
-    /// nor TIME-WAIT records.
+    /// nor UDP sockets nor TIME-WAIT records.
     pub fn connection_count(&self) -> usize {
-        self.sockets.len() - self.listener_count
+        self.sockets.len() - self.listener_count - self.datagram_count
+    }
+
+    /// UDP sockets.
+    pub fn datagram_socket_count(&self) -> usize {
+        self.datagram_count
     }
 
     /// Whether nothing is left to send: no queued reply, no connection with data or a FIN that the
@@ -228,6 +267,7 @@ impl Shard {
         let quiet = |entry: &Entry| entry.gone || !entry.connection.has_unfinished_data();
         self.replies.is_empty()
             && self.loopback.is_empty()
+            && self.outgoing.is_empty()
             && self.ready.is_empty()
             && self.sockets.iter().filter_map(|(_, socket)| socket.connection()).all(quiet)
     }
@@ -237,6 +277,7 @@ impl Shard {
         let sockets = self.sockets.iter().map(|(id, socket)| match socket {
             Socket::Listener(listener) => summary_of_listener(id, listener),
             Socket::Connection(entry) => self.summary_of_connection(id, entry),
+            Socket::Datagram(socket) => summary_of_datagram(id, socket),
         });
         sockets.chain(self.time_wait.iter().map(summary_of_waiting))
     }
@@ -263,6 +304,18 @@ fn summary_of_listener(id: SocketId, listener: &Listener) -> SocketSummary {
         remote: None,
         receive_queue: u64::from(listener.accept_queue.len()),
         send_queue: u64::from(listener.backlog),
+        timeout: None,
+    }
+}
+
+fn summary_of_datagram(id: SocketId, socket: &DatagramSocket) -> SocketSummary {
+    SocketSummary {
+        id: Some(id),
+        state: SocketState::Datagram,
+        local: socket.local,
+        remote: socket.remote,
+        receive_queue: 0,
+        send_queue: socket.queued_bytes as u64,
         timeout: None,
     }
 }

@@ -1,14 +1,15 @@
 //! The way in: frame, Ethernet, IP, transport. Each step hands on or says why not.
 //!
 //! [`Shard::handle_frame`] is the start; follow it to `arp.rs`, `ipv4.rs`, `ipv6.rs`, and from there
-//! to `icmp.rs`, `ndp.rs` and `tcp.rs`. Nothing is sent from here: replies are queued and come out of
+//! to `icmp.rs`, `ndp.rs`, `udp.rs` and `tcp.rs`. Nothing is sent from here: replies are queued and come out of
 //! `poll_transmit`. Every frame is counted once, as accepted or under one [`DropReason`].
 
 use std::net::IpAddr;
 
-use smoltcp::wire::{EthernetFrame, EthernetProtocol, UdpPacket};
+use smoltcp::wire::{EthernetFrame, EthernetProtocol};
 
 use super::Shard;
+use super::groups::IGMP;
 use super::headers::{ICMP, ICMPV6, TCP, UDP};
 use super::icmp_errors::IcmpCause;
 use crate::counters::Counter;
@@ -141,27 +142,12 @@ impl Shard {
             (TCP, _) => self.handle_tcp(packet, streams),
             (ICMP, IpAddr::V4(_)) => self.handle_icmp(packet),
             (ICMPV6, IpAddr::V6(_)) => self.handle_icmpv6(packet),
-            (UDP, _) => self.handle_udp(packet),
+            (UDP, _) => self.handle_udp(packet, streams),
+            (IGMP, IpAddr::V4(_)) => self.handle_igmp(packet),
             _ => {
                 self.send_error(packet, IcmpCause::ProtocolUnreachable);
                 Err(DropReason::ProtocolUnknown)
             }
         }
-    }
-
-    /// No UDP socket exists here yet: a sound datagram is answered with port unreachable.
-    fn handle_udp(&mut self, packet: &IpPacket<'_>) -> Result<(), DropReason> {
-        let datagram =
-            UdpPacket::new_checked(packet.payload).map_err(|_| DropReason::UdpMalformed)?;
-        let summed = datagram.checksum() != 0;
-        if !summed && packet.source.is_ipv6() {
-            return Err(DropReason::UdpBadChecksum);
-        }
-        let verify = summed && !packet.ingress.checksum_valid;
-        if verify && !datagram.verify_checksum(&packet.source.into(), &packet.destination.into()) {
-            return Err(DropReason::UdpBadChecksum);
-        }
-        self.send_error(packet, IcmpCause::PortUnreachable);
-        Err(DropReason::UdpNoPort)
     }
 }

@@ -2,8 +2,11 @@
 
 mod addresses;
 mod connections;
+mod datagrams;
 mod fragments;
 mod harness;
 mod icmp;
+mod multicast;
 mod neighbours;
+mod oracle;
 mod random_frames;

@@ -35,6 +35,7 @@ impl Shard {
         }
         self.neighbours.handle_timers(now, TIMERS_PER_CALL, &mut self.counters);
         self.release_neighbours();
+        self.groups.handle_timers(now);
         for _ in 0..LOOPBACK_PER_CALL {
             if !self.handle_next_own_packet(streams) {
                 break;
@@ -53,6 +54,7 @@ impl Shard {
             self.time_wait.next_timeout(),
             self.reassembly.next_timeout(),
             self.neighbours.next_timeout(),
+            self.groups.next_timeout(),
         ];
         timeouts.into_iter().flatten().min()
     }

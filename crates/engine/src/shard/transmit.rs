@@ -1,7 +1,7 @@
 //! The way out: every frame comes from [`Shard::poll_transmit`].
 //!
 //! In this order: packets of ours to ourselves (handled here, never sent), requests to neighbours,
-//! replies, and connections in turn, each with a few segments. Segments are written straight into
+//! replies, and datagrams in turn with connections, each with a few segments. Segments are written straight into
 //! the caller's frame; replies wait in a bounded queue. What has to wait for a neighbour's address
 //! is kept with the neighbour.
 
@@ -16,6 +16,7 @@ use super::headers::{
 use super::icmp::quoted_segment;
 use super::ipv4::emit_ipv4_fragment;
 use super::ipv6::emit_ipv6_fragment;
+use super::udp_errors::quoted_datagram;
 use crate::config::Offloads;
 use crate::counters::Counter;
 use crate::flow_table::FlowKey;
@@ -32,7 +33,7 @@ use crate::time::Instant;
 const TCP_CHECKSUM_AT: usize = 16;
 
 /// What one step of sending did.
-enum Step {
+pub(super) enum Step {
     /// A complete frame of this length is in the caller's buffer.
     Frame(usize),
     /// A frame of which the link has to finish something.
@@ -87,6 +88,16 @@ impl Shard {
         if let Some(reply) = self.replies.pop_front() {
             return self.transmit_reply(reply, out);
         }
+        if self.queue_group_message() {
+            return Step::Again;
+        }
+        // Datagrams and connections take turns, frame by frame.
+        let datagram_next = !self.datagram_sent || self.ready.is_empty();
+        if datagram_next && !self.outgoing.is_empty() {
+            self.datagram_sent = true;
+            return self.transmit_datagram(out);
+        }
+        self.datagram_sent = false;
         match self.ready.first().and_then(|index| self.sockets.id_at(index)) {
             Some(id) => self.transmit_connection(id, out, streams),
             None => Step::Idle,
@@ -185,7 +196,7 @@ impl Shard {
     }
 
     /// Where a neighbour is, or what to wait for.
-    fn resolve(&mut self, hop: IpAddr) -> Resolution {
+    pub(super) fn resolve(&mut self, hop: IpAddr) -> Resolution {
         let group = match hop {
             IpAddr::V4(addr) => addr.is_multicast() || self.routing.is_broadcast(addr),
             IpAddr::V6(addr) => addr.is_multicast(),
@@ -265,7 +276,7 @@ impl Shard {
     }
 
     /// Queues a packet to ourselves.
-    fn loop_back(&mut self, packet: Vec<u8>) {
+    pub(super) fn loop_back(&mut self, packet: Vec<u8>) {
         if self.loopback.len() < self.limits.loopback_packets as usize {
             self.loopback.push_back(packet);
         } else {
@@ -305,6 +316,8 @@ impl Shard {
         if let Some((key, seq)) = quoted_segment(&packet) {
             let error = IcmpError::Unreachable(Unreachable::Host);
             let _: bool = self.report_to_connection(&key, error, seq);
+        } else if let Some((local, remote)) = quoted_datagram(&packet) {
+            self.report_silent_neighbour(local, remote);
         }
         self.buffers.give(packet);
     }

@@ -13,6 +13,9 @@ pub const MTU: u16 = 1500;
 pub struct Memory {
     pub received: BTreeMap<SocketId, Vec<u8>>,
     pub sent: BTreeMap<SocketId, Vec<u8>>,
+    pub datagrams: Vec<(SocketId, Datagram, Vec<u8>)>,
+    /// No datagram finds room.
+    pub full: bool,
 }
 
 impl Streams for Memory {
@@ -29,6 +32,13 @@ impl Streams for Memory {
     fn read(&mut self, id: SocketId, position: u64, out: &mut [u8]) {
         let at = position as usize;
         out.copy_from_slice(&self.sent[&id][at..at + out.len()]);
+    }
+
+    fn write_datagram(&mut self, id: SocketId, datagram: &Datagram, payload: &[u8]) -> bool {
+        if !self.full {
+            self.datagrams.push((id, *datagram, payload.to_vec()));
+        }
+        !self.full
     }
 }
 
@@ -143,6 +153,43 @@ impl Host {
         stream.extend_from_slice(data);
         let tail = stream.len() as u64;
         self.shard.send_ready(now, id, tail);
+    }
+
+    /// Opens a UDP socket with default options.
+    pub fn open(&mut self, local: &str) -> SocketId {
+        self.shard.open_datagram(at(local), DatagramOptions::default()).expect("a free port")
+    }
+
+    /// Sends a datagram.
+    pub fn send_to(
+        &mut self,
+        now: Instant,
+        id: SocketId,
+        to: &str,
+        payload: &[u8],
+    ) -> Result<(), SendError> {
+        let to = SendTo { remote: Some(at(to)), ..SendTo::default() };
+        self.shard.send_datagram(now, id, &to, payload)
+    }
+
+    /// What a UDP socket has received since it was last asked.
+    pub fn take_datagrams(&mut self, id: SocketId) -> Vec<(Datagram, Vec<u8>)> {
+        let all = std::mem::take(&mut self.memory.datagrams);
+        let (own, others) = all.into_iter().partition(|(owner, ..)| *owner == id);
+        self.memory.datagrams = others;
+        let own: Vec<(SocketId, Datagram, Vec<u8>)> = own;
+        own.into_iter().map(|(_, datagram, payload)| (datagram, payload)).collect()
+    }
+
+    /// The ICMP errors that UDP sockets were told.
+    pub fn datagram_errors(&self) -> Vec<(SocketId, SocketError, u8, u8, u32)> {
+        let error_of = |event: &Event| match *event {
+            Event::DatagramError { id, error, icmp_type, icmp_code, mtu, .. } => {
+                Some((id, error, icmp_type, icmp_code, mtu))
+            }
+            _ => None,
+        };
+        self.events.iter().filter_map(error_of).collect()
     }
 
     /// The connections accepted so far.
