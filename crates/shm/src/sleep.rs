@@ -1,5 +1,6 @@
-//! The sleep flag: a consumer that is about to sleep says so, a producer that has just published
-//! rings only if it must. Used by the service (status segment) and by each watcher ring.
+//! The sleep flag and the sleep count: a consumer that is about to sleep says so, a producer that
+//! has just published rings only if it must. The flag serves one producer that may write it (each
+//! watcher ring), the count any number of producers that may not (the status segment).
 //!
 //! No wake-up is lost: the consumer does `flag = 1; fence; look for work; sleep`, the producer does
 //! `publish work; fence; read flag`. Both fences are sequentially consistent, so one is first. If
@@ -45,13 +46,52 @@ impl<'a, W: Word> SleepFlag<'a, W> {
         W::fence();
         self.word.load(Ordering::Relaxed) != 0 && self.word.swap(0, Ordering::Relaxed) != 0
     }
+}
 
-    /// Producer that may not write the flag (the status segment), after publishing: true if the
-    /// consumer must be rung. Every producer that publishes while the consumer sleeps gets true.
+/// View of a sleep count: the consumer alone writes it; it is odd while the consumer sleeps or is
+/// about to, and each sleep has a number of its own.
+///
+/// A producer rings once for a sleep, however much it publishes meanwhile. Nothing is lost: that
+/// ring ends the sleep, and before the next one the consumer has added one, passed its fence and
+/// looked for work. What was published before that fence is found by that look; what comes later
+/// reads the number of the next sleep, for which nobody has rung.
+#[derive(Debug)]
+pub struct SleepCount<'a, W: Word = AtomicU32> {
+    word: &'a W,
+}
+
+impl<'a, W: Word> SleepCount<'a, W> {
+    /// A view of the count in `word`.
     #[inline]
-    pub fn is_sleeping(&self) -> bool {
+    pub fn new(word: &'a W) -> Self {
+        SleepCount { word }
+    }
+
+    /// Consumer: announces sleep. Look for work once more after this call, and sleep only if there
+    /// is none; call [`SleepCount::awake`] afterwards in both cases.
+    #[inline]
+    pub fn prepare_sleep(&self) {
+        self.word.store(self.word.load(Ordering::Relaxed) | 1, Ordering::Relaxed);
         W::fence();
-        self.word.load(Ordering::Relaxed) != 0
+
+    }
+
+    /// Consumer: takes the announcement back.
+    #[inline]
+    pub fn awake(&self) {
+        let count = self.word.load(Ordering::Relaxed);
+        self.word.store(count.wrapping_add(count & 1), Ordering::Relaxed);
+    }
+
+    /// Producer, after publishing: true if the consumer must be rung. `rung` is private to
+    /// producers that ring the same bell, and starts at 0: the sleep they last rang for.
+    #[inline]
+    pub fn must_wake(&self, rung: &W) -> bool {
+        W::fence();
+        let count = self.word.load(Ordering::Relaxed);
+        count & 1 != 0
+            && rung.load(Ordering::Relaxed) != count
+            && rung.swap(count, Ordering::Relaxed) != count
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::limits::PROTOCOL_VERSION;
 use crate::segment::{Segment, SharedLayout};
-use crate::sleep::SleepFlag;
+use crate::sleep::SleepCount;
 use crate::sys::{Errno, Fd, Result};
 
 /// Bytes of the status segment.
@@ -15,7 +15,7 @@ pub const STATUS_SIZE: usize = 4096;
 
 #[repr(C)]
 struct StatusLayout {
-    sleeping: AtomicU32,
+    sleeps: AtomicU32,
     epoch: AtomicU32,
     version: AtomicU32,
 }
@@ -51,12 +51,12 @@ impl ServiceStatus {
 
     /// Announces sleep. Look at every request ring once more after this, then sleep.
     pub fn prepare_sleep(&self) {
-        SleepFlag::new(&self.layout().sleeping).prepare_sleep();
+        SleepCount::new(&self.layout().sleeps).prepare_sleep();
     }
 
     /// Takes the announcement back; also after a sleep.
     pub fn awake(&self) {
-        SleepFlag::new(&self.layout().sleeping).awake();
+        SleepCount::new(&self.layout().sleeps).awake();
     }
 
     /// Sets the epoch, a number that grows whenever the service starts anew.
@@ -87,9 +87,10 @@ impl AppStatus {
         self.segment.view(0).expect("the status segment holds its layout")
     }
 
-    /// After a request was published: true if the service must be rung.
-    pub fn service_sleeping(&self) -> bool {
-        SleepFlag::new(&self.layout().sleeping).is_sleeping()
+    /// After a request was published: true if the service must be rung. `rung` belongs to the
+    /// bell: the sleep of the service for which it was rung last, 0 at first.
+    pub fn must_wake(&self, rung: &AtomicU32) -> bool {
+        SleepCount::new(&self.layout().sleeps).must_wake(rung)
     }
 
     /// The service's epoch.

@@ -72,6 +72,8 @@ pub struct RequestSender {
     abandoned: AtomicBool,
     status: AppStatus,
     wake: Doorbell,
+    /// The sleep of the service for which `wake` was rung last.
+    rung: AtomicU32,
 }
 
 // SAFETY: the producer is reached only while `lock` is held, which excludes other threads, and a
@@ -89,6 +91,7 @@ impl RequestSender {
             abandoned: AtomicBool::new(false),
             status,
             wake,
+            rung: AtomicU32::new(0),
         }
     }
 
@@ -146,7 +149,7 @@ impl RequestSender {
 
     /// Rings the service if it sleeps.
     fn ring_if_asleep(&self) -> Result<(), SendError> {
-        if self.status.service_sleeping() && self.wake.ring().is_err() {
+        if self.status.must_wake(&self.rung) && self.wake.ring().is_err() {
             return Err(SendError::Gone);
         }
         Ok(())

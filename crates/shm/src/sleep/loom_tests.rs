@@ -3,7 +3,7 @@
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU32, Ordering};
 
-use super::SleepFlag;
+use super::{SleepCount, SleepFlag};
 
 #[test]
 fn loom_sleeper_with_work_is_woken() {
@@ -44,5 +44,45 @@ fn loom_one_of_two_producers_wakes() {
         let rings = producers.into_iter().filter(|_| true).map(|p| p.join().unwrap());
         let rung = rings.filter(|rung| *rung).count();
         assert!(!sleeps || rung == 1, "asleep without all the work: exactly one rings");
+    });
+}
+
+/// The consumer sleeps twice, the producer publishes twice and rings each sleep once.
+#[test]
+fn loom_count_rings_every_sleep_with_work() {
+    const WORK: u32 = 2;
+    loom::model(|| {
+        // The count, the work published, the rings.
+        let words = Arc::new((AtomicU32::new(0), AtomicU32::new(0), AtomicU32::new(0)));
+        let shared = Arc::clone(&words);
+        let producer = loom::thread::spawn(move || {
+            let rung = AtomicU32::new(0);
+            for _ in 0..WORK {
+                let _: u32 = shared.1.fetch_add(1, Ordering::Relaxed);
+                if SleepCount::new(&shared.0).must_wake(&rung) {
+                    let _: u32 = shared.2.fetch_add(1, Ordering::Release);
+                }
+            }
+        });
+        let count = SleepCount::new(&words.0);
+        let mut heard = 0;
+        let mut asleep = false;
+        for _ in 0..=WORK {
+            count.prepare_sleep();
+            if words.1.load(Ordering::Relaxed) == WORK {
+                count.awake();
+                break;
+            }
+            // Asleep: only a ring ends this.
+            if words.2.load(Ordering::Acquire) == heard {
+                asleep = true;
+                break;
+            }
+            heard += 1;
+            count.awake();
+        }
+        producer.join().unwrap();
+        let rings = words.2.load(Ordering::Acquire);
+        assert!(!asleep || rings > heard, "asleep with work and nobody rang");
     });
 }

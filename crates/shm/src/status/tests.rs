@@ -8,12 +8,18 @@ fn applications_see_sleep_and_epoch_and_cannot_write() {
     let fd = || crate::sys::dup_at_least(service.fd(), 3).unwrap();
     assert!(Segment::from_fd(fd(), STATUS_SIZE, false).is_err());
     let application = AppStatus::open(fd()).unwrap();
-    assert!(!application.service_sleeping());
+    let (rung, another) = (AtomicU32::new(0), AtomicU32::new(0));
+    assert!(!application.must_wake(&rung));
     service.prepare_sleep();
-    assert!(application.service_sleeping() && application.service_sleeping());
+    assert!(application.must_wake(&rung), "the first rings");
+    assert!(!application.must_wake(&rung), "and nobody again for this sleep");
+    assert!(application.must_wake(&another), "but on each bell");
+    service.awake();
     service.awake();
     service.set_epoch(3);
-    assert!(!application.service_sleeping());
+    assert!(!application.must_wake(&rung));
+    service.prepare_sleep();
+    assert!(application.must_wake(&rung), "the next sleep is another");
     assert_eq!(application.epoch(), 3);
 }
 
