@@ -11,6 +11,7 @@ use std::os::fd::RawFd;
 use std::sync::atomic::Ordering::Relaxed;
 
 use haypile_shm::messages::{Offer, RequestBody};
+use haypile_shm::spin::Spinner;
 use haypile_shm::sys::{self, Waited};
 use haypile_shm::{Consumer, Errno};
 
@@ -287,21 +288,21 @@ fn wait(
         return wait_both(fd, limit_us, sleep);
     }
     let started_ns = sys::clock_monotonic_ns();
-    let spin_end_ns = started_ns + u64::from(attachment.spin_us()) * 1000;
-    while sys::clock_monotonic_ns() < spin_end_ns {
-        if has_offer(listener) {
-            return Ok(());
-        }
-        std::hint::spin_loop();
+    if let Some(patience_ns) = attachment.patience_ns(&listener.gaps)
+        && Spinner::new(started_ns, patience_ns).until(|| has_offer(listener))
+    {
+        listener.gaps.note(sys::clock_monotonic_ns() - started_ns);
+        return Ok(());
     }
     let deadline_ns = if limit_us == 0 { u64::MAX } else { started_ns + limit_us * 1000 };
     let channel = attachment.channel();
     loop {
         let ticket = channel.prepare_offer_wait();
+        let now_ns = sys::clock_monotonic_ns();
         if has_offer(listener) || listener.has(flag::SHUT_READ) {
+            listener.gaps.note(now_ns - started_ns);
             return Ok(());
         }
-        let now_ns = sys::clock_monotonic_ns();
         if now_ns >= deadline_ns {
             return Err(Errno::EAGAIN);
         }

@@ -17,6 +17,7 @@ use haypile_shm::messages::{
     ControlReply, ControlRequest, DOMAIN_TOKEN_BYTES, OptionReply, Request, RequestBody,
     SocketReply,
 };
+use haypile_shm::spin::Gaps;
 use haypile_shm::sys::{self, Fd, MESSAGE_FDS};
 use haypile_shm::{AppChannel, AppStatus, Doorbell, Errno, Segment, control};
 
@@ -276,9 +277,16 @@ impl Attachment {
         self.process_id
     }
 
-    /// How long a blocking call spins before it sleeps.
+    /// How long a blocking call spins for its first, whether waits like it are short or not, in
+    /// microseconds; 0 where spinning makes no sense.
     pub(crate) fn spin_us(&self) -> u32 {
         self.spin_us
+    }
+
+    /// How long a blocking call spins before it sleeps, in nanoseconds, by how long waits like it
+    /// take; `None` where spinning makes no sense.
+    pub(crate) fn patience_ns(&self, gaps: &Gaps) -> Option<u64> {
+        (self.spin_us > 0).then(|| gaps.patience_ns(u64::from(self.spin_us) * 1000))
     }
 
     /// The channel.

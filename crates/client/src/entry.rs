@@ -13,6 +13,7 @@ use std::sync::{RwLock, RwLockReadGuard};
 
 use haypile_shm::limits::NO_SLOT;
 use haypile_shm::messages::RequestBody;
+use haypile_shm::spin::Gaps;
 use haypile_shm::sys;
 use haypile_shm::{AppStream, Errno};
 
@@ -88,6 +89,8 @@ pub(crate) struct Socket {
     pub(crate) send_timeout_us: AtomicU64,
     /// `SO_RCVLOWAT`: so many bytes make the socket readable, at least 1.
     pub(crate) receive_low: AtomicU32,
+    /// How long blocking calls wait.
+    pub(crate) gaps: Gaps,
     pub(crate) stored: Stored,
     /// Epoll sets that hold it, by number plus one.
     epolls: [AtomicU32; 2],
@@ -108,6 +111,7 @@ impl Default for Socket {
             receive_timeout_us: AtomicU64::new(0),
             send_timeout_us: AtomicU64::new(0),
             receive_low: AtomicU32::new(1),
+            gaps: Gaps::new(),
             stored: Stored::default(),
             epolls: [const { AtomicU32::new(0) }; 2],
             stream: RwLock::new(None),

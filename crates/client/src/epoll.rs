@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use std::time::Duration;
 
 use haypile_shm::Errno;
+use haypile_shm::spin::{Gaps, Spinner};
 use haypile_shm::sys::{self, EpollEvent};
 
 use crate::attach::{self, Attachment};
@@ -45,8 +46,6 @@ fn mark(kind: u32, process_id: u32) -> u64 {
 const KERNEL_TURN: u32 = 16;
 /// While spinning, the kernel's half is looked at so often, in nanoseconds.
 const KERNEL_INTERVAL_NS: u64 = 50_000;
-/// Pauses of the processor between two looks while spinning.
-const SPIN_PAUSES: u32 = 8;
 /// How long a wait rests from a set in which another process's doorbell rings on. Its own doorbell
 /// ends the rest.
 const REST: Duration = Duration::from_millis(10);
@@ -70,6 +69,8 @@ pub(crate) struct Epoll {
     /// The last look saw the doorbell of another process.
     foreign_bell: AtomicBool,
     turn: AtomicU32,
+    /// How long its waits take.
+    gaps: Gaps,
     interest: Lock<Interest>,
 }
 
@@ -86,6 +87,7 @@ impl Default for Epoll {
             kernel_lately: AtomicBool::new(false),
             foreign_bell: AtomicBool::new(false),
             turn: AtomicU32::new(0),
+            gaps: Gaps::new(),
             interest: Lock::new(Interest::default()),
         }
     }
@@ -314,26 +316,30 @@ pub fn epoll_wait(
     sleep: Sleep<'_>,
 ) -> Result<usize, Errno> {
     let held = behind(epoll)?;
-    let mut times = None;
+    let mut wait: Option<Wait> = None;
     loop {
         // A set of kernel descriptors alone costs one system call, as ever.
         let has_ours = held.has_ours.load(Ordering::Acquire);
         if has_ours {
             let ready = look(&held, epoll, out, timeout_ms != 0)?;
             if ready > 0 || timeout_ms == 0 {
+                if let Some(wait) = &wait {
+                    wait.ended(&held);
+                }
                 return Ok(ready);
             }
         }
         // The clock is read only by those who find nothing.
-        let (deadline_ns, spin_end_ns) = match times {
-            Some(times) => times,
-            None => *times.insert(limits(timeout_ms)),
-        };
-        if has_ours && let Some(ready) = spin(&held, epoll, out, spin_end_ns)? {
+        let wait = wait.get_or_insert_with(|| Wait::new(timeout_ms));
+        if has_ours && let Some(ready) = spin(&held, epoll, out, wait)? {
+            wait.ended(&held);
             return Ok(ready);
         }
-        match doze(&held, epoll, out, deadline_ns, sleep)? {
-            Dozed::Ready(ready) => return Ok(ready),
+        match doze(&held, epoll, out, wait.deadline_ns, sleep)? {
+            Dozed::Ready(ready) => {
+                wait.ended(&held);
+                return Ok(ready);
+            }
             Dozed::TimedOut if held.has_ours.load(Ordering::Acquire) => {
                 return look(&held, epoll, out, false);
             }
@@ -343,15 +349,27 @@ pub fn epoll_wait(
     }
 }
 
-/// When a wait that starts now ends, and when its spinning ends, on the monotonic clock.
-fn limits(timeout_ms: i32) -> (u64, u64) {
-    let now_ns = sys::clock_monotonic_ns();
-    let deadline_ns = match u64::try_from(timeout_ms) {
-        Ok(timeout_ms) => now_ns + timeout_ms * 1_000_000,
-        Err(_) => u64::MAX,
-    };
-    let spin_us = attach::current().map_or(0, |attachment| attachment.spin_us());
-    (deadline_ns, (now_ns + u64::from(spin_us) * 1000).min(deadline_ns))
+/// One wait: when it started and when it ends, on the monotonic clock.
+struct Wait {
+    started_ns: u64,
+    deadline_ns: u64,
+    has_spun: bool,
+}
+
+impl Wait {
+    fn new(timeout_ms: i32) -> Wait {
+        let started_ns = sys::clock_monotonic_ns();
+        let deadline_ns = match u64::try_from(timeout_ms) {
+            Ok(timeout_ms) => started_ns + timeout_ms * 1_000_000,
+            Err(_) => u64::MAX,
+        };
+        Wait { started_ns, deadline_ns, has_spun: false }
+    }
+
+    /// It has ended with what it waited for.
+    fn ended(&self, held: &Held) {
+        held.gaps.note(sys::clock_monotonic_ns() - self.started_ns);
+    }
 }
 
 /// Looks at the service's half, and at the kernel's half if it is due. Whoever `may_sleep` looks at
@@ -433,35 +451,38 @@ fn sift(
     Ok(kept)
 }
 
-/// Spins until the end for an event of ours, looking at the kernel's half now and then.
+/// Spins once for an event of ours, looking at the kernel's half now and then.
 fn spin(
     held: &Held,
     epoll: RawFd,
     out: &mut [EpollEvent],
-    end_ns: u64,
+    wait: &mut Wait,
 ) -> Result<Option<usize>, Errno> {
-    let mut kernel_ns = sys::clock_monotonic_ns() + KERNEL_INTERVAL_NS;
+    if std::mem::replace(&mut wait.has_spun, true) {
+        return Ok(None);
+    }
+    let Some(patience_ns) = attach::current()?.patience_ns(&held.gaps) else { return Ok(None) };
+    let patience_ns = patience_ns.min(wait.deadline_ns - wait.started_ns);
+    let mut spinner = Spinner::new(wait.started_ns, patience_ns);
+    let mut kernel_ns = wait.started_ns + KERNEL_INTERVAL_NS;
     loop {
-        let now_ns = sys::clock_monotonic_ns();
-        if now_ns >= end_ns {
-            return Ok(None);
-        }
+        let goes_on = spinner.rest();
+        // Looks take a lock that other threads may want.
         if held.interest(epoll)?.has_news() {
             let ready = look(held, epoll, out, true)?;
             if ready > 0 {
                 return Ok(Some(ready));
             }
         }
-        if now_ns >= kernel_ns && held.has_kernel.load(Ordering::Relaxed) {
-            kernel_ns = now_ns + KERNEL_INTERVAL_NS;
+        if !goes_on {
+            return Ok(None);
+        }
+        if held.has_kernel.load(Ordering::Relaxed) && spinner.is_past(kernel_ns) {
+            kernel_ns += KERNEL_INTERVAL_NS;
             let ready = look_at_kernel(held, epoll, out, 0)?;
             if ready > 0 {
                 return Ok(Some(ready));
             }
-        }
-        // Looks take a lock that other threads may want.
-        for _ in 0..SPIN_PAUSES {
-            std::hint::spin_loop();
         }
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use haypile_shm::Errno;
 use haypile_shm::messages::RequestBody;
+use haypile_shm::spin::{Gaps, Spinner};
 use haypile_shm::sys::{self, PollFd};
 
 use crate::attach::{self, Attachment};
@@ -149,6 +150,9 @@ impl Set {
     }
 }
 
+/// How long the waits of this process take.
+static GAPS: Gaps = Gaps::new();
+
 /// poll(2).
 ///
 /// # Errors
@@ -168,18 +172,19 @@ pub fn poll(
         return Ok(ready);
     }
     let attachment = attach::current()?;
-    let spin_end_ns = started_ns + u64::from(attachment.spin_us()) * 1000;
-    while !set.ours.is_empty() && sys::clock_monotonic_ns() < spin_end_ns {
-        if set.look(fds) > 0 {
-            return set.look_at_all(fds);
-        }
-        std::hint::spin_loop();
+    if !set.ours.is_empty()
+        && let Some(patience_ns) = attachment.patience_ns(&GAPS)
+        && Spinner::new(started_ns, patience_ns).until(|| set.look(fds) > 0)
+    {
+        GAPS.note(sys::clock_monotonic_ns() - started_ns);
+        return set.look_at_all(fds);
     }
     let mut lookout = if set.ours.is_empty() { None } else { borrow(attachment) };
     let outcome = wait(attachment, &mut set, fds, lookout.as_mut(), deadline_ns, sleep);
     if let Some(lookout) = lookout {
         give_back(lookout);
     }
+    GAPS.note(sys::clock_monotonic_ns() - started_ns);
     outcome
 }
 

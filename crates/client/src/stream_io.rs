@@ -10,6 +10,7 @@ use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use haypile_shm::messages::{OPTION_MORE, RequestBody};
+use haypile_shm::spin::Spinner;
 use haypile_shm::stream::{ReadOutcome, StreamError, WriteOutcome, status};
 use haypile_shm::sys::{self, Waited};
 use haypile_shm::{AppStream, CHUNK_SIZE, Errno};
@@ -23,7 +24,7 @@ use crate::memory::Arenas;
 const SLICE_NS: u64 = 1_000_000_000;
 /// How long a writer that only waits for memory spins, where spinning makes sense at all: the
 /// service answers within a turn, or once it is woken.
-const GRANT_SPIN_US: u64 = 100;
+const GRANT_SPIN_NS: u64 = 100_000;
 
 /// One call's wait: its limit, and whether it has spun already.
 struct Wait<'a> {
@@ -47,7 +48,12 @@ impl<'a> Wait<'a> {
 
     /// Waits until `done` may have become true. Look at everything again afterwards.
     fn once(&mut self, stream: &AppStream, done: impl Fn() -> bool) -> Result<(), Errno> {
-        if std::mem::take(&mut self.spin_left) && spin(self.attachment.spin_us().into(), &done) {
+        let started_ns = sys::clock_monotonic_ns();
+        if std::mem::take(&mut self.spin_left)
+            && let Some(patience_ns) = self.attachment.patience_ns(&self.socket.gaps)
+            && Spinner::new(started_ns, patience_ns).until(&done)
+        {
+            self.socket.gaps.note(sys::clock_monotonic_ns() - started_ns);
             return Ok(());
         }
         if self.attachment.is_gone() {
@@ -74,23 +80,11 @@ impl<'a> Wait<'a> {
         if !self.socket.is_behind(self.fd) {
             return Err(Errno::EBADF);
         }
+        self.socket.gaps.note(sys::clock_monotonic_ns() - started_ns);
         if waited == Waited::TimedOut && !self.attachment.is_alive() {
             return Err(SERVICE_GONE);
         }
         Ok(())
-    }
-}
-
-fn spin(time_us: u64, done: &impl Fn() -> bool) -> bool {
-    let end_ns = sys::clock_monotonic_ns() + time_us * 1000;
-    loop {
-        if done() {
-            return true;
-        }
-        if sys::clock_monotonic_ns() >= end_ns {
-            return false;
-        }
-        std::hint::spin_loop();
     }
 }
 
@@ -395,7 +389,8 @@ fn write_some(
     report(socket, stream, &outcome)?;
     let spins = attach::current()?.spin_us() > 0;
     let granted = (outcome.room_beyond && spins)
-        && spin(GRANT_SPIN_US, &|| stream.writable() > 0 || stream.status() & ENDED != 0);
+        && Spinner::new(sys::clock_monotonic_ns(), GRANT_SPIN_NS)
+            .until(|| stream.writable() > 0 || stream.status() & ENDED != 0);
     if !granted {
         return Ok(outcome.bytes);
     }

@@ -12,6 +12,7 @@ use std::os::unix::net::UnixStream;
 use haypile_engine::Instant;
 use haypile_link::capture::{Capture, CaptureOptions};
 use haypile_link::port::Port;
+use haypile_shm::spin::{Gaps, Spinner};
 use haypile_shm::sys::{self, Errno, Fd};
 use serde_json::{Value, json};
 
@@ -56,6 +57,18 @@ struct Guardian {
     ended: Box<dyn FnOnce()>,
 }
 
+/// Turns without work, until the next with some.
+struct Idle {
+    since: Instant,
+    spinner: Spinner,
+}
+
+impl Idle {
+    fn new(since: Instant, patience_ns: u64) -> Idle {
+        Idle { since, spinner: Spinner::new(since.us() * 1000, patience_ns) }
+    }
+}
+
 /// How far the end of the service has come.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 enum Ending {
@@ -66,8 +79,9 @@ enum Ending {
     Resetting(Instant),
 }
 
-/// Time without work before the loop sleeps, where it has a core to spare.
-const SPIN_US: u64 = 50;
+/// Time without work before the loop sleeps, where it has a core to spare and work does not usually
+/// come so soon that a longer spin pays: the time in which a program that was woken answers.
+const SPIN_NS: u64 = 50_000;
 /// Turns or time between two looks at the kernel's descriptors while there is work.
 const LOOK_TURNS: u32 = 64;
 const LOOK_US: u64 = 100;
@@ -75,8 +89,6 @@ const LOOK_US: u64 = 100;
 const GRACE_US: u64 = 500_000;
 /// Time for resets to leave.
 const RESET_US: u64 = 50_000;
-/// Cores below which a waiting loop gives its time slice away.
-const FEW_CORES: usize = 4;
 
 impl Owner {
     /// The process with this id.
@@ -155,9 +167,10 @@ impl<P: Port> Service<P> {
     /// When the link is of no more use.
     pub fn run(&mut self) -> Result<(), Error> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let spin_us = if cores > 1 { SPIN_US } else { 0 };
+        let floor_ns = if cores > 1 { SPIN_NS } else { 0 };
+        let gaps = Gaps::new();
+        let mut idle: Option<Idle> = None;
         let mut turns_since_look = 0;
-        let mut last_work = now();
         loop {
             let start = now();
             let work = self.server.step(start)?;
@@ -165,18 +178,23 @@ impl<P: Port> Service<P> {
             let busy = !work.is_none();
             self.server.load.turn(start, end, busy);
             turns_since_look += 1;
-            if busy {
-                last_work = end;
+            if busy && let Some(idle) = idle.take() {
+                gaps.note(start.since(idle.since).saturating_mul(1000));
             }
             if turns_since_look >= LOOK_TURNS || end.since(self.looked) >= LOOK_US {
                 turns_since_look = 0;
                 self.look(0);
-            } else if !busy && end.since(last_work) >= spin_us {
-                turns_since_look = 0;
-                self.sleep();
-                last_work = now();
             } else if !busy {
-                rest(cores);
+                let idle = idle.get_or_insert_with(|| {
+                    let patience_ns = if cores > 1 { gaps.patience_ns(floor_ns) } else { 0 };
+                    Idle::new(end, patience_ns)
+                });
+                if !idle.spinner.rest() {
+                    turns_since_look = 0;
+                    self.sleep();
+                    // Awake without work, for a timer or a command: no reason to spin again.
+                    idle.spinner = Spinner::new(0, 0);
+                }
             }
             if self.is_over(now()) {
                 return Ok(());
@@ -371,14 +389,6 @@ impl<P: Port> Service<P> {
             let patience = self.server.core.limits.orphan_timeout_us;
             self.ending = Ending::Closing(now.plus_us(patience));
         }
-    }
-}
-
-fn rest(cores: usize) {
-    if cores < FEW_CORES {
-        sys::sched_yield();
-    } else {
-        std::hint::spin_loop();
     }
 }
 

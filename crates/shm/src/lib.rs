@@ -25,6 +25,7 @@ pub mod pool;
 pub mod ring;
 pub mod segment;
 pub mod sleep;
+pub mod spin;
 pub mod status;
 pub mod stream;
 pub mod sync;

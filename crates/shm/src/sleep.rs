@@ -73,7 +73,6 @@ impl<'a, W: Word> SleepCount<'a, W> {
     pub fn prepare_sleep(&self) {
         self.word.store(self.word.load(Ordering::Relaxed) | 1, Ordering::Relaxed);
         W::fence();
-
     }
 
     /// Consumer: takes the announcement back.
