@@ -131,7 +131,7 @@ impl Connection {
             State::Established => self.state = State::CloseWait,
             State::FinWait1 => self.state = State::Closing,
             State::FinWait2 => {
-                let reply = self.header(now, self.send.nxt, Flags::ACK, counters);
+                let reply = self.header(now, self.send.nxt, Flags::ACK, 0, counters);
                 self.finish(State::TimeWait, None);
                 return Disposition::EnterTimeWait(Some(reply));
             }

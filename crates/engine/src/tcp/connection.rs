@@ -4,6 +4,7 @@
 //! [`Connection::take_changed`], [`Connection::wants_transmit`] and [`Connection::next_timeout`].
 //! The work is spread over the neighbouring files, all of them `impl Connection`:
 //! `handshake.rs` (opening), `receive.rs` (segments in), `loss.rs` (acknowledgements and repair),
+//! `sack.rs` (selective acknowledgements, both ways), `scoreboard.rs` (what is known of the flight),
 //! `window.rs` (receive window and acknowledgements we owe), `transmit.rs` (segments out),
 //! `timers.rs`, `close.rs`, `icmp.rs`. Sequence numbers are offsets; see `sequence_space.rs`.
 //!
@@ -91,6 +92,10 @@ pub(super) struct ReceiveSpace {
     pub(super) discard_from: u64,
     /// What lies beyond `nxt` already.
     pub(super) out_of_order: Assembler,
+    /// What arrived a second time and the peer was not told of (RFC 2883); empty when nothing did.
+    pub(super) duplicate: (SeqNumber, SeqNumber),
+    /// Acknowledgements owed for segments out of order since `nxt` last moved, as far as counted.
+    pub(super) duplicate_acks: u8,
     /// Start of the current measurement of the application's reading, and `consumed` then.
     pub(super) measured_at: Instant,
     pub(super) measured_from: u64,
@@ -116,6 +121,8 @@ impl ReceiveSpace {
             fin_at: u64::MAX,
             discard_from: u64::MAX,
             out_of_order: Assembler::default(),
+            duplicate: Default::default(),
+            duplicate_acks: 0,
             measured_at: now,
             measured_from: FIRST_DATA,
             space: SequenceSpace::new(SeqNumber::default()),
@@ -196,8 +203,7 @@ pub struct Connection {
     pub(super) soft_error: Option<SocketError>,
     pub(super) ack: AckNeed,
     pub(super) probe: Probe,
-    /// Segments received out of order and not yet answered: each gets an acknowledgement of its
-    /// own, however many arrive in one burst, because the peer counts them (RFC 5681 section 3.2).
+    /// Segments received out of order that get an acknowledgement each.
     pub(super) duplicate_acks_due: u8,
     /// Acknowledgements still to be sent without delay.
     pub(super) quick_acks: u8,
@@ -221,7 +227,7 @@ pub struct Connection {
     pub(super) passive: bool,
     /// Both SYNs carried the window scale option.
     pub(super) scaling: bool,
-    /// The peer's SYN allowed SACK.
+    /// Both SYNs allow SACK; before the peer's has arrived, ours.
     pub(super) sack_permitted: bool,
     /// The application fixed the receive buffer.
     pub(super) buffer_fixed: bool,
@@ -276,7 +282,7 @@ impl Connection {
             ipv6: setup.remote.is_ipv6(),
             passive,
             scaling: true,
-            sack_permitted: false,
+            sack_permitted: setup.limits.sack,
             buffer_fixed: options.receive_buffer != crate::limits::RECEIVE_BUFFER_DEFAULT,
             changed: false,
         }
@@ -429,6 +435,10 @@ impl Connection {
             unacknowledged: self.in_flight(),
             not_sent: self.send.tail.saturating_sub(self.send.nxt),
             receive_queue: self.progress().rx_end.saturating_sub(position(self.receive.consumed)),
+            sacked: self.loss.board().sacked(),
+            lost: self.loss.board().lost(),
+            retransmitted: self.loss.board().resent(),
+            reordering: self.loss.reordering,
             retransmits: self.loss.retransmits,
             bytes_acked: position(self.send.una.min(self.send.tail)),
             bytes_received: position(self.receive.nxt.min(self.receive.fin_at)),
@@ -470,6 +480,7 @@ impl Connection {
         self.error = self.error.or(error);
         self.timers.clear();
         self.receive.out_of_order.clear();
+        self.loss.board = None;
         self.ack = AckNeed::None;
         self.probe = Probe::None;
         self.syn_due = false;

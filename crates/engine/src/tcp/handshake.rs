@@ -1,8 +1,7 @@
 //! Opening: active, passive and simultaneous.
 //!
 //! Owns RFC 9293 section 3.10.7.3 (SYN-SENT) and what both SYNs agree on: segment size (RFC 6691),
-//! window scale and timestamps (RFC 7323), SACK permission (RFC 2018, noted only: we do not offer
-//! it yet, as a peer that may expect SACK blocks would not repair losses without them).
+//! window scale and timestamps (RFC 7323), SACK (RFC 2018).
 
 use super::connection::Connection;
 use super::seam::{Disposition, Setup, State, TcpCounters};
@@ -43,7 +42,7 @@ impl Connection {
         self.send.mss = self.send.mss.min(mss.max(MSS_MIN));
         self.scaling &= syn.options.window_scale.is_some();
         self.send.shift = syn.options.window_scale.filter(|_| self.scaling).unwrap_or(0);
-        self.sack_permitted = syn.options.sack_permitted;
+        self.sack_permitted &= syn.options.sack_permitted;
         match syn.options.timestamps.filter(|_| self.timestamps.on) {
             Some(timestamps) => self.keep_timestamp(now, timestamps.value),
             None => self.timestamps.on = false,

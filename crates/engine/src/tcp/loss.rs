@@ -1,20 +1,18 @@
 //! What acknowledgements say: progress, loss, and how to repair it.
 //!
-//! RFC 5681 and RFC 6582 (NewReno) without SACK, told as one quantity: the bytes thought to be in
-//! the network ("pipe"). A duplicate acknowledgement means a segment has left it (`departed`, which
-//! is what RFC 6582 calls inflating the window, and gives limited transmit of RFC 3042 for free);
-//! `lost_from..lost_end` has left it too and waits to be sent again. A scoreboard for SACK will
-//! take the place of `departed`. Called by `receive.rs` and `timers.rs`; `transmit.rs` asks
-//! [`Connection::pipe`].
+//! Told as one quantity, the bytes thought to be in the network ("pipe"), and one set of marks, the
+//! scoreboard of `scoreboard.rs`. With SACK it is RFC 6675: `sack.rs` fills the scoreboard and finds
+//! losses. Without, it is RFC 5681 and RFC 6582 (NewReno): a duplicate acknowledgement means that a
+//! segment has left the network (`departed`, which is what RFC 6582 calls inflating the window, and
+//! gives limited transmit of RFC 3042 for free). Called by `receive.rs` and `timers.rs`;
+//! `transmit.rs` asks [`Connection::pipe`] and the scoreboard.
 
 use super::connection::Connection;
+use super::scoreboard::{DUPLICATE_THRESHOLD, Scoreboard};
 use super::seam::TcpCounters;
 use super::sequence_space::SYN_OFFSET;
 use super::timers::Timer;
 use crate::Instant;
-
-/// Duplicate acknowledgements that show a loss, RFC 5681 section 3.2.
-const DUPLICATE_THRESHOLD: u16 = 3;
 
 /// An echo that is older than this many milliseconds is garbage.
 const ECHO_AGE_MS_MAX: u32 = 1 << 24;
@@ -33,58 +31,77 @@ pub(super) enum Phase {
 /// Loss state of one connection.
 #[derive(Debug)]
 pub(super) struct Loss {
-    /// What was sent when the last repair began; a new one needs progress beyond it.
+    /// What is known of the data in flight, once something is; see [`Loss::board`].
+    pub(super) board: Option<Box<Scoreboard>>,
+    /// RecoveryPoint: what was sent when the last repair began; a new one needs progress beyond it.
     pub(super) recover: u64,
-    /// To be sent again.
-    pub(super) lost_from: u64,
-    pub(super) lost_end: u64,
-    /// Bytes that left the network by the word of duplicate acknowledgements.
+    /// Bytes that left the network by the word of duplicate acknowledgements without SACK.
     departed: u32,
     /// Segments sent again over the connection's life.
     pub(super) retransmits: u32,
+    /// DupAcks: duplicate acknowledgements since the last progress.
     pub(super) duplicates: u16,
+    /// When new data was last sent; the low half of its microseconds.
+    pub(super) new_data_sent_us: u32,
+    /// The most segments that something arrived late by, at least DupThresh.
+    pub(super) reordering: u16,
     pub(super) phase: Phase,
     /// Time-outs in a row.
     pub(super) backoff: u8,
     /// The first retransmission of fast recovery goes out whatever the window says.
     pub(super) retransmit_now: bool,
+    /// The end of the flight may be sent again, once in a recovery (RFC 6675, NextSeg rule 4).
+    pub(super) rescue: Rescue,
+}
+
+/// The rescue retransmission of a recovery.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(super) enum Rescue {
+    /// The end of the flight may still arrive by itself.
+    Waits,
+    /// It should have arrived by now.
+    Due,
+    /// Sent.
+    Done,
 }
 
 impl Loss {
     /// All well.
     pub(super) fn new() -> Loss {
         Loss {
+            board: None,
             recover: SYN_OFFSET,
-            lost_from: 0,
-            lost_end: 0,
             departed: 0,
             retransmits: 0,
             duplicates: 0,
+            new_data_sent_us: 0,
+            reordering: DUPLICATE_THRESHOLD,
             phase: Phase::Open,
             backoff: 0,
             retransmit_now: false,
+            rescue: Rescue::Waits,
         }
     }
 
     /// Linux's number for the phase, as `tcp_info` shows it.
     pub(super) fn linux_state(&self) -> u8 {
         match self.phase {
-            Phase::Open if self.duplicates > 0 => 1,
+            Phase::Open if self.duplicates > 0 || !self.board().is_empty() => 1,
             Phase::Open => 0,
             Phase::Recovery => 3,
             Phase::Loss => 4,
         }
     }
 
-    /// True when something waits to be sent again.
-    pub(super) fn has_lost(&self) -> bool {
-        self.lost_from < self.lost_end
+    /// The scoreboard, to look at.
+    pub(super) fn board(&self) -> &Scoreboard {
+        static EMPTY: Scoreboard = Scoreboard::new();
+        self.board.as_deref().unwrap_or(&EMPTY)
     }
 
-    /// Marks a range lost.
-    fn mark(&mut self, from: u64, end: u64) {
-        self.lost_from = from;
-        self.lost_end = end;
+    /// The scoreboard, to write on; it takes memory from now on.
+    pub(super) fn board_mut(&mut self) -> &mut Scoreboard {
+        self.board.get_or_insert_default()
     }
 
     /// Forgets duplicates.
@@ -97,9 +114,8 @@ impl Loss {
 impl Connection {
     /// Bytes thought to be in the network.
     pub(super) fn pipe(&self) -> u32 {
-        let lost = self.loss.lost_end.saturating_sub(self.loss.lost_from);
-        let out = self.in_flight().saturating_sub(lost).saturating_sub(self.loss.departed.into());
-        out.min(u64::from(u32::MAX)) as u32
+        let out = self.loss.board().pipe(self.in_flight());
+        out.saturating_sub(self.loss.departed.into()).min(u64::from(u32::MAX)) as u32
     }
 
     /// SND.UNA moves to `ack`, which acknowledges something new. `echo` is the timestamp echoed.
@@ -111,7 +127,7 @@ impl Connection {
         self.soft_error = None;
         self.changed = true;
         self.take_round_trip_sample(now, echo);
-        self.loss.lost_from = self.loss.lost_from.max(ack);
+        self.advance_scoreboard(ack);
         match self.loss.phase {
             Phase::Open => {
                 self.loss.settle();
@@ -147,16 +163,23 @@ impl Connection {
         }
     }
 
-    /// RFC 6582 section 3.2 steps 2 and 3.
+    /// RFC 6582 section 3.2 steps 2 and 3; RFC 6675 section 5 step A.
     fn advance_in_recovery(&mut self, ack: u64, acked: u32) {
         let mss = self.segment_payload_max();
         if ack >= self.loss.recover {
             let flight = self.in_flight().min(u64::from(u32::MAX)) as u32;
-            self.congestion.on_recovered(flight, mss);
             self.loss.phase = Phase::Open;
             self.loss.settle();
-            self.loss.mark(ack, ack);
+            if self.sack_permitted {
+                self.congestion.on_recovered_with_sack();
+            } else {
+                self.congestion.on_recovered(flight, mss);
+                self.loss.board_mut().forget();
+            }
             return;
+        }
+        if self.sack_permitted {
+            return self.loss.settle();
         }
         // A partial acknowledgement: the segment after it is lost too. Deflate by what it
         // acknowledged, less the segment that is sent now.
@@ -164,7 +187,8 @@ impl Connection {
         if acked >= mss {
             self.loss.departed += mss;
         }
-        self.loss.mark(ack, (ack + u64::from(mss)).min(self.send.nxt));
+        let end = (ack + u64::from(mss)).min(self.send.nxt);
+        self.loss.board_mut().mark_lost(ack, ack, end);
         self.loss.retransmit_now = true;
     }
 
@@ -179,7 +203,7 @@ impl Connection {
         }
     }
 
-    /// A duplicate acknowledgement, RFC 5681 section 2.
+    /// A duplicate acknowledgement, RFC 5681 section 2, from a peer without SACK.
     pub(super) fn handle_duplicate_ack(&mut self, counters: &mut TcpCounters) {
         counters.duplicate_acks_received += 1;
         if self.loss.phase == Phase::Loss {
@@ -198,21 +222,27 @@ impl Connection {
         }
     }
 
-    /// RFC 5681 section 3.2 and RFC 6582: back off once, send the first hole.
-    fn enter_recovery(&mut self, counters: &mut TcpCounters) {
+    /// RFC 5681 section 3.2, RFC 6582, RFC 6675 section 5 step 4: back off once, and send the first
+    /// hole whatever the window says.
+    pub(super) fn enter_recovery(&mut self, counters: &mut TcpCounters) {
         counters.fast_retransmits += 1;
         let mss = self.segment_payload_max();
         let flight = self.in_flight().min(u64::from(u32::MAX)) as u32;
         self.congestion.on_loss(flight, mss);
         self.loss.phase = Phase::Recovery;
         self.loss.recover = self.send.nxt;
-        let end = (self.send.una + u64::from(mss)).min(self.send.nxt);
-        self.loss.mark(self.send.una, end);
+        self.loss.rescue = Rescue::Waits;
         self.loss.retransmit_now = true;
+        let una = self.send.una;
+        if !self.loss.board().has_waiting() {
+            let end = self.loss.board().first_sacked(self.send.nxt).min(una + u64::from(mss));
+            self.loss.board_mut().mark_lost(una, una, end);
+        }
         self.rtt.abandon_timing();
     }
 
-    /// The retransmission timer ran out: all in flight counts as lost.
+    /// The retransmission timer ran out: all in flight counts as lost, and what the peer said it
+    /// holds too, as it may have given that up (RFC 2018 section 8).
     pub(super) fn start_loss_recovery(&mut self) {
         let mss = self.segment_payload_max();
         let flight = self.in_flight().min(u64::from(u32::MAX)) as u32;
@@ -221,7 +251,8 @@ impl Connection {
         self.loss.settle();
         self.loss.phase = Phase::Loss;
         self.loss.recover = self.send.nxt;
-        self.loss.mark(self.send.una, self.send.nxt);
+        self.loss.board_mut().forget();
+        self.loss.board_mut().mark_all_lost(self.send.una, self.send.nxt);
         self.loss.retransmit_now = true;
     }
 
@@ -236,7 +267,7 @@ impl Connection {
             self.loss.phase = Phase::Loss;
         }
         self.loss.recover = self.send.nxt;
-        self.loss.mark(self.send.una, self.send.nxt);
+        self.loss.board_mut().mark_all_lost(self.send.una, self.send.nxt);
         self.loss.retransmit_now = true;
         self.rtt.abandon_timing();
     }

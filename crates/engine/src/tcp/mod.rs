@@ -14,6 +14,8 @@ mod icmp;
 mod loss;
 mod receive;
 mod rtt;
+mod sack;
+mod scoreboard;
 pub mod seam;
 pub mod segment;
 mod sequence_space;

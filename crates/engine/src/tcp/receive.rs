@@ -98,6 +98,8 @@ impl Connection {
         };
         let calm = self.loss.phase == Phase::Open
             && self.loss.duplicates == 0
+            && self.loss.board().is_empty()
+            && arrival.segment.options.sack_len == 0
             && self.receive.out_of_order.is_empty()
             && self.receive.fin_at == u64::MAX
             && self.receive.discard_from == u64::MAX;
@@ -177,6 +179,11 @@ impl Connection {
         // rate limit; the peer waits for it.
         if !arrival.segment.payload.is_empty() && !arrival.has(Flags::SYN) {
             self.ack = AckNeed::Now;
+            let start = arrival.seq;
+            let end = start + arrival.segment.payload.len() as u64;
+            if !old && end <= self.receive.nxt {
+                self.note_duplicate(start, end, counters);
+            }
         } else {
             self.challenge(now, counters);
         }
@@ -275,11 +282,14 @@ impl Connection {
             return Break(Disposition::Continue);
         }
         self.update_timestamp(now, arrival);
-        if arrival.ack > self.send.una {
+        let progress = arrival.ack > self.send.una;
+        if progress {
             self.advance_una(now, arrival.ack, echo);
-        } else if self.is_duplicate_ack(arrival) {
+        } else if !self.sack_permitted && self.is_duplicate_ack(arrival) {
             self.handle_duplicate_ack(counters);
         }
+        let news = self.take_sack_blocks(arrival.segment, arrival.ack, counters);
+        self.judge_scoreboard(now, news, progress, counters);
         if arrival.ack >= self.send.una {
             self.update_send_window(arrival);
         }
@@ -342,8 +352,10 @@ impl Connection {
             // Sent again, FIN included: the peer has not heard us.
             counters.duplicate_data_segments += 1;
             self.ack = AckNeed::Now;
+            self.note_duplicate(start, data_end.min(self.receive.nxt), counters);
             return Continue(());
         }
+        self.note_duplicate(start, data_end.min(self.receive.nxt), counters);
         if self.orphaned && data_end > self.receive.nxt && !payload.is_empty() {
             counters.drop_after_close += 1;
             return Break(self.abort_for_orphan_data(now));
@@ -358,8 +370,9 @@ impl Connection {
             self.store(now, id, first, data, streams, counters);
         } else {
             // A FIN alone behind a hole shows the hole as data would (RFC 5681 section 4.2).
-            let behind_hole = start > self.receive.nxt;
-            self.duplicate_acks_due = self.duplicate_acks_due.saturating_add(behind_hole.into());
+            if start > self.receive.nxt {
+                self.owe_duplicate_ack();
+            }
             self.ack = AckNeed::Now;
         }
         Continue(())
@@ -368,7 +381,7 @@ impl Connection {
     /// Remembers where the peer's data ends; the first word counts, and it must lie inside the
     /// window and not before anything that has arrived.
     fn note_fin(&mut self, at: u64) {
-        let arrived = self.receive.out_of_order.ranges().last().map_or(0, |range| range.1);
+        let arrived = self.receive.out_of_order.last_end().unwrap_or(0);
         let plausible = at >= self.receive.nxt && at >= arrived && at <= self.receive.edge;
         if self.receive.fin_at == u64::MAX && plausible {
             self.receive.fin_at = at;
@@ -408,14 +421,17 @@ impl Connection {
         if discards {
             counters.discarded_after_shutdown += stored as u64;
         }
+        let end = start + stored as u64;
+        if let Some((start, end)) = self.receive.out_of_order.overlap(start, end) {
+            self.note_duplicate(start, end, counters);
+        }
         if in_order {
             counters.data_bytes_received += stored as u64;
-            self.advance_in_order(now, start + stored as u64);
+            self.advance_in_order(now, end);
         } else {
             counters.out_of_order_bytes += stored as u64;
-            self.receive.out_of_order.insert(start, start + stored as u64);
-            self.duplicate_acks_due = self.duplicate_acks_due.saturating_add(1);
-            self.ack = AckNeed::Now;
+            self.receive.out_of_order.insert(start, end);
+            self.owe_duplicate_ack();
         }
     }
 
@@ -431,6 +447,7 @@ impl Connection {
         }
         self.changed = true;
         self.duplicate_acks_due = 0;
+        self.receive.duplicate_acks = 0;
         if had_holes {
             self.ack = AckNeed::Now;
         } else {

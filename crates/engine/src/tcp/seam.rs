@@ -44,6 +44,8 @@ pub struct TcpLimits {
     pub rto_max_us: u64,
     /// Longest delay of an acknowledgement, in microseconds (Linux's quick one: 40 ms).
     pub delayed_ack_us: u64,
+    /// SACK is offered and taken (Linux tcp_sack).
+    pub sack: bool,
     /// Challenge acknowledgements a second for one connection (RFC 5961 section 7).
     pub challenge_acks_per_second: u32,
     /// SYN retransmissions before an active open fails (Linux tcp_syn_retries).
@@ -68,6 +70,7 @@ impl Default for TcpLimits {
             rto_min_us: 200_000,
             rto_max_us: 120_000_000,
             delayed_ack_us: 40_000,
+            sack: true,
             challenge_acks_per_second: 10,
             syn_retries: 6,
             synack_retries: 5,
@@ -255,6 +258,18 @@ tcp_counters! {
     fast_retransmits,
     /// Duplicate acknowledgements received.
     duplicate_acks_received,
+    /// SACK blocks received that speak of what was never sent, or run backwards.
+    sack_blocks_invalid,
+    /// SACK blocks not taken because they would cut the flight into too many pieces.
+    sack_blocks_refused,
+    /// Times a peer no longer held what it had said it holds, RFC 2018 section 8.
+    sack_reneged,
+    /// Duplicates that peers told of, RFC 2883.
+    dsacks_received,
+    /// Duplicates that we told of, RFC 2883.
+    dsacks_sent,
+    /// Rescue retransmissions, RFC 6675 section 4.
+    rescue_retransmissions,
     /// Acknowledgements sent without data.
     pure_acks_sent,
     /// Acknowledgements sent because the delay ran out.
@@ -350,6 +365,14 @@ pub struct TcpInfo {
     pub not_sent: u64,
     /// Bytes received in order and not consumed.
     pub receive_queue: u64,
+    /// Bytes in flight that the peer holds by its SACK blocks.
+    pub sacked: u64,
+    /// Bytes in flight that are thought lost, sent again or not.
+    pub lost: u64,
+    /// Bytes in flight that were sent again.
+    pub retransmitted: u64,
+    /// The most segments that something arrived late by; 3 at least.
+    pub reordering: u16,
     /// Segments sent again over the connection's life.
     pub retransmits: u32,
     /// Bytes acknowledged by the peer.

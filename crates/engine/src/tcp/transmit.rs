@@ -6,6 +6,7 @@
 //! Minshall's variant (only one small segment in flight), as on Linux.
 
 use super::connection::{AckNeed, Connection, Probe};
+use super::loss::{Phase, Rescue};
 use super::seam::{State, TcpCounters};
 use super::segment::{Flags, Options, Outgoing, Timestamps};
 use super::sequence_space::{FIRST_DATA, SYN_OFFSET, position};
@@ -23,6 +24,8 @@ enum Transmission {
     Syn,
     /// Something sent before.
     Again(Piece),
+    /// The end of the flight, though nothing says that it is lost.
+    Rescue(Piece),
     /// Something never sent before.
     New(Piece),
     /// A segment without data just before the window, which the peer has to answer.
@@ -65,11 +68,16 @@ impl Connection {
         Some(match transmission {
             Transmission::Syn => self.send_syn(now, counters),
             Transmission::Again(piece) => self.send_again(now, piece, counters),
+            Transmission::Rescue(piece) => {
+                counters.rescue_retransmissions += 1;
+                self.loss.rescue = Rescue::Done;
+                self.send_again(now, piece, counters)
+            }
             Transmission::New(piece) => self.send_new(now, piece, counters),
             Transmission::Probe(probe) => self.send_probe(now, probe, counters),
             Transmission::Ack => {
                 counters.pure_acks_sent += 1;
-                self.header(now, self.send.nxt, Flags::ACK, counters)
+                self.header(now, self.send.nxt, Flags::ACK, 0, counters)
             }
         })
     }
@@ -88,6 +96,11 @@ impl Connection {
             }
             if let Some(piece) = self.new_piece() {
                 return Some(Transmission::New(piece));
+            }
+            if self.loss.phase == Phase::Recovery
+                && let Some(transmission) = self.speculative_transmission()
+            {
+                return Some(transmission);
             }
             if self.probe != Probe::None {
                 return Some(Transmission::Probe(self.probe));
@@ -108,32 +121,61 @@ impl Connection {
 
     /// The next piece to send again, if the congestion window allows.
     fn lost_piece(&self) -> Option<Piece> {
-        if !self.loss.has_lost() {
-            return None;
-        }
-        let from = self.loss.lost_from;
+        let (from, end) = self.loss.board().next_lost()?;
         let window_end = self.send.una + u64::from(self.send.window);
         // The peer may have taken its window back; then only the first segment is tried.
         if from != self.send.una && from >= window_end {
             return None;
         }
-        let mss = u64::from(self.segment_payload_max());
-        let len = self.loss.lost_end.min(self.send.tail).saturating_sub(from).min(mss);
+        let piece = self.sent_piece(from, end);
         let pipe = u64::from(self.pipe());
-        if !self.loss.retransmit_now && pipe > 0 && pipe + len > u64::from(self.congestion.cwnd) {
+        let cwnd = u64::from(self.congestion.cwnd);
+        if !self.loss.retransmit_now && pipe > 0 && pipe + piece.len > cwnd {
             return None;
         }
-        let fin = from + len == self.send.tail && self.loss.lost_end > self.send.tail;
-        Some(Piece { from, len, fin })
+        Some(piece)
+    }
+
+    /// As much of `from..end`, sent before, as a segment takes, with the FIN if that is the end.
+    fn sent_piece(&self, from: u64, end: u64) -> Piece {
+        let len = end.min(self.send.tail).saturating_sub(from).min(self.piece_max());
+        let fin = from + len == self.send.tail && end > self.send.tail;
+        Piece { from, len, fin }
+    }
+
+    /// NextSeg rules 3 and 4 of RFC 6675: there is room, nothing is known to be lost, and no new data
+    /// may go out. Then what lies below data that the peer holds is sent again, and once in a
+    /// recovery the end of the flight. Unlike the RFC's wording that is not done for what was sent
+    /// again already, nor before it has had the time to arrive by itself.
+    fn speculative_transmission(&self) -> Option<Transmission> {
+        let mss = u64::from(self.segment_payload_max());
+        let room = u64::from(self.pipe()) + mss <= u64::from(self.congestion.cwnd);
+        if !room || !self.sack_permitted || self.loss.board().has_waiting() {
+            return None;
+        }
+        if let Some((from, end)) = self.loss.board().next_unknown() {
+            return Some(Transmission::Again(self.sent_piece(from, end)));
+        }
+        if self.loss.rescue != Rescue::Due {
+            return None;
+        }
+        let (una, nxt) = (self.send.una, self.send.nxt);
+        let (from, end) = self.loss.board().last_unknown(una, nxt, self.piece_max())?;
+        Some(Transmission::Rescue(self.sent_piece(from, end)))
+    }
+
+    /// Most payload of a segment sent now: SACK blocks take their room.
+    fn piece_max(&self) -> u64 {
+        u64::from(self.segment_payload_max() - self.sack_len_with_data())
     }
 
     /// The next piece of new data, if windows, Nagle and cork allow.
     fn new_piece(&self) -> Option<Piece> {
-        if !self.has_unsent() || self.loss.has_lost() {
+        if !self.has_unsent() || self.loss.board().has_waiting() {
             return None;
         }
         let from = self.send.nxt;
-        let mss = u64::from(self.segment_payload_max());
+        let mss = self.piece_max();
         let limit = self.send.una + u64::from(self.parameters.send_buffer_max);
         let available = self.send.tail.min(limit).saturating_sub(from);
         let len = available.min(mss);
@@ -193,6 +235,7 @@ impl Connection {
         let timestamps = Timestamps { value: self.timestamps.value(now), echo };
         let options = Options {
             mss: Some(self.receive.mss_announced),
+            sack_permitted: self.sack_permitted,
             window_scale: self.scaling.then_some(self.receive.shift),
             timestamps: self.timestamps.on.then_some(timestamps),
             ..Options::default()
@@ -217,7 +260,7 @@ impl Connection {
         counters.retransmitted_segments += 1;
         self.loss.retransmits = self.loss.retransmits.saturating_add(1);
         self.loss.retransmit_now = false;
-        self.loss.lost_from = piece.end();
+        self.loss.board_mut().mark_resent(piece.from, piece.end());
         self.rtt.abandon_timing();
         self.send_piece(now, piece, counters)
     }
@@ -231,13 +274,14 @@ impl Connection {
             let mss = self.segment_payload_max();
             self.congestion.restart_after_idle(idle_us, self.rtt.rto_us, mss);
         }
+        self.loss.new_data_sent_us = now.us() as u32;
         counters.data_segments_sent += 1;
         counters.data_bytes_sent += piece.len;
         self.stop_persist();
         self.send.nxt = piece.end();
         let mss = self.segment_payload_max();
         if piece.len > 0 {
-            if piece.len < u64::from(mss) {
+            if piece.len < self.piece_max() {
                 self.send.small_end = self.send.nxt;
             }
             let heard_data = self.receive.nxt > FIRST_DATA;
@@ -265,9 +309,8 @@ impl Connection {
         if piece.fin {
             flags = flags | Flags::FIN;
         }
-        let mut outgoing = self.header(now, piece.from, flags, counters);
+        let mut outgoing = self.header(now, piece.from, flags, piece.len as usize, counters);
         outgoing.payload_position = position(piece.from);
-        outgoing.payload_len = piece.len as usize;
         outgoing
     }
 
@@ -282,28 +325,34 @@ impl Connection {
         } else {
             counters.keepalive_probes_sent += 1;
         }
-        self.header(now, self.send.una - 1, Flags::ACK, counters)
+        self.header(now, self.send.una - 1, Flags::ACK, 0, counters)
     }
 
-    /// A segment of a synchronised connection without payload: acknowledgement, window and
-    /// timestamps as of now.
+    /// A segment of a synchronised connection: acknowledgement, window and options as of now. The
+    /// caller says where its payload lies.
     pub(super) fn header(
         &mut self,
         now: Instant,
         seq: u64,
         flags: Flags,
+        payload_len: usize,
         counters: &mut TcpCounters,
     ) -> Outgoing {
         let window = self.take_window(counters);
-        self.acknowledged(flags == Flags::ACK && seq == self.send.nxt);
+        let mut options = self.timestamp_options(now);
+        if payload_len == 0 || self.sack_len_with_data() > 0 {
+            self.add_sack_blocks(&mut options);
+        }
+        let pure = payload_len == 0 && flags == Flags::ACK && seq == self.send.nxt;
+        self.acknowledged(pure);
         Outgoing {
             seq: self.send.space.wire(seq),
             ack: self.receive.space.wire(self.receive.nxt),
             flags,
             window,
-            options: self.timestamp_options(now),
+            options,
             payload_position: 0,
-            payload_len: 0,
+            payload_len,
         }
     }
 

@@ -155,7 +155,9 @@ impl Connection {
         if pure && self.receive.acked == self.receive.nxt {
             self.duplicate_acks_due = self.duplicate_acks_due.saturating_sub(1);
         }
-        self.ack = if self.duplicate_acks_due > 0 { AckNeed::Now } else { AckNeed::None };
+        let untold = self.sack_permitted && self.receive.out_of_order.has_untold();
+        let more = self.duplicate_acks_due > 0 || untold;
+        self.ack = if more { AckNeed::Now } else { AckNeed::None };
         self.receive.acked = self.receive.nxt;
         self.quick_acks = self.quick_acks.saturating_sub(1);
         self.timers.stop(Timer::DelayedAck);

@@ -133,6 +133,11 @@ impl Congestion {
         self.cwnd = self.ssthresh.min(flight.max(mss).saturating_add(mss));
     }
 
+    /// Recovery with SACK is over: the scoreboard knew what was in flight, so the window may be used.
+    pub(super) fn on_recovered_with_sack(&mut self) {
+        self.cwnd = self.ssthresh;
+    }
+
     /// Nothing was sent for `idle_us`: the window halves for every time-out that passed, down to
     /// the initial window (RFC 5681 section 4.1, as Linux does it).
     pub(super) fn restart_after_idle(&mut self, idle_us: u64, rto_us: u32, mss: u32) {

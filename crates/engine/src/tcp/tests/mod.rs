@@ -7,4 +7,5 @@ mod handshake;
 mod misbehaviour;
 mod pair;
 mod repair;
+mod sack;
 mod soak;

@@ -160,13 +160,13 @@ fn too_many_holes_are_not_stored() {
     pair.a.limits.send_buffer_max = 900_000;
     pair.a.options.no_delay = true;
     pair.connect();
-    pair.write(Side::A, 400_000);
-    pair.run_for(150_000);
-    pair.set_fault(|_, side, index, _| match side == Side::A && index < 90 && index % 2 == 0 {
+    pair.write(Side::A, 900_000);
+    pair.run_for(250_000);
+    pair.set_fault(|_, side, index, _| match side == Side::A && index < 300 && index % 2 == 0 {
         true => Fate::Drop,
         false => Fate::Deliver,
     });
-    pair.write(Side::A, 90 * PAYLOAD);
+    pair.write(Side::A, 300 * PAYLOAD);
     pair.run_for(DELAY_US);
     assert!(pair.b.counters.drop_too_many_ranges > 0);
     pair.run_for(60_000_000);
