@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod application;
+pub mod datagrams;
 pub mod fault;
 pub mod host;
 pub mod memory;

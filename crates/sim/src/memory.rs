@@ -2,7 +2,7 @@
 //! receive side remembers every byte and which of them were written. Implements the engine's `Streams` for
 //! [`crate::host`].
 
-use haypile_engine::{SocketId, Streams};
+use haypile_engine::{Datagram, SocketId, Streams};
 use std::collections::HashMap;
 
 /// The byte at `position` of the stream with this `key`: every stream has its own sequence, so that a byte that strays
@@ -12,9 +12,19 @@ pub fn pattern(key: u64, position: u64) -> u8 {
     (mixed >> 56) as u8 ^ (mixed >> 24) as u8
 }
 
+/// A datagram that arrived.
+pub struct Received {
+    /// At which socket.
+    pub id: SocketId,
+    /// From where to where.
+    pub datagram: Datagram,
+    /// What it carried.
+    pub payload: Vec<u8>,
+}
+
 /// The receive side of one connection.
 #[derive(Default)]
-struct Received {
+struct Stream {
     bytes: Vec<u8>,
     written: Vec<bool>,
 }
@@ -22,11 +32,13 @@ struct Received {
 /// All streams of one host.
 #[derive(Default)]
 pub struct Memory {
-    received: HashMap<SocketId, Received>,
+    received: HashMap<SocketId, Stream>,
     send_keys: HashMap<SocketId, u64>,
     /// When set, one write in so many stores only half of its bytes, as a host short of memory would.
     pub short_write_every: Option<u64>,
     writes: u64,
+    /// Datagrams that arrived, in order.
+    pub datagrams: Vec<Received>,
 }
 
 impl Memory {
@@ -86,5 +98,10 @@ impl Streams for Memory {
         for (offset, byte) in out.iter_mut().enumerate() {
             *byte = pattern(key, position + offset as u64);
         }
+    }
+
+    fn write_datagram(&mut self, id: SocketId, datagram: &Datagram, payload: &[u8]) -> bool {
+        self.datagrams.push(Received { id, datagram: *datagram, payload: payload.to_vec() });
+        true
     }
 }

@@ -5,19 +5,32 @@
 use crate::memory::Memory;
 use crate::scenario::{build_host, host_address};
 use haypile_engine::{
-    Close, Event, Instant, ListenOptions, RxMeta, Shard, SocketId, SocketOptions, SocketState,
+    Close, Counters, DatagramOption, Event, Instant, ListenOptions, RxMeta, SendTo, Shard,
+    SocketId, SocketOptions, SocketState,
 };
 use std::net::SocketAddr;
 
 const OUR_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const PEER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+/// The peer's port of datagrams.
+const DATAGRAM_PEER: u16 = 7000;
 const LISTEN_PORT: u16 = 80;
 const PEER_PORT: u16 = 4000;
+/// Ports of the UDP sockets, and one that nobody has.
+const DATAGRAM_PORTS: [u16; 4] = [53, 54, 5353, 9];
+/// First operation byte that concerns datagrams.
+const DATAGRAM_OPERATIONS: u8 = 0xF0;
 const OPERATIONS_MAX: usize = 2_000;
 const FRAMES_PER_TURN_MAX: usize = 10_000;
 
-/// Plays `input` to a host. Panics only when the engine does, or breaks a promise about its names.
+/// As [`play`], for the fuzzer.
 pub fn replay(input: &[u8]) {
+    let _: Counters = play(input);
+}
+
+/// Plays `input` to a host and gives what it counted. Panics only when the engine does, or breaks a
+/// promise about its names.
+pub fn play(input: &[u8]) -> Counters {
     let mut player = Player::new(input);
     for _ in 0..OPERATIONS_MAX {
         if player.operation().is_none() {
@@ -26,6 +39,7 @@ pub fn replay(input: &[u8]) {
         player.settle();
     }
     player.end();
+    player.shard.counters().clone()
 }
 
 struct Player<'a> {
@@ -36,6 +50,7 @@ struct Player<'a> {
     frame: Vec<u8>,
     last: Vec<u8>,
     open: Vec<SocketId>,
+    datagrams: Vec<SocketId>,
     sent: u64,
     /// What the shard last said in TCP: ports, sequence and acknowledgement number.
     heard: Heard,
@@ -57,6 +72,12 @@ impl<'a> Player<'a> {
         let options = ListenOptions { backlog: 4, ..ListenOptions::default() };
         let listening = shard.listen(local, options).is_ok();
         assert!(listening, "a fresh shard can listen");
+        let any: [std::net::IpAddr; 3] = [[0; 4].into(), host_address(0, false), [0_u16; 8].into()];
+        let datagrams = any.into_iter().zip(DATAGRAM_PORTS).map(|(addr, port)| {
+            let opened = shard.open_datagram(SocketAddr::new(addr, port), Default::default());
+            opened.expect("a fresh shard has room for UDP sockets")
+        });
+        let datagrams: Vec<SocketId> = datagrams.collect();
         let peer = SocketAddr::new(host_address(1, false), PEER_PORT);
         let opened = shard.connect(now, None, peer, SocketOptions::default());
         let heard = Heard { our_port: LISTEN_PORT, peer_port: PEER_PORT, seq: 0, ack: 0 };
@@ -68,6 +89,7 @@ impl<'a> Player<'a> {
             frame: vec![0; 2048],
             last: Vec::new(),
             open: opened.into_iter().collect(),
+            datagrams,
             sent: 0,
             heard,
         }
@@ -91,7 +113,11 @@ impl<'a> Player<'a> {
 
     /// One operation; `None` when the input is used up.
     fn operation(&mut self) -> Option<()> {
-        match self.byte()? % 7 {
+        let kind = self.byte()?;
+        if kind >= DATAGRAM_OPERATIONS {
+            return self.datagram_operation(kind);
+        }
+        match kind % 7 {
             0 => {
                 let len = usize::from(self.half()?);
                 let frame = self.take(len).to_vec();
@@ -107,6 +133,103 @@ impl<'a> Player<'a> {
             5 => self.command()?,
             _ => self.repeat_with_a_flip()?,
         }
+        Some(())
+    }
+
+    /// A datagram or an error about one arrives, or a UDP socket is told to do something.
+    fn datagram_operation(&mut self, kind: u8) -> Option<()> {
+        match kind % 4 {
+            0 => {
+                let datagram = self.datagram(false)?;
+                self.deliver(datagram);
+            }
+            1 => {
+                let datagram = self.datagram(true)?;
+                self.deliver(datagram);
+            }
+            2 => self.datagram_command()?,
+            _ => self.datagram_error()?,
+        }
+        Some(())
+    }
+
+    /// A datagram from the peer with a right checksum, or none.
+    fn datagram(&mut self, group: bool) -> Option<Vec<u8>> {
+        let choice = self.byte()?;
+        let port = DATAGRAM_PORTS[usize::from(choice % 4)];
+        let len = usize::from(self.half()?) % 1400;
+        let payload = self.take(len).to_vec();
+        let mut udp = DATAGRAM_PEER.to_be_bytes().to_vec();
+        udp.extend(port.to_be_bytes());
+        udp.extend((8 + payload.len() as u16).to_be_bytes());
+        udp.extend([0, 0]);
+        udp.extend(payload);
+        let mut frame = frame_v4(17, 0, &udp);
+        if group {
+            let address = if choice & 0x80 == 0 { [239, 1, 2, 3] } else { [198, 18, 0, 255] };
+            frame[30..34].copy_from_slice(&address);
+            frame[24..26].fill(0);
+            let sum = checksum(&frame[14..34], 0);
+            frame[24..26].copy_from_slice(&sum.to_be_bytes());
+            frame[..6].fill(0xFF);
+        }
+        Some(frame)
+    }
+
+    fn datagram_command(&mut self) -> Option<()> {
+        let (what, option) = (self.byte()?, self.byte()?);
+        let id = *self.datagrams.get(usize::from(what >> 4) % self.datagrams.len().max(1))?;
+        let group = std::net::IpAddr::from([239, 1, 2, 3]);
+        let any = std::net::IpAddr::from([0, 0, 0, 0]);
+        let peer = SocketAddr::new(host_address(1, option & 1 == 1), DATAGRAM_PEER);
+        match what % 6 {
+            0 => {
+                let len = usize::from(self.half()?);
+                let to = SendTo {
+                    remote: (option & 4 == 0).then_some(peer),
+                    segment_size: if option & 8 == 0 { 0 } else { u16::from(option) * 8 },
+                    ..SendTo::default()
+                };
+                let _ = self.shard.send_datagram(self.now, id, &to, &vec![7; len]);
+            }
+            1 => {
+                let _ = self.shard.join_group(self.now, id, group, any);
+            }
+            2 => {
+                let _ = self.shard.leave_group(self.now, id, group, any);
+            }
+            3 => {
+                let _ = self.shard.connect_datagram(id, (option & 2 == 0).then_some(peer));
+            }
+            4 => {
+                let on = option & 1 == 1;
+                self.shard.set_datagram_option(id, DatagramOption::ReceiveErrors(on));
+                self.shard.set_datagram_option(id, DatagramOption::MulticastAll(!on));
+            }
+            _ => {
+                self.datagrams.retain(|open| *open != id);
+                self.shard.close(self.now, id, Close::Graceful);
+            }
+        }
+        Some(())
+    }
+
+    /// An ICMP error about a datagram that we may have sent.
+    fn datagram_error(&mut self) -> Option<()> {
+        let (kind, code, mtu) = (self.byte()?, self.byte()?, self.half()?);
+        let port = DATAGRAM_PORTS[usize::from(self.byte()? % 4)];
+        let mut quote = vec![0x45, 0, 0, 100, 0, 0, 0, 0, 64, 17, 0, 0];
+        quote.extend(octets(0, false));
+        quote.extend(octets(1, false));
+        quote.extend(port.to_be_bytes());
+        quote.extend(DATAGRAM_PEER.to_be_bytes());
+        quote.extend([0, 80, 0, 0]);
+        let mut message = vec![kind % 13, code % 16, 0, 0, 0, 0];
+        message.extend(mtu.to_be_bytes());
+        message.extend(quote);
+        let sum = checksum(&message, 0);
+        message[2..4].copy_from_slice(&sum.to_be_bytes());
+        self.deliver(frame_v4(1, 0, &message));
         Some(())
     }
 
@@ -258,7 +381,8 @@ impl<'a> Player<'a> {
 
     /// Everything is closed; after the longest timers nothing but the listener may be left.
     fn end(&mut self) {
-        for id in std::mem::take(&mut self.open) {
+        let datagrams = std::mem::take(&mut self.datagrams);
+        for id in std::mem::take(&mut self.open).into_iter().chain(datagrams) {
             self.shard.close(self.now, id, Close::Abort);
         }
         for _ in 0..2_000 {

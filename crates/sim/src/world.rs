@@ -75,6 +75,24 @@ impl World {
         }
     }
 
+    /// Runs for `us` microseconds.
+    ///
+    /// # Errors
+    /// What a program found wrong.
+    pub fn run_for(&mut self, us: u64) -> Result<(), String> {
+        let end_us = self.now_us + us;
+        loop {
+            self.turn()?;
+            match self.next_us() {
+                Some(next_us) if next_us <= end_us => self.now_us = next_us.max(self.now_us),
+                _ => {
+                    self.now_us = end_us;
+                    return Ok(());
+                }
+            }
+        }
+    }
+
     /// Every socket and every running program, for the report of a failure.
     fn dump(&self) -> String {
         let mut text = String::new();

@@ -1,8 +1,9 @@
 //! Replays every input that fuzzing has found worth keeping (`corpus/frames.hex`), and a few thousand random ones,
 //! against the engine. See fuzz/README.md for how to add to them.
 
+use haypile_engine::Counter;
 use haypile_sim::random::Random;
-use haypile_sim::replay::replay;
+use haypile_sim::replay::{play, replay};
 
 /// The bytes of a line of hexadecimal digits; comments and empty lines give nothing.
 fn decode(line: &str) -> Option<Vec<u8>> {
@@ -17,9 +18,22 @@ fn decode(line: &str) -> Option<Vec<u8>> {
 fn the_corpus_is_survived() {
     let inputs: Vec<_> = include_str!("corpus/frames.hex").lines().filter_map(decode).collect();
     assert!(inputs.len() > 100, "the corpus has only {} inputs", inputs.len());
+    let reached = [
+        Counter::TcpPassiveOpens,
+        Counter::UdpDatagramsDelivered,
+        Counter::UdpDatagramsSent,
+        Counter::UdpErrorsReported,
+        Counter::PathMtusLearned,
+        Counter::GroupsJoined,
+    ];
+    let mut counts = [0; 6];
     for input in inputs {
-        replay(&input);
+        let counters = play(&input);
+        for (count, counter) in counts.iter_mut().zip(reached) {
+            *count += counters.get(counter);
+        }
     }
+    assert!(counts.iter().all(|count| *count > 0), "{counts:?} of {reached:?}");
 }
 
 #[test]
