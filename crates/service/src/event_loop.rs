@@ -169,6 +169,7 @@ impl<P: Port> Service<P> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let floor_ns = if cores > 1 { SPIN_NS } else { 0 };
         let gaps = Gaps::new();
+        self.server.core.holds_writes = cores > 1;
         let mut idle: Option<Idle> = None;
         let mut turns_since_look = 0;
         loop {
@@ -205,6 +206,9 @@ impl<P: Port> Service<P> {
     /// Sleeps until something comes or a timer is due.
     fn sleep(&mut self) {
         let core = &mut self.server.core;
+        if core.release_held(now(), true) > 0 {
+            return;
+        }
         core.status.prepare_sleep();
         if core.processes.any_requests() {
             core.status.awake();

@@ -17,6 +17,7 @@ pub mod domains;
 pub mod errno;
 pub mod error;
 pub mod event_loop;
+pub mod farewell;
 pub mod life;
 pub mod link_server;
 pub mod options;

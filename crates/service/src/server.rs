@@ -19,6 +19,7 @@ use crate::config::{Config, ServiceLimits};
 use crate::connection_manager::{ConnectionManager, ProcessId};
 use crate::diag::Diag;
 use crate::error::Error;
+use crate::farewell::Held;
 use crate::link_server::{self, LinkServer};
 use crate::poller::{Poller, Token};
 use crate::ports::Ports;
@@ -45,6 +46,10 @@ pub struct Core {
     pub(crate) limits: ServiceLimits,
     /// Time of the current turn.
     pub(crate) now: Instant,
+    /// Writes that wait for the close behind them.
+    pub(crate) held: Held,
+    /// Whether writes wait at all: only a service that polls hears of the close in time.
+    pub(crate) holds_writes: bool,
     /// Sockets whose memory may be taken back.
     pub(crate) active: VecDeque<Key>,
     /// Closed sockets with unsent data, by the time they are given up.
@@ -143,6 +148,8 @@ impl<P: Port> Server<P> {
             diag: Diag::new().map_err(refused)?,
             limits: config.limits.clone(),
             now,
+            held: Held::default(),
+            holds_writes: false,
             active: VecDeque::new(),
             orphans: VecDeque::new(),
             to_abort: Vec::new(),
@@ -185,6 +192,7 @@ impl<P: Port> Server<P> {
             core.shard.handle_timers(now, &mut core.store);
         }
         let events = core.handle_events(now);
+        core.release_held(now, false);
         core.run_manager(now);
         core.expel(now);
         let sent = link.transmit(now, &mut core.shard, &mut core.store).map_err(failed)?;
@@ -202,6 +210,7 @@ impl<P: Port> Server<P> {
             core.shard.poll_timeout(),
             core.manager.poll_timeout(),
             core.witness_due(),
+            core.held.due(),
             housekeeping.then_some(core.housekeeping_due),
         ]
         .into_iter()

@@ -16,6 +16,7 @@ use haypile_shm::stream::status;
 
 use crate::connection_manager::ProcessId;
 use crate::domains::Domains;
+use crate::farewell::Habit;
 use crate::ports::Binding;
 use crate::slab::{Key, Slab};
 
@@ -64,6 +65,14 @@ pub struct Socket {
     pub active: bool,
     /// When something last moved.
     pub touched: Instant,
+    /// The listener it came to.
+    pub came_to: Option<Key>,
+    /// When it was written to last, unless the peer has spoken since.
+    pub wrote: Option<Instant>,
+    /// What was written waits for the close behind it.
+    pub held: bool,
+    /// Of a listener: how its connections end.
+    pub habit: Habit,
 }
 
 /// A connection that no process has claimed yet.
@@ -393,6 +402,10 @@ impl Socket {
             rx_shut: false,
             active: false,
             touched: now,
+            came_to: None,
+            wrote: None,
+            held: false,
+            habit: Habit::default(),
         }
     }
 

@@ -18,11 +18,13 @@ pub struct Counters {
     pub refused_attaches: u64,
     /// Shared sockets whose end only the witness told.
     pub ends_by_witness: u64,
+    /// Small writes that waited for a close which did not come.
+    pub held_in_vain: u64,
 }
 
 impl Counters {
     /// Names, texts and values, for display.
-    pub fn rows(&self) -> [(&'static str, &'static str, u64); 6] {
+    pub fn rows(&self) -> [(&'static str, &'static str, u64); 7] {
         let Counters {
             stale_requests,
             malformed_requests,
@@ -30,6 +32,7 @@ impl Counters {
             hostile_processes,
             refused_attaches,
             ends_by_witness,
+            held_in_vain,
         } = *self;
         [
             ("stale_requests", "requests for a socket that was gone", stale_requests),
@@ -38,6 +41,7 @@ impl Counters {
             ("hostile_processes", "processes dropped for nonsense", hostile_processes),
             ("refused_attaches", "processes refused at attach", refused_attaches),
             ("ends_by_witness", "ends of shared sockets found late", ends_by_witness),
+            ("held_in_vain", "small writes that waited for a close in vain", held_in_vain),
         ]
     }
 }

@@ -52,6 +52,7 @@ impl Core {
             socket.local = Some(local);
             socket.remote = Some(remote);
             socket.progress.connected = true;
+            socket.came_to = Some(listener_key);
         }
         self.manager.arrived(listener, id);
     }
@@ -74,6 +75,9 @@ impl Core {
         }
         let bits = changes(&before, &progress, writable);
         let silent = socket.closed || bits == 0;
+        if progress.rx_end > before.rx_end {
+            self.heard_after_write(key);
+        }
         self.touch(key);
         if !silent {
             self.announce(key, bits);
@@ -113,7 +117,9 @@ impl Core {
         let (Some(stream), Some(id)) = (&mut socket.stream, socket.id) else { return };
         match stream.observe_tx_tail() {
             Ok(tail) => {
-                self.shard.send_ready(now, id, tail);
+                if !self.hold(now, key, tail) {
+                    self.shard.send_ready(now, id, tail);
+                }
                 self.touch(key);
             }
             Err(_) => self.hostile_socket(key),
@@ -157,6 +163,10 @@ impl Core {
     /// SHUTDOWN of one or both directions.
     pub(crate) fn shutdown_socket(&mut self, now: Instant, key: Key, how: Shutdown) {
         self.kick_tx(now, key);
+        if how != Shutdown::Read {
+            self.send_written(now, key);
+            self.closes_after_write(now, key);
+        }
         let Some(socket) = self.store.sockets.get_mut(key) else { return };
         let Some(id) = socket.id.filter(|_| socket.kind == SocketKind::Connection) else { return };
         if how != Shutdown::Read && !socket.tx_shut {
@@ -185,6 +195,7 @@ impl Core {
             return self.close_listener(now, key);
         }
         let Some(id) = socket.id else { return self.forget(key) };
+        self.closes_after_write(now, key);
         let (unread, tail) = self.last_look(now, key);
         let abort = abort || self.store.sockets.get(key).is_some_and(|socket| socket.resets);
         let how = if abort || unread { Close::Abort } else { Close::Graceful };
