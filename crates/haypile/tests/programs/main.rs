@@ -16,6 +16,7 @@ mod kinds_of_servers;
 mod load;
 mod other_programs;
 mod reach;
+mod real_programs;
 mod scribble;
 mod semantics;
 mod support;

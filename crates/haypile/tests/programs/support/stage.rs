@@ -6,13 +6,13 @@ use super::{PATIENCE, find_program, inspect, say, wait_until};
 use haypile_link::netlink::Netlink;
 use haypile_link::netns;
 use serde_json::Value;
-use std::cell::Cell;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -45,7 +45,7 @@ pub struct Stage {
     pub name: &'static str,
     folder: PathBuf,
     namespace: u64,
-    started: Cell<u32>,
+    started: AtomicU32,
 }
 
 /// Runs `body` on a thread in a new network namespace, then checks that nothing is left. Without one of
@@ -78,7 +78,7 @@ impl Stage {
         let folder =
             std::env::temp_dir().join(format!("haypile-e2e-{}-{name}", std::process::id()));
         fs::create_dir_all(folder.join("root")).expect("make the test's folder");
-        Stage { name, folder, namespace: inspect::own_namespace(), started: Cell::new(0) }
+        Stage { name, folder, namespace: inspect::own_namespace(), started: AtomicU32::new(0) }
     }
 
     /// Prints a figure or a remark.
@@ -121,8 +121,7 @@ impl Stage {
 
     /// Starts a prepared command with the input that was prepared.
     pub fn start_reading(&self, name: &str, command: Command) -> Process {
-        let number = self.started.get();
-        self.started.set(number + 1);
+        let number = self.started.fetch_add(1, Ordering::Relaxed);
         let short = Path::new(name).file_name().map_or("".into(), |name| name.to_string_lossy());
         let log = |kind: &str| self.path(&format!("{number:03}-{short}.{kind}"));
         Process::start(&short, command, log("out"), log("err"))
@@ -263,8 +262,12 @@ impl Stage {
             let Ok(text) = fs::read(&file) else { continue };
             if log && !text.is_empty() {
                 let from = text.len().saturating_sub(2000);
-                let tail = String::from_utf8_lossy(&text[from..]);
-                say(self.name, &format!("--- {}\n{tail}", file.display()));
+                let tail = str::from_utf8(&text[from..]);
+                let shown = match tail {
+                    Ok(tail) => tail.to_string(),
+                    Err(_) => format!("{} bytes that are no text", text.len()),
+                };
+                say(self.name, &format!("--- {}\n{shown}", file.display()));
             }
         }
     }
