@@ -22,6 +22,7 @@ pub mod handshake;
 pub mod limits;
 pub mod messages;
 pub mod pool;
+pub mod record_ring;
 pub mod ring;
 pub mod segment;
 pub mod sleep;
@@ -42,6 +43,7 @@ pub use limits::{
 };
 pub use messages::Message;
 pub use pool::{Frame, FramePool};
+pub use record_ring::{RecordConsumer, RecordProducer, SharedRecords};
 pub use ring::{Consumer, Producer};
 pub use segment::Segment;
 pub use status::{AppStatus, ServiceStatus};
