@@ -14,7 +14,7 @@ use crate::{place, table};
 /// # Errors
 /// When no service answers, or it refuses.
 pub fn run(arguments: &CaptureArgs) -> Result<ExitCode, Error> {
-    let directory = place::directory(arguments.control.control_dir.as_deref())?;
+    let directory = place::directory_of(&arguments.control)?;
     let (request, done) = match &arguments.write {
         Some(path) => {
             let path = absolute(path)?;

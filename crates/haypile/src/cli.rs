@@ -62,6 +62,11 @@ the program's. HAYPILE_SHIM names another preload library than the built-in one.
   haypile serve --addr 198.18.0.1/24
   haypile serve --link tap:pile0 --addr 10.9.0.2/24 --addr fd00:9::2/64 --gateway 10.9.0.1
   haypile serve --config /etc/haypile.toml
+  haypile serve --name a --link wire:x --addr 10.9.0.1/24
+  haypile serve --name b --link wire:x --addr 10.9.0.2/24
+
+A wire joins two services by shared memory, without an interface and without root; either end may
+come first, leave and come again.
 
 SIGTERM and SIGINT end it: connections are closed, files and the interface removed. If it is
 killed, the kernel removes the interface and a guardian process the files.")]
@@ -96,6 +101,10 @@ pub struct ControlArgs {
     /// $XDG_RUNTIME_DIR/haypile]
     #[arg(long, value_name = "DIR")]
     pub control_dir: Option<PathBuf>,
+    /// Name of the service, where there are several: short for --control-dir with the directory of
+    /// this name inside the default one
+    #[arg(long, value_name = "NAME", conflicts_with = "control_dir")]
+    pub name: Option<String>,
 }
 
 /// What a service is made of; common to `run` and `serve`.
@@ -104,7 +113,8 @@ pub struct ServiceArgs {
     /// Configuration file (TOML); flags win over it
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// The link: tap:NAME, or tap: for a free name
+    /// The link: tap:NAME, tap: for a free name, or wire:NAME to the service that has the wire's
+    /// other end
     #[arg(long, value_name = "KIND:NAME")]
     pub link: Option<String>,
     /// An address of the service with its prefix; may be repeated
@@ -202,6 +212,9 @@ pub struct GuardArgs {
     pub service: i32,
     /// Control directory of the service
     pub directory: PathBuf,
+    /// Directory and name of the service's wire
+    #[arg(long)]
+    pub wire: Option<PathBuf>,
 }
 
 /// `haypile run`.

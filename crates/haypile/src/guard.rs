@@ -17,6 +17,8 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use haypile_link::wire;
+use haypile_service::config::LinkChoice;
 use haypile_service::error::Error;
 use haypile_service::start::Started;
 use haypile_shm::sys::{self, Fd, PollFd};
@@ -48,8 +50,8 @@ pub struct Guardian {
 
 /// Starts the guardian of a directory that is about to be claimed. Without one a service runs as
 /// well; the reason is told on standard error.
-pub fn start(directory: &Path) -> Option<Guardian> {
-    match try_start(directory) {
+pub fn start(directory: &Path, link: &LinkChoice) -> Option<Guardian> {
+    match try_start(directory, link) {
         Ok(guardian) => Some(guardian),
         Err(why) => {
             let path = directory.display();
@@ -59,11 +61,14 @@ pub fn start(directory: &Path) -> Option<Guardian> {
     }
 }
 
-fn try_start(directory: &Path) -> io::Result<Guardian> {
+fn try_start(directory: &Path, link: &LinkChoice) -> io::Result<Guardian> {
     let (channel, theirs) = UnixStream::pair()?;
-    let child = Command::new(std::env::current_exe()?)
-        .args(["guard", &std::process::id().to_string()])
-        .arg(directory)
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["guard", &std::process::id().to_string()]).arg(directory);
+    if let LinkChoice::Wire { directory, name } = link {
+        command.arg("--wire").arg(directory.join(name));
+    }
+    let child = command
         .stdin(OwnedFd::from(theirs))
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -154,8 +159,17 @@ pub fn run(arguments: &GuardArgs) -> Result<ExitCode, Error> {
         wait_for_death(&service);
         let (made, keep_log) = (words.contains(&MAKING), words.contains(&LEAVE_LOG));
         claim::remove_leavings(&arguments.directory, made, keep_log);
+        remove_wire(arguments.wire.as_deref());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Removes the socket of a wire, unless its other end has it now.
+fn remove_wire(wire: Option<&Path>) {
+    if let Some((directory, name)) = wire.and_then(|path| Some((path.parent()?, path.file_name()?)))
+    {
+        wire::remove_leavings(directory, &name.to_string_lossy());
+    }
 }
 
 /// The channel, which comes as standard input; /dev/null takes its place.

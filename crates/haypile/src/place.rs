@@ -6,12 +6,16 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use haypile_link::wire;
 use haypile_service::error::Error;
 
 use crate::claim::LOCK;
+use crate::cli::ControlArgs;
 
 /// First part of the name of a private service's directory.
 const PRIVATE_PREFIX: &str = "run-";
+/// Name of the directory of wires.
+const WIRES: &str = "wires";
 
 /// The control directory when none is named.
 ///
@@ -29,6 +33,36 @@ pub fn default_directory() -> Result<PathBuf, Error> {
             "name one with --control-dir",
         )),
     }
+}
+
+/// The directory that the command line names, if it names one.
+///
+/// # Errors
+/// When the name is none, or there is no place for names.
+pub fn given(control: &ControlArgs) -> Result<Option<PathBuf>, Error> {
+    let Some(name) = &control.name else { return Ok(control.control_dir.clone()) };
+    let taken = name == WIRES || name.starts_with(PRIVATE_PREFIX);
+    if taken || wire::check_name(name).is_err() {
+        return Err(Error::new(
+            format_args!("name a service \"{name}\""),
+            "not a name for one",
+            "use up to 32 letters, digits, dashes and underscores",
+        ));
+    }
+    Ok(Some(default_directory()?.join(name)))
+}
+
+/// The directory of the service that the command line names, or of the default one.
+///
+/// # Errors
+/// As [`given`] and [`default_directory`].
+pub fn directory_of(control: &ControlArgs) -> Result<PathBuf, Error> {
+    directory(given(control)?.as_deref())
+}
+
+/// Where wires have their sockets; `None` where there is no safe place.
+pub fn wires() -> Option<PathBuf> {
+    default_directory().ok().map(|base| base.join(WIRES))
 }
 
 /// The directory given, or the default.

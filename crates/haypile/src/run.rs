@@ -44,11 +44,11 @@ pub fn run(arguments: &RunArgs) -> Result<ExitCode, Error> {
 }
 
 fn find_or_start(arguments: &RunArgs) -> Result<Joined, Error> {
-    let given = arguments.control.control_dir.as_deref();
+    let given = place::given(&arguments.control)?;
     let particular = !arguments.service.is_default();
     match given {
         Some(path) => {
-            let path = place::directory(Some(path))?;
+            let path = place::directory(Some(&path))?;
             match join(&path) {
                 Some(_) if particular => Err(Error::new(
                     format_args!("start a service in {}", path.display()),

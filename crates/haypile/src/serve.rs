@@ -110,7 +110,7 @@ fn announce(announcement: &Announcement) {
 fn prepare(arguments: &ServeArgs, private_for: Option<i32>) -> Result<Prepared, Error> {
     let config = load(arguments)?;
     let path = place::directory(Some(&config.control_dir))?;
-    let guardian = guard::start(&path);
+    let guardian = guard::start(&path, &config.link);
     if let Some(guardian) = &guardian {
         guardian.claiming(&path);
     }
@@ -129,8 +129,9 @@ fn prepare(arguments: &ServeArgs, private_for: Option<i32>) -> Result<Prepared, 
 }
 
 fn load(arguments: &ServeArgs) -> Result<Config, Error> {
-    let fallback = place::directory(arguments.control.control_dir.as_deref());
-    let flags = flags(&arguments.service, arguments.control.control_dir.clone());
+    let given = place::given(&arguments.control)?;
+    let fallback = place::directory(given.as_deref());
+    let flags = flags(&arguments.service, given);
     let file = arguments.service.config.as_deref();
     match (file, fallback) {
         // The file may name the directory.
@@ -154,5 +155,6 @@ fn complain_to_log(directory: &Path) {
 fn flags(arguments: &ServiceArgs, control_dir: Option<std::path::PathBuf>) -> Flags {
     let ServiceArgs { config: _, link, addresses, host_addresses, gateways, mtu, plan } =
         arguments.clone();
-    Flags { link, addresses, host_addresses, gateways, mtu, plan, control_dir }
+    let wires = place::wires();
+    Flags { link, addresses, host_addresses, gateways, mtu, plan, control_dir, wires }
 }

@@ -14,7 +14,7 @@ use crate::{place, table};
 /// # Errors
 /// When no service answers.
 pub fn run(arguments: &SsArgs) -> Result<ExitCode, Error> {
-    let directory = place::directory(arguments.control.control_dir.as_deref())?;
+    let directory = place::directory_of(&arguments.control)?;
     let request = Request::Ss { listening: arguments.listening, all: arguments.all };
     let answer = ask(&directory, &request)?;
     let sockets: Sockets = table::parse(answer)?;

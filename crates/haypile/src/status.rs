@@ -14,7 +14,7 @@ use crate::{place, table};
 /// # Errors
 /// When no service answers.
 pub fn run(arguments: &StatusArgs) -> Result<ExitCode, Error> {
-    let directory = place::directory(arguments.control.control_dir.as_deref())?;
+    let directory = place::directory_of(&arguments.control)?;
     let answer = ask(&directory, &Request::Status {})?;
     let status: Status = table::parse(answer)?;
     if arguments.json {

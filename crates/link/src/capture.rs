@@ -215,6 +215,22 @@ impl<P: Port> Port for Capture<P> {
         self.port.wait_fd()
     }
 
+    fn prepare_sleep(&mut self) -> bool {
+        self.port.prepare_sleep()
+    }
+
+    fn awake(&mut self) {
+        self.port.awake();
+    }
+
+    fn handle_ready(&mut self) {
+        self.port.handle_ready();
+    }
+
+    fn more_counters(&self) -> Vec<(&'static str, u64)> {
+        self.port.more_counters()
+    }
+
     fn counters(&self) -> PortCounters {
         self.port.counters()
     }

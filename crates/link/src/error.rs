@@ -67,6 +67,7 @@ impl LinkError {
             Some(libc::ENETUNREACH) => "give the interface an address that reaches the gateway",
             Some(libc::EMFILE | libc::ENFILE) => "raise the limit of open files (ulimit -n)",
             Some(libc::ENOSPC) => "raise the limit in /proc/sys/user",
+            None if self.attempt.starts_with("open the wire") => "each wire has two equal ends",
             _ => "see `haypile doctor` for what this machine allows",
         }
     }

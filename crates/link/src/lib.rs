@@ -6,8 +6,8 @@
 //! |---|---|
 //! | [`port`] | the [`port::Port`] trait: bursts of frames in and out, features, counters |
 //! | [`tap`] | an Ethernet interface of the kernel whose other end is this process |
-//! | [`memory`] | two ports joined in this process, for tests |
 //! | [`offload`] | finishing checksums and cutting superframes in software |
+//! | [`wire`] | two ports joined by shared memory, in one process or between two |
 //! | [`capture`] | a decorator that writes what passes to a pcapng file |
 //! | [`netlink`], [`netns`] | interfaces, addresses, routes; network namespaces |
 //! | [`address_plan`] | which free addresses a private service takes |
@@ -20,7 +20,6 @@
 pub mod address_plan;
 pub mod capture;
 mod error;
-pub mod memory;
 pub mod netlink;
 pub mod netns;
 pub mod offload;
@@ -29,5 +28,6 @@ pub mod port;
 mod sys;
 pub mod tap;
 mod virtio;
+pub mod wire;
 
 pub use error::LinkError;

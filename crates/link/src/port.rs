@@ -1,6 +1,6 @@
 //! Owns the contract between the service and whatever carries its frames: the [`Port`] trait, the
 //! frames that cross it, what a port can do ([`Features`]) and what it counted ([`PortCounters`]).
-//! Called by the service's link loop; implemented by `tap.rs`, `memory.rs` and the decorator
+//! Called by the service's link loop; implemented by `tap.rs`, `wire.rs` and the decorator
 //! `capture.rs`. Ethernet frames are without preamble and frame check sequence.
 
 use std::io;
@@ -202,11 +202,30 @@ pub trait Port: Send {
     /// The Ethernet address of our end.
     fn mac(&self) -> [u8; 6];
 
-    /// Readable when [`Port::rx_burst`] would return frames (or after a full link has room again).
+    /// Readable when [`Port::rx_burst`] would return frames (or after a full link has room again);
+    /// some ports promise that only after [`Port::prepare_sleep`].
     fn wait_fd(&self) -> BorrowedFd<'_>;
+
+    /// Announces that the caller is about to sleep until [`Port::wait_fd`] is readable. False: do
+    /// not, there is something to do already. [`Port::awake`] follows a sleep, in every case.
+    fn prepare_sleep(&mut self) -> bool {
+        true
+    }
+
+    /// Takes the announcement of [`Port::prepare_sleep`] back.
+    fn awake(&mut self) {}
+
+    /// [`Port::wait_fd`] was found readable: takes what made it so, apart from frames. Called now
+    /// and then by a busy caller too.
+    fn handle_ready(&mut self) {}
 
     /// What was counted so far.
     fn counters(&self) -> PortCounters;
+
+    /// What was counted beside, with names of their own.
+    fn more_counters(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
 
     /// One line that names the link and its mode.
     fn describe(&self) -> String;
@@ -240,6 +259,22 @@ impl<P: Port + ?Sized> Port for Box<P> {
 
     fn wait_fd(&self) -> BorrowedFd<'_> {
         (**self).wait_fd()
+    }
+
+    fn prepare_sleep(&mut self) -> bool {
+        (**self).prepare_sleep()
+    }
+
+    fn awake(&mut self) {
+        (**self).awake();
+    }
+
+    fn handle_ready(&mut self) {
+        (**self).handle_ready();
+    }
+
+    fn more_counters(&self) -> Vec<(&'static str, u64)> {
+        (**self).more_counters()
     }
 
     fn counters(&self) -> PortCounters {

@@ -184,11 +184,3 @@ pub(crate) fn effective_user_and_group() -> (u32, u32) {
     // SAFETY: both calls take nothing and cannot fail.
     unsafe { (libc::geteuid(), libc::getegid()) }
 }
-
-/// eventfd(2), non-blocking and close-on-exec, counter zero.
-pub(crate) fn event_descriptor() -> io::Result<OwnedFd> {
-    // SAFETY: no memory is passed.
-    let raw = check(unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) })?;
-    // SAFETY: `raw` was just returned by eventfd(2) and nothing else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
-}

@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use haypile_engine::{Cidr, Route};
+use haypile_link::wire;
 use serde::Deserialize;
 
 use crate::error::Error;
@@ -41,6 +42,13 @@ pub struct Config {
 pub enum LinkChoice {
     /// `tap:NAME`: a TAP interface that the service makes; `None` lets the kernel choose a name.
     Tap(Option<String>),
+    /// `wire:NAME`: shared memory between two services.
+    Wire {
+        /// Where wires have their sockets.
+        directory: PathBuf,
+        /// Its name.
+        name: String,
+    },
 }
 
 /// Bounds of the service; everything an application can make grow is in here.
@@ -93,6 +101,8 @@ pub struct Flags {
     pub plan: Option<String>,
     /// `--control-dir`.
     pub control_dir: Option<PathBuf>,
+    /// Where wires have their sockets; no flag, but the same base as that of control directories.
+    pub wires: Option<PathBuf>,
 }
 
 /// The file, as written. Kept apart from `Config` so that checking happens in one place.
@@ -198,12 +208,19 @@ impl File {
             Some(text) => text.parse()?,
             None => Plan::combined(),
         };
+        let link = flags.link.as_deref().or(self.link.as_deref()).unwrap_or("tap:");
+        let link = parse_link(link, flags.wires.as_deref())?;
         let host_addresses = match host_addresses.is_empty() {
+            // A wire has no host at its other end.
+            true if matches!(link, LinkChoice::Wire { .. }) => {
+                check_wire_addresses(&addresses)?;
+                Vec::new()
+            }
             true => addresses.iter().filter_map(|own| neighbour_of(own, &addresses)).collect(),
             false => host_addresses,
         };
         Ok(Config {
-            link: parse_link(flags.link.as_deref().or(self.link.as_deref()).unwrap_or("tap:"))?,
+            link,
             addresses,
             host_addresses,
             routes,
@@ -293,13 +310,27 @@ fn choose<'a>(flags: &'a [String], file: &'a [String]) -> &'a [String] {
     if flags.is_empty() { file } else { flags }
 }
 
-fn parse_link(text: &str) -> Result<LinkChoice, Error> {
+fn parse_link(text: &str, wires: Option<&Path>) -> Result<LinkChoice, Error> {
     let fail = |why: String, remedy: &str| Err(Error::new(format!("link \"{text}\""), why, remedy));
     let Some((kind, name)) = text.split_once(':') else {
-        return fail("has no kind".into(), "write tap:NAME, or tap: to let the kernel choose");
+        return fail("has no kind".into(), "write tap:NAME, tap: or wire:NAME");
     };
-    if kind != "tap" {
-        return fail(format!("links of kind {kind} are not known here"), "use tap:NAME");
+    match kind {
+        "tap" => {}
+        "wire" => {
+            let rule = "use up to 32 letters, digits, dashes and underscores";
+            if wire::check_name(name).is_err() {
+                return fail("not a name for a wire".into(), rule);
+            }
+            let Some(directory) = wires.map(Path::to_path_buf) else {
+                return fail("no directory to meet in".into(), "set XDG_RUNTIME_DIR, or be root");
+            };
+            return Ok(LinkChoice::Wire { directory, name: name.to_string() });
+        }
+        _ => {
+            let why = format!("links of kind {kind} are not known here");
+            return fail(why, "use tap:NAME or wire:NAME");
+        }
     }
     if name.is_empty() {
         return Ok(LinkChoice::Tap(None));
@@ -312,6 +343,18 @@ fn parse_link(text: &str) -> Result<LinkChoice, Error> {
         );
     }
     Ok(LinkChoice::Tap(Some(name.to_string())))
+}
+
+/// Both ends of a wire are services: neither can choose free addresses for the other.
+fn check_wire_addresses(addresses: &[Cidr]) -> Result<(), Error> {
+    match addresses.is_empty() {
+        false => Ok(()),
+        true => Err(Error::new(
+            "a service on a wire",
+            "has no address",
+            "give each end one of the same network with --addr, like 198.18.0.1/24 and .2",
+        )),
+    }
 }
 
 fn parse_cidrs(what: &str, texts: &[String]) -> Result<Vec<Cidr>, Error> {

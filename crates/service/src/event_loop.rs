@@ -1,8 +1,8 @@
 //! The event loop of a service: spins while there is work and briefly after, sleeps otherwise, and
 //! looks at the kernel's descriptors now and then while busy.
 //!
-//! Lost wake-ups: before it sleeps the loop announces it in the status segment, looks at every
-//! request ring once more, and only then waits; an application publishes a request, and only then
+//! Lost wake-ups: before it sleeps the loop announces it in the status segment and to the link,
+//! looks at every request ring once more, and only then waits; an application publishes a request, and only then
 //! reads the announcement (`haypile_shm::sleep` has the argument). Everything else that wakes it is
 //! a descriptor in the epoll set. Called by `start`.
 
@@ -210,13 +210,13 @@ impl<P: Port> Service<P> {
             return;
         }
         core.status.prepare_sleep();
-        if core.processes.any_requests() {
-            core.status.awake();
-            return;
+        let port = self.server.link.port_mut();
+        if !core.processes.any_requests() && port.prepare_sleep() {
+            self.server.load.sleeps += 1;
+            let timeout_ms = self.timeout_ms(now());
+            self.look(timeout_ms);
         }
-        self.server.load.sleeps += 1;
-        let timeout_ms = self.timeout_ms(now());
-        self.look(timeout_ms);
+        self.server.link.port_mut().awake();
         self.server.core.status.awake();
     }
 

@@ -239,6 +239,7 @@ impl<P: Port> Server<P> {
         let engine = self.core.shard.counters().iter();
         let engine = engine.map(|(counter, count)| (counter.name(), counter.text(), count));
         let link = self.link.port().counters().named().into_iter();
+        let link = link.chain(self.link.port().more_counters());
         let link = link.map(|(name, count)| (name, "of the link", count));
         let manager = self.core.manager.counters();
         let manager = [

@@ -228,7 +228,8 @@ impl<P: Port> Server<P> {
             Token::Pidfd(process) => core.note_death(process, poller),
             Token::Wake(process) => core.heard(process, poller),
             Token::Diag => self.read_diag(),
-            // The next turn reads the link.
+            // The next turn reads the link's frames.
+            Token::Link => self.link.port_mut().handle_ready(),
             _ => {}
         }
     }

@@ -14,6 +14,7 @@ use haypile_link::address_plan::{self, Reservation};
 use haypile_link::capture::Capture;
 use haypile_link::port::{Port, local_mac};
 use haypile_link::tap::{Offload, Tap, TapConfig};
+use haypile_link::wire::{Wire, WireConfig};
 use haypile_shm::sys::{self, Errno, Fd};
 
 use crate::attach::ATTACH_SOCKET;
@@ -26,7 +27,7 @@ use crate::server::Server;
 
 /// A service that is ready to run.
 pub struct Started {
-    service: Service<Tap>,
+    service: Service<Box<dyn Port>>,
     lines: Vec<String>,
     attach_path: PathBuf,
     /// Keeps other services from the same addresses.
@@ -123,12 +124,22 @@ fn choose_addresses(config: &mut Config) -> Result<Option<Reservation>, Error> {
     Ok(Some(reservation))
 }
 
-fn open_link(config: &Config) -> Result<Tap, Error> {
-    let LinkChoice::Tap(name) = &config.link;
+fn open_link(config: &Config) -> Result<Box<dyn Port>, Error> {
     let seed: Vec<String> =
         config.addresses.iter().map(|address| address.addr.to_string()).collect();
-    let mut tap = TapConfig::new(config.mtu, local_mac(&seed.join(" ")));
-    tap.name = name.clone();
+    let mac = local_mac(&seed.join(" "));
+    match &config.link {
+        LinkChoice::Tap(name) => Ok(Box::new(open_tap(config, name.clone(), mac)?)),
+        LinkChoice::Wire { directory, name } => {
+            let wire = WireConfig { mtu: config.mtu, mac, superframes: true };
+            Ok(Box::new(Wire::open(directory, name, &wire).map_err(link_error)?))
+        }
+    }
+}
+
+fn open_tap(config: &Config, name: Option<String>, mac: [u8; 6]) -> Result<Tap, Error> {
+    let mut tap = TapConfig::new(config.mtu, mac);
+    tap.name = name;
     tap.host_addresses =
         config.host_addresses.iter().map(|cidr| (cidr.addr, cidr.prefix_len)).collect();
     tap.offload = Offload::Checksum;

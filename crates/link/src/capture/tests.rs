@@ -6,8 +6,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Mutex, PoisonError};
 
 use super::*;
-use crate::memory::{MemoryPort, pair};
 use crate::port::TX_HEADROOM;
+use crate::wire::{Wire, pair};
 
 const MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
 
@@ -48,14 +48,14 @@ impl Write for Stuck {
 
 /// A captured port, its peer, and a pool that both use.
 struct Bench {
-    captured: Capture<MemoryPort>,
-    peer: MemoryPort,
+    captured: Capture<Wire>,
+    peer: Wire,
     pool: FramePool,
 }
 
 impl Bench {
-    fn new(capacity: usize) -> Bench {
-        let (one, other) = pair(1500, MACS, capacity).unwrap();
+    fn new(lines: u32) -> Bench {
+        let (one, other) = pair(1500, MACS, lines, false).unwrap();
         let pool = FramePool::new(128, 2048).unwrap();
         Bench { captured: Capture::new(one), peer: other, pool }
     }
@@ -135,7 +135,7 @@ fn options(mut bytes: &[u8]) -> Vec<(u16, &[u8])> {
 
 #[test]
 fn the_file_says_what_passed() {
-    let mut bench = Bench::new(8);
+    let mut bench = Bench::new(512);
     let kept = Kept::default();
     bench.send(&sample(60, 0xaa));
     let before = recorder::now_ns();
@@ -174,7 +174,7 @@ fn the_file_says_what_passed() {
 
 #[test]
 fn tshark_reads_the_file() {
-    let mut bench = Bench::new(8);
+    let mut bench = Bench::new(512);
     let file = tempfile::NamedTempFile::new().unwrap();
     let output = file.reopen().unwrap();
     bench.captured.start(output, "haypile7", &CaptureOptions::default()).unwrap();
@@ -203,7 +203,7 @@ fn tshark_reads_the_file() {
 
 #[test]
 fn snap_len_cuts_frames_but_tells_their_length() {
-    let mut bench = Bench::new(8);
+    let mut bench = Bench::new(512);
     let kept = Kept::default();
     let options = CaptureOptions { snap_len: 33, ..CaptureOptions::default() };
     bench.captured.start(kept.clone(), "x", &options).unwrap();
@@ -217,7 +217,7 @@ fn snap_len_cuts_frames_but_tells_their_length() {
 
 #[test]
 fn the_byte_limit_ends_the_capture_and_not_the_traffic() {
-    let mut bench = Bench::new(8);
+    let mut bench = Bench::new(512);
     let kept = Kept::default();
     let options = CaptureOptions { limit_bytes: 1000, ..CaptureOptions::default() };
     bench.captured.start(kept.clone(), "x", &options).unwrap();
@@ -238,7 +238,7 @@ fn the_byte_limit_ends_the_capture_and_not_the_traffic() {
 
 #[test]
 fn a_full_disk_ends_the_capture_and_not_the_traffic() {
-    let mut bench = Bench::new(8);
+    let mut bench = Bench::new(512);
     let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
     bench.captured.start(full, "x", &CaptureOptions::default()).unwrap();
     bench.send(&sample(200, 5));
@@ -249,7 +249,7 @@ fn a_full_disk_ends_the_capture_and_not_the_traffic() {
 
 #[test]
 fn a_slow_file_costs_frames_of_the_capture_only() {
-    let mut bench = Bench::new(8);
+    let mut bench = Bench::new(512);
     let (release, blocked) = channel();
     let options = CaptureOptions { buffer_bytes: 2000, ..CaptureOptions::default() };
     bench.captured.start(Stuck(blocked), "x", &options).unwrap();
@@ -265,7 +265,7 @@ fn a_slow_file_costs_frames_of_the_capture_only() {
 
 #[test]
 fn frames_that_wait_are_recorded_once() {
-    let mut bench = Bench::new(2);
+    let mut bench = Bench::new(4);
     let kept = Kept::default();
     bench.captured.start(kept.clone(), "x", &CaptureOptions::default()).unwrap();
     let mut frames: Vec<_> = (0..5).map(|n| bench.frame(&sample(60, n))).collect();
@@ -282,7 +282,7 @@ fn frames_that_wait_are_recorded_once() {
 
 #[test]
 fn a_second_start_replaces_the_first_and_drop_completes_the_file() {
-    let mut bench = Bench::new(8);
+    let mut bench = Bench::new(512);
     let (first, second) = (Kept::default(), Kept::default());
     assert!(bench.captured.stop().is_none() && bench.captured.report().is_none());
     let options = CaptureOptions::default();

@@ -12,7 +12,7 @@ use haypile_engine::{
     Close, Event, Instant, Limits, ListenOptions, Offloads, Progress, Shard, ShardConfig, SocketId,
     SocketOptions, Streams,
 };
-use haypile_link::memory::{self, MemoryPort};
+use haypile_link::wire::{self, Wire};
 use haypile_shm::limits::{ARENA_SIZE, NO_SLOT, TABLE_SIZE};
 use haypile_shm::messages::{
     ControlReply, ControlRequest, Offer, OptionReply, Ready, Request, RequestBody, SocketReply,
@@ -34,7 +34,7 @@ pub const PEER: &str = "198.18.0.2";
 
 /// Everything a test needs.
 pub struct World {
-    pub server: Server<MemoryPort>,
+    pub server: Server<Wire>,
     pub peer: Peer,
     pub now: Instant,
     attach: Fd,
@@ -44,7 +44,7 @@ pub struct World {
 /// The other host: a shard with its bytes in vectors.
 pub struct Peer {
     pub shard: Shard,
-    link: LinkServer<MemoryPort>,
+    link: LinkServer<Wire>,
     pub streams: Vectors,
     pub accepted: Vec<SocketId>,
     pub released: Vec<SocketId>,
@@ -96,7 +96,7 @@ impl World {
         let text = format!("addresses = [\"{SERVER}/24\", \"2001:2::1/64\"]\n{settings}");
         let config = Config::from_text(&text, &Flags::default(), directory.path()).unwrap();
         let macs = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
-        let (port, other) = memory::pair(1500, macs, 1024).unwrap();
+        let (port, other) = wire::pair(1500, macs, wire::WIRE_LINES, false).unwrap();
         let now = Instant::from_us(1_000_000);
         let mut server = Server::new(&config, port, now).unwrap();
         server.core.peer_process = next_process;
@@ -210,7 +210,7 @@ impl World {
 }
 
 impl Peer {
-    fn new(port: MemoryPort, now: Instant) -> Peer {
+    fn new(port: Wire, now: Instant) -> Peer {
         let config = ShardConfig {
             mac: [2, 0, 0, 0, 0, 2],
             mtu: 1500,
