@@ -21,3 +21,4 @@ mod scribble;
 mod semantics;
 mod support;
 mod transfer;
+mod wire;
