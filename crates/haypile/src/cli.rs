@@ -130,6 +130,10 @@ pub struct ServiceArgs {
     /// Largest IP packet of the link, in bytes
     #[arg(long, value_name = "BYTES")]
     pub mtu: Option<u16>,
+    /// What the link and its peer leave to each other: none, checksum, or segmentation (checksums
+    /// and TCP superframes) [default: segmentation]
+    #[arg(long, value_name = "WHAT")]
+    pub offload: Option<String>,
     /// Which servers run which components, for example TS1LS1CM1
     #[arg(long, value_name = "PLAN")]
     pub plan: Option<String>,
@@ -138,19 +142,22 @@ pub struct ServiceArgs {
 impl ServiceArgs {
     /// Whether the user asked for anything particular.
     pub fn is_default(&self) -> bool {
-        let ServiceArgs { config, link, addresses, host_addresses, gateways, mtu, plan } = self;
+        let ServiceArgs { config, link, addresses, host_addresses, gateways, mtu, offload, plan } =
+            self;
         config.is_none()
             && link.is_none()
             && addresses.is_empty()
             && host_addresses.is_empty()
             && gateways.is_empty()
             && mtu.is_none()
+            && offload.is_none()
             && plan.is_none()
     }
 
     /// The same settings as words of a command line.
     pub fn words(&self) -> Vec<OsString> {
-        let ServiceArgs { config, link, addresses, host_addresses, gateways, mtu, plan } = self;
+        let ServiceArgs { config, link, addresses, host_addresses, gateways, mtu, offload, plan } =
+            self;
         let mut words: Vec<OsString> = Vec::new();
         let mut flag = |name: &str, value: OsString| words.extend([name.into(), value]);
         if let Some(path) = config {
@@ -170,6 +177,9 @@ impl ServiceArgs {
         }
         if let Some(mtu) = mtu {
             flag("--mtu", mtu.to_string().into());
+        }
+        if let Some(offload) = offload {
+            flag("--offload", offload.into());
         }
         if let Some(plan) = plan {
             flag("--plan", plan.into());

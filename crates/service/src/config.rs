@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use haypile_engine::{Cidr, Route};
+use haypile_link::tap::Offload;
 use haypile_link::wire;
 use serde::Deserialize;
 
@@ -29,6 +30,8 @@ pub struct Config {
     pub routes: Vec<Route>,
     /// IP MTU in bytes, [`MTU_MIN`]..=`link_server::MTU_MAX`.
     pub mtu: u16,
+    /// What the link and its peer leave to each other.
+    pub offload: Offload,
     /// Which servers run which components.
     pub plan: Plan,
     /// Bounds on memory, sockets and time.
@@ -97,6 +100,8 @@ pub struct Flags {
     pub gateways: Vec<String>,
     /// `--mtu`.
     pub mtu: Option<u16>,
+    /// `--offload`.
+    pub offload: Option<String>,
     /// `--plan`.
     pub plan: Option<String>,
     /// `--control-dir`.
@@ -117,6 +122,7 @@ struct File {
     #[serde(default)]
     gateways: Vec<String>,
     mtu: Option<u16>,
+    offload: Option<String>,
     plan: Option<String>,
     control_dir: Option<PathBuf>,
     #[serde(default)]
@@ -225,6 +231,7 @@ impl File {
             host_addresses,
             routes,
             mtu: check_mtu(flags.mtu.or(self.mtu).unwrap_or(MTU_DEFAULT))?,
+            offload: check_offload(flags.offload.as_deref().or(self.offload.as_deref()))?,
             plan,
             limits: self.limits.into_limits()?,
             control_dir: flags
@@ -436,6 +443,19 @@ fn network_plus(own: &Cidr, host: u8) -> Option<Cidr> {
         _ => return None,
     };
     Some(Cidr { addr, prefix_len: own.prefix_len })
+}
+
+fn check_offload(text: Option<&str>) -> Result<Offload, Error> {
+    match text {
+        None | Some("segmentation") => Ok(Offload::Segmentation),
+        Some("checksum") => Ok(Offload::Checksum),
+        Some("none") => Ok(Offload::None),
+        Some(other) => Err(Error::new(
+            format_args!("offload {other}"),
+            "unknown",
+            "choose none, checksum or segmentation",
+        )),
+    }
 }
 
 fn check_mtu(mtu: u16) -> Result<u16, Error> {

@@ -131,7 +131,8 @@ fn open_link(config: &Config) -> Result<Box<dyn Port>, Error> {
     match &config.link {
         LinkChoice::Tap(name) => Ok(Box::new(open_tap(config, name.clone(), mac)?)),
         LinkChoice::Wire { directory, name } => {
-            let wire = WireConfig { mtu: config.mtu, mac, superframes: true };
+            let superframes = config.offload == Offload::Segmentation;
+            let wire = WireConfig { mtu: config.mtu, mac, superframes };
             Ok(Box::new(Wire::open(directory, name, &wire).map_err(link_error)?))
         }
     }
@@ -142,7 +143,7 @@ fn open_tap(config: &Config, name: Option<String>, mac: [u8; 6]) -> Result<Tap, 
     tap.name = name;
     tap.host_addresses =
         config.host_addresses.iter().map(|cidr| (cidr.addr, cidr.prefix_len)).collect();
-    tap.offload = Offload::Checksum;
+    tap.offload = config.offload;
     Tap::open(&tap).map_err(link_error)
 }
 

@@ -3,6 +3,7 @@
 
 use crate::application::{Application, Script, stream_key};
 use crate::memory::Memory;
+use crate::offload;
 use crate::random::Random;
 use haypile_engine::{Event, Instant, RxMeta, Shard, SocketId};
 use std::collections::BTreeMap;
@@ -23,6 +24,12 @@ pub struct Host {
     /// What a program on an accepted connection does; the listener's connections take one each from the front.
     accept_scripts: Vec<Script>,
     frame: Vec<u8>,
+    /// Its link merges segments that arrive together.
+    pub merges: bool,
+    /// Superframes received and sent.
+    pub merged: u64,
+    /// See `merged`.
+    pub cut: u64,
 }
 
 fn key(id: SocketId) -> (u32, u32) {
@@ -40,6 +47,9 @@ impl Host {
             finished: Vec::new(),
             accept_scripts: Vec::new(),
             frame: vec![0; frame_len],
+            merges: false,
+            merged: 0,
+            cut: 0,
         }
     }
 
@@ -69,10 +79,17 @@ impl Host {
         &self.finished
     }
 
-    /// A frame arrives.
-    pub fn handle_frame(&mut self, now: Instant, frame: &[u8]) {
-        let meta = RxMeta::default();
-        self.shard.handle_frame(now, frame, meta, &mut self.memory);
+    /// Frames arrive at the same time.
+    pub fn handle_frames(&mut self, now: Instant, frames: Vec<Vec<u8>>) {
+        let frames = match self.merges {
+            true => offload::merge(frames),
+            false => frames.into_iter().map(|frame| (frame, 0)).collect(),
+        };
+        for (frame, segment_size) in frames {
+            self.merged += u64::from(segment_size != 0);
+            let meta = RxMeta { checksum_valid: segment_size != 0, segment_size };
+            self.shard.handle_frame(now, &frame, meta, &mut self.memory);
+        }
     }
 
     /// Timers, events and programs of this moment, then every frame the stack wants to send, into `out`.
@@ -140,7 +157,8 @@ impl Host {
 
     fn transmit(&mut self, now: Instant, out: &mut Vec<Vec<u8>>) {
         while let Some(meta) = self.shard.poll_transmit(now, &mut self.frame, &mut self.memory) {
-            out.push(self.frame[..meta.len].to_vec());
+            self.cut += u64::from(meta.segment_size != 0);
+            out.extend(offload::to_wire(&self.frame[..meta.len], &meta));
         }
     }
 }

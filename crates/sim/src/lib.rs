@@ -9,6 +9,7 @@ pub mod datagrams;
 pub mod fault;
 pub mod host;
 pub mod memory;
+pub mod offload;
 pub mod random;
 pub mod replay;
 pub mod scenario;

@@ -29,6 +29,8 @@ pub struct Scenario {
     pub plan: FaultPlan,
     /// One write in so many is cut short by a host short of memory.
     pub short_write_every: Option<u64>,
+    /// Every host's link finishes checksums, cuts superframes and merges segments.
+    pub offload: bool,
 }
 
 /// How a run came out.
@@ -42,6 +44,8 @@ pub struct Outcome {
     pub left: usize,
     /// Virtual time until the last program was over, in microseconds.
     pub took_us: u64,
+    /// Superframes sent and received.
+    pub superframes: (u64, u64),
 }
 
 const PORT: u16 = 80;
@@ -74,6 +78,14 @@ impl Scenario {
             mtu: [1280, 1500, 1500, 9000][random.between(0, 3) as usize],
             plan,
             short_write_every: random.chance(200_000).then(|| random.between(3, 40)),
+            offload: false,
+        }
+    }
+
+    fn offloads(&self) -> Offloads {
+        match self.offload {
+            true => Offloads { tx_checksum: true, tx_segmentation: 65_535 },
+            false => Offloads::default(),
         }
     }
 
@@ -105,6 +117,11 @@ pub fn host_address(number: usize, ipv6: bool) -> IpAddr {
 /// # Panics
 /// When the configuration is refused, which would be a mistake of this function.
 pub fn build_host(number: usize, mtu: u16, seed: u64) -> Host {
+    build_host_with(number, mtu, seed, Offloads::default())
+}
+
+/// The same with a link that does some of its work.
+fn build_host_with(number: usize, mtu: u16, seed: u64, offloads: Offloads) -> Host {
     let mac = [2, 0, 0, 0, 0, number as u8 + 1];
     let addresses = vec![
         Cidr { addr: host_address(number, false), prefix_len: 24 },
@@ -121,11 +138,11 @@ pub fn build_host(number: usize, mtu: u16, seed: u64) -> Host {
         limits: Limits::default(),
         secret,
         seed: random.next_u64(),
-        offloads: Offloads::default(),
+        offloads,
     };
     let start = haypile_engine::Instant::from_us(1_000_000);
     let shard = Shard::new(config, start).expect("a host of the simulation is well configured");
-    Host::new(shard, mac, usize::from(mtu) + 14)
+    Host::new(shard, mac, usize::from(mtu).max(offloads.tx_segmentation as usize) + 14)
 }
 
 /// Draws a scenario from `seed`, runs it and checks the promise.
@@ -134,7 +151,8 @@ pub fn build_host(number: usize, mtu: u16, seed: u64) -> Host {
 /// What was broken, with the seed and the scenario, so that it can be repeated.
 pub fn run_seed(seed: u64) -> Result<Outcome, String> {
     let mut random = Random::new(seed);
-    let scenario = Scenario::draw(&mut random);
+    let mut scenario = Scenario::draw(&mut random);
+    scenario.offload = seed % 2 == 1;
     run(&scenario, seed, &mut random)
         .map_err(|error| format!("seed {seed}: {error}\nscenario: {scenario:#?}"))
 }
@@ -146,7 +164,8 @@ pub fn run_seed(seed: u64) -> Result<Outcome, String> {
 pub fn run(scenario: &Scenario, seed: u64, random: &mut Random) -> Result<Outcome, String> {
     let mut world = World::new(seed ^ 0xA5A5);
     for number in 0..scenario.hosts {
-        let mut host = build_host(number, scenario.mtu, seed);
+        let mut host = build_host_with(number, scenario.mtu, seed, scenario.offloads());
+        host.merges = scenario.offload;
         host.memory.short_write_every = scenario.short_write_every;
         world.add(host, scenario.plan.clone());
     }
@@ -196,7 +215,9 @@ pub fn nothing_left(world: &World) -> bool {
 }
 
 fn judge(world: &World, took_us: u64) -> Outcome {
-    let mut outcome = Outcome { took_us, ..Outcome::default() };
+    let count = |of: fn(&Host) -> u64| world.hosts.iter().map(of).sum();
+    let superframes = (count(|host| host.cut), count(|host| host.merged));
+    let mut outcome = Outcome { took_us, superframes, ..Outcome::default() };
     for program in world.hosts.iter().flat_map(|host| host.finished()) {
         match program.verdict() {
             Some(Verdict::Complete) => outcome.complete += 1,

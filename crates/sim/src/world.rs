@@ -115,13 +115,17 @@ impl World {
 
     fn turn(&mut self) -> Result<(), String> {
         let now = self.now();
+        let mut arrived = vec![Vec::new(); self.hosts.len()];
         while let Some(Reverse((at_us, ..))) = self.in_flight.peek() {
             if *at_us > self.now_us {
                 break;
             }
             if let Some(Reverse((_, _, host, frame))) = self.in_flight.pop() {
-                self.hosts[host].handle_frame(now, &frame);
+                arrived[host].push(frame);
             }
+        }
+        for (host, frames) in self.hosts.iter_mut().zip(arrived) {
+            host.handle_frames(now, frames);
         }
         let mut frames = Vec::new();
         for sender in 0..self.hosts.len() {

@@ -14,17 +14,21 @@ fn every_byte_arrives_once_in_order_or_an_error_is_reported() {
         None => 0..from_environment("HAYPILE_SEEDS").unwrap_or(400),
     };
     let (mut complete, mut failed) = (0, 0);
+    let (mut cut, mut merged) = (0, 0);
     for seed in seeds.clone() {
         match run_seed(seed) {
             Ok(outcome) => {
                 complete += outcome.complete;
                 failed += outcome.failed;
+                cut += outcome.superframes.0;
+                merged += outcome.superframes.1;
             }
             Err(error) => panic!("{error}\nto repeat: HAYPILE_SEED={seed}"),
         }
     }
     if seeds.end - seeds.start > 100 {
         assert!(complete > 10 * failed.max(1), "{complete} complete, {failed} failed");
+        assert!(cut > 1000 && merged > 100, "{cut} superframes sent, {merged} received");
     }
 }
 

@@ -136,8 +136,13 @@ impl Shard {
         header.clear_flags();
         header.set_frag_offset(0);
         header.fill_checksum();
-        let ingress =
-            Ingress { wire: true, link_group: false, checksum_valid: false, reassembled: true };
+        let ingress = Ingress {
+            wire: true,
+            link_group: false,
+            checksum_valid: false,
+            reassembled: true,
+            segment_size: 0,
+        };
         self.handle_ipv4(ingress, &whole, streams)
     }
 }

@@ -227,8 +227,13 @@ impl Shard {
         let Some(mut whole) = whole else { return Ok(()) };
         let payload_len = (whole.len() - IPV6_HEADER) as u16;
         write_u16(&mut whole, 4, payload_len);
-        let ingress =
-            Ingress { wire: true, link_group: false, checksum_valid: false, reassembled: true };
+        let ingress = Ingress {
+            wire: true,
+            link_group: false,
+            checksum_valid: false,
+            reassembled: true,
+            segment_size: 0,
+        };
         self.handle_ipv6(ingress, &whole, streams)
     }
 }

@@ -29,6 +29,8 @@ pub(super) struct Ingress {
     pub checksum_valid: bool,
     /// The packet was put together from fragments.
     pub reassembled: bool,
+    /// Payload of each TCP segment that the link has merged into the packet; 0 = an ordinary one.
+    pub segment_size: u16,
 }
 
 /// An IP packet that is for us.
@@ -74,8 +76,13 @@ impl Shard {
     /// A packet of ours to ourselves.
     pub(super) fn handle_own_packet(&mut self, packet: &[u8], streams: &mut impl Streams) {
         self.counters.count(Counter::LoopbackPackets);
-        let ingress =
-            Ingress { wire: false, link_group: false, checksum_valid: true, reassembled: false };
+        let ingress = Ingress {
+            wire: false,
+            link_group: false,
+            checksum_valid: true,
+            reassembled: false,
+            segment_size: 0,
+        };
         let verdict = self.handle_ip(ingress, packet, streams);
         self.tally(verdict);
     }
@@ -111,6 +118,7 @@ impl Shard {
             link_group: destination.is_multicast(),
             checksum_valid: meta.checksum_valid,
             reassembled: false,
+            segment_size: meta.segment_size,
         };
         match frame.ethertype() {
             EthernetProtocol::Arp => self.handle_arp(frame.payload()),

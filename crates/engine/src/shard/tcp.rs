@@ -42,11 +42,12 @@ impl Shard {
         {
             return Err(DropReason::TcpBadChecksum);
         }
-        let segment = Segment::parse(packet.payload).map_err(|_| DropReason::TcpMalformed)?;
+        let mut segment = Segment::parse(packet.payload).map_err(|_| DropReason::TcpMalformed)?;
+        segment.segment_size = packet.ingress.segment_size;
         if segment.source_port == 0 || segment.destination_port == 0 {
             return Err(DropReason::TcpPortZero);
         }
-        self.counters.count(Counter::TcpSegmentsReceived);
+        self.counters.add(Counter::TcpSegmentsReceived, segment.count());
         let local = SocketAddr::new(destination, segment.destination_port);
         let remote = SocketAddr::new(source, segment.source_port);
         let key = FlowKey::new(local, remote);

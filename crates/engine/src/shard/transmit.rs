@@ -26,6 +26,7 @@ use crate::packets::{Destination, Reply};
 use crate::routing::NextHop;
 use crate::socket_id::SocketId;
 use crate::streams::{PartialChecksum, Streams, TxMeta};
+use crate::tcp::segment::HEADER_LEN_MAX;
 use crate::tcp::{Flags, IcmpError, Outgoing, Unreachable};
 use crate::time::Instant;
 
@@ -45,7 +46,8 @@ pub(super) enum Step {
 }
 
 impl Shard {
-    /// Writes the next frame to `out`, which must hold MTU plus 14 bytes. Call it until it gives
+    /// Writes the next frame to `out`, which must hold the MTU, or the largest packet that the link
+    /// cuts ([`Offloads::tx_segmentation`]) if that is more, plus 14 bytes. Call it until it gives
     /// `None`. One call takes a bounded number of steps; if that was not enough,
     /// [`Shard::poll_timeout`] asks to be called again at once.
     ///
@@ -57,7 +59,8 @@ impl Shard {
         out: &mut [u8],
         streams: &mut impl Streams,
     ) -> Option<TxMeta> {
-        assert!(out.len() >= self.mtu + ETHERNET_HEADER, "frame buffer is shorter than the MTU");
+        let packet_max = self.mtu.max(self.offloads.tx_segmentation as usize);
+        assert!(out.len() >= packet_max + ETHERNET_HEADER, "frame buffer is shorter than a packet");
         self.now = now;
         self.unfinished = false;
         for _ in 0..STEPS_PER_TRANSMIT {
@@ -227,7 +230,8 @@ impl Shard {
         }
         match self.resolve(hop) {
             Resolution::Known(mac) => {
-                let Some((outgoing, key, header)) = self.next_segment(id) else {
+                let packet_max = self.offloads.tx_segmentation;
+                let Some((outgoing, key, header)) = self.next_segment(id, packet_max) else {
                     return Step::Again;
                 };
                 let packet = &mut out[ETHERNET_HEADER..];
@@ -241,7 +245,7 @@ impl Shard {
                 Step::Unfinished(TxMeta {
                     len: ETHERNET_HEADER + len,
                     checksum: work.left_at(start),
-                    segment_size: 0,
+                    segment_size: outgoing.segment_size,
                 })
             }
             Resolution::Asked(neighbour) if self.neighbours.has_room(neighbour) => {
@@ -297,7 +301,7 @@ impl Shard {
 
     /// The neighbour did not answer: the connection learns it by the fate of its next segment.
     fn fail_segment(&mut self, id: SocketId) -> Step {
-        if let Some((outgoing, key, _)) = self.next_segment(id) {
+        if let Some((outgoing, key, _)) = self.next_segment(id, 0) {
             self.counters.count(Counter::NeighbourFailedDropped);
             let error = IcmpError::Unreachable(Unreachable::Host);
             let _: bool = self.report_to_connection(&key, error, outgoing.seq);
@@ -322,19 +326,28 @@ impl Shard {
         self.buffers.give(packet);
     }
 
-    /// Takes the next segment from a connection, and the connection out of the ready list, or to
-    /// its end, when it has none or has had its turn.
-    fn next_segment(&mut self, id: SocketId) -> Option<(Outgoing, FlowKey, IpHeader)> {
+    /// Takes the next segment from a connection, or several in a packet of at most `packet_max`
+    /// bytes; and the connection out of the ready list, or to its end, when it has none or has had
+    /// its turn.
+    fn next_segment(
+        &mut self,
+        id: SocketId,
+        packet_max: u32,
+    ) -> Option<(Outgoing, FlowKey, IpHeader)> {
         let entry = self.sockets.get_mut(id).and_then(Socket::connection_mut)?;
-        let outgoing = entry.connection.poll_segment(self.now, &mut self.counters.tcp);
-        entry.turn += 1;
+        let headers = header_len(entry.key.remote().ip()) + HEADER_LEN_MAX;
+        let payload_max = packet_max.saturating_sub(headers as u32);
+        let counters = &mut self.counters.tcp;
+        let outgoing = entry.connection.poll_superframe(self.now, payload_max, counters);
+        let segments = outgoing.as_ref().map_or(1, Outgoing::count);
+        entry.turn = entry.turn.saturating_add(segments);
         if outgoing.is_none() || entry.turn >= SEGMENTS_PER_TURN {
             entry.turn = 0;
             self.ready_links.remove(&mut self.ready, id.index());
         }
         let found = outgoing.map(|outgoing| (outgoing, entry.key, header_of(entry)));
         if found.is_some() {
-            self.counters.count(Counter::TcpSegmentsSent);
+            self.counters.add(Counter::TcpSegmentsSent, u64::from(segments));
             self.settle(id);
         } else {
             self.rearm(id);
@@ -344,7 +357,7 @@ impl Shard {
 
     /// The next segment as an IP packet in a buffer of its own.
     fn segment_packet(&mut self, id: SocketId, streams: &mut impl Streams) -> Option<Vec<u8>> {
-        let (outgoing, key, header) = self.next_segment(id)?;
+        let (outgoing, key, header) = self.next_segment(id, 0)?;
         let len = header.len() + outgoing.header_len() + outgoing.payload_len;
         let mut packet = self.buffers.take(len);
         let _: usize =

@@ -106,6 +106,8 @@ pub(super) struct ReceiveSpace {
     pub(super) mss: u16,
     /// What we announced.
     pub(super) mss_announced: u16,
+    /// Most bytes that one segment of the frame being handled can have had.
+    pub(super) segment_max: u16,
     /// Shift of the windows that we send.
     pub(super) shift: u8,
 }
@@ -129,6 +131,7 @@ impl ReceiveSpace {
             buffer,
             mss: mss.min(RECEIVE_MSS_INITIAL),
             mss_announced: mss,
+            segment_max: mss,
             shift: shift_for(buffer_max),
         }
     }

@@ -19,6 +19,7 @@ mod scoreboard;
 pub mod seam;
 pub mod segment;
 mod sequence_space;
+mod superframe;
 pub mod time_wait;
 mod timers;
 mod transmit;

@@ -60,6 +60,11 @@ impl Connection {
             _ => {}
         }
         let arrival = self.translate(segment);
+        let announced = self.receive.mss_announced;
+        self.receive.segment_max = match segment.segment_size {
+            0 => announced,
+            merged => merged.min(announced),
+        };
         let disposition = if self.is_expected(&arrival) {
             self.handle_expected(now, id, &arrival, streams, counters)
         } else {

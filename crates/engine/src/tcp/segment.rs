@@ -283,6 +283,8 @@ pub struct Segment<'a> {
     pub options: Options,
     /// Payload.
     pub payload: &'a [u8],
+    /// 0 = one segment; else the link has merged several, all but the last of this payload.
+    pub segment_size: u16,
 }
 
 impl<'a> Segment<'a> {
@@ -307,7 +309,16 @@ impl<'a> Segment<'a> {
             urgent: read_u16(&header[18..20]),
             options: Options::parse(options),
             payload: &bytes[header_len..],
+            segment_size: 0,
         })
+    }
+
+    /// How many segments of the wire it stands for: 1 unless the link has merged some.
+    pub fn count(&self) -> u64 {
+        match self.segment_size {
+            0 => 1,
+            size => (self.payload.len() as u64).div_ceil(u64::from(size)).max(1),
+        }
     }
 
     /// SEG.LEN: the sequence numbers this segment occupies, SYN and FIN included.
@@ -335,9 +346,20 @@ pub struct Outgoing {
     pub payload_position: u64,
     /// Payload bytes.
     pub payload_len: usize,
+    /// 0 = one segment; else the payload is cut into segments of this many bytes and a shorter last
+    /// one, all with this header's options.
+    pub segment_size: u16,
 }
 
 impl Outgoing {
+    /// How many segments of the wire it becomes: 1 unless it is cut.
+    pub fn count(&self) -> u32 {
+        match usize::from(self.segment_size) {
+            0 => 1,
+            size => self.payload_len.div_ceil(size).max(1) as u32,
+        }
+    }
+
     /// Bytes of the header with its options.
     pub fn header_len(&self) -> usize {
         HEADER_LEN + self.options.encoded_len()

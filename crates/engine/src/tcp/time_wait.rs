@@ -105,6 +105,7 @@ impl TimeWait {
             options: Options { timestamps, ..Options::default() },
             payload_position: 0,
             payload_len: 0,
+            segment_size: 0,
         }
     }
 }

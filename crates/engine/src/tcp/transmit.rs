@@ -36,10 +36,10 @@ enum Transmission {
 
 /// A piece of the send stream.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
-struct Piece {
-    from: u64,
-    len: u64,
-    fin: bool,
+pub(super) struct Piece {
+    pub(super) from: u64,
+    pub(super) len: u64,
+    pub(super) fin: bool,
 }
 
 impl Piece {
@@ -58,6 +58,17 @@ impl Connection {
     /// The next segment to send, until `None`; then look at [`Connection::next_timeout`]. Its
     /// payload must be read from the stream before the connection takes another segment.
     pub fn poll_segment(&mut self, now: Instant, counters: &mut TcpCounters) -> Option<Outgoing> {
+        self.poll_superframe(now, 0, counters)
+    }
+
+    /// As [`Connection::poll_segment`]; new data may come as one segment of up to `payload_max`
+    /// bytes, which somebody cuts at [`Outgoing::segment_size`].
+    pub fn poll_superframe(
+        &mut self,
+        now: Instant,
+        payload_max: u32,
+        counters: &mut TcpCounters,
+    ) -> Option<Outgoing> {
         if self.is_over() {
             return None;
         }
@@ -73,7 +84,10 @@ impl Connection {
                 self.loss.rescue = Rescue::Done;
                 self.send_again(now, piece, counters)
             }
-            Transmission::New(piece) => self.send_new(now, piece, counters),
+            Transmission::New(piece) => {
+                let piece = self.grow_piece(piece, payload_max);
+                self.send_new(now, piece, counters)
+            }
             Transmission::Probe(probe) => self.send_probe(now, probe, counters),
             Transmission::Ack => {
                 counters.pure_acks_sent += 1;
@@ -165,7 +179,7 @@ impl Connection {
     }
 
     /// Most payload of a segment sent now: SACK blocks take their room.
-    fn piece_max(&self) -> u64 {
+    pub(super) fn piece_max(&self) -> u64 {
         u64::from(self.segment_payload_max() - self.sack_len_with_data())
     }
 
@@ -275,13 +289,13 @@ impl Connection {
             self.congestion.restart_after_idle(idle_us, self.rtt.rto_us, mss);
         }
         self.loss.new_data_sent_us = now.us() as u32;
-        counters.data_segments_sent += 1;
+        counters.data_segments_sent += self.segments_in(piece.len);
         counters.data_bytes_sent += piece.len;
         self.stop_persist();
         self.send.nxt = piece.end();
         let mss = self.segment_payload_max();
         if piece.len > 0 {
-            if piece.len < self.piece_max() {
+            if !piece.len.is_multiple_of(self.piece_max()) {
                 self.send.small_end = self.send.nxt;
             }
             let heard_data = self.receive.nxt > FIRST_DATA;
@@ -309,8 +323,10 @@ impl Connection {
         if piece.fin {
             flags = flags | Flags::FIN;
         }
+        let size = self.piece_max();
         let mut outgoing = self.header(now, piece.from, flags, piece.len as usize, counters);
         outgoing.payload_position = position(piece.from);
+        outgoing.segment_size = if piece.len > size { size as u16 } else { 0 };
         outgoing
     }
 
@@ -353,6 +369,7 @@ impl Connection {
             options,
             payload_position: 0,
             payload_len,
+            segment_size: 0,
         }
     }
 

@@ -107,7 +107,7 @@ impl Connection {
 
     /// Data of `len` bytes arrived: remembers the peer's segment size and its pauses.
     pub(super) fn note_data(&mut self, now: Instant, len: usize) {
-        let len = len.min(usize::from(self.receive.mss_announced)) as u16;
+        let len = len.min(usize::from(self.receive.segment_max)) as u16;
         self.receive.mss = self.receive.mss.max(len);
         let first = self.receive.nxt == FIRST_DATA;
         if first || now.since(self.data_received_at) > u64::from(self.rtt.rto_us) {

@@ -25,6 +25,7 @@ addresses = ["198.18.0.1/24", "2001:2::1/64"]
 host_addresses = ["198.18.0.254/24"]
 gateways = ["198.18.0.254"]
 mtu = 4000
+offload = "checksum"
 plan = "TS1LS1CM1"
 control_dir = "/tmp/pile"
 
@@ -73,6 +74,7 @@ fn every_refusal_is_one_line_and_says_where() {
         ("addresses = [\"198.18.0.1\"]\n", "not an address with a prefix"),
         ("addresses = [\"198.18.0.1/33\"]\n", "not an address with a prefix"),
         ("gateways = [\"198.18.0.254\"]\n", "not in the network of any address"),
+        ("offload = \"all\"\n", "choose none, checksum or segmentation"),
         ("mtu = 576\n", "smaller than IPv6 allows"),
         ("mtu = 65522\n", "larger than a frame"),
         ("plan = \"TS1\"\n", "LS is missing"),

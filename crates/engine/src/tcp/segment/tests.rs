@@ -44,6 +44,7 @@ fn outgoing() -> impl Strategy<Value = Outgoing> {
             options,
             payload_position: 0,
             payload_len,
+            segment_size: 0,
         },
     )
 }

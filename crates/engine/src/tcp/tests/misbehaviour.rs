@@ -260,6 +260,7 @@ proptest! {
                 },
                 payload_position: 0,
                 payload_len,
+                segment_size: 0,
             };
             pair.put_on_wire(Side::A, &segment);
             pair.run_for(20_000);

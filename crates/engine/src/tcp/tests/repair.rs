@@ -200,6 +200,7 @@ fn old_timestamps_are_refused() {
         options: Options { timestamps: Some(old), ..Options::default() },
         payload_position: 0,
         payload_len: 50,
+        segment_size: 0,
     };
     pair.seen.clear();
     pair.put_on_wire(Side::A, &segment);
