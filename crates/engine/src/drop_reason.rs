@@ -91,6 +91,7 @@ drop_reasons! {
     NdpBadSource => "neighbour discovery source is not a possible neighbour",
     NdpNotForUs => "neighbour solicitation for another station's address",
     NdpUnsolicited => "neighbour advertisement for an address nobody asked for",
+    NdpNotWanted => "router advertisement or redirect, and this host takes none",
     ReplyQueueFull => "the reply to the packet found its queue full",
     // TCP before a connection
     TcpMalformed => "TCP header or options are malformed",

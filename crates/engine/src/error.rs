@@ -10,8 +10,6 @@ use std::fmt;
 pub enum ConfigError {
     /// The MTU is below 1280 (RFC 8200 section 5).
     MtuTooSmall(u16),
-    /// No address is given.
-    NoAddress,
     /// An address is unspecified, multicast, broadcast or v4-mapped.
     BadAddress(crate::Cidr),
     /// The prefix is longer than the address.
@@ -30,7 +28,6 @@ impl fmt::Display for ConfigError {
             ConfigError::MtuTooSmall(mtu) => {
                 write!(f, "MTU {mtu} is too small: IPv6 needs at least 1280")
             }
-            ConfigError::NoAddress => write!(f, "no address: give at least one"),
             ConfigError::BadAddress(cidr) => write!(f, "{cidr} is not a usable host address"),
             ConfigError::BadPrefix(cidr) => {
                 write!(f, "prefix of {cidr} is longer than the address")

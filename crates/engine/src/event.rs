@@ -37,6 +37,8 @@ pub enum Event {
         /// The forgotten connection.
         id: SocketId,
     },
+    /// Addresses, routers or name servers have changed: ask [`crate::Shard::addresses`] and the like.
+    NetworkChanged,
     /// An ICMP error about a datagram of a UDP socket. A connected socket hears of errors that are
     /// final, one with `receive_errors` of all, as on Linux.
     DatagramError {

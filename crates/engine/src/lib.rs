@@ -28,6 +28,7 @@ mod keys;
 mod listeners;
 mod lists;
 mod neighbours;
+pub mod network;
 mod packets;
 mod path_mtu;
 mod ports;
@@ -47,6 +48,7 @@ pub use error::{
 };
 pub use event::{Event, Progress};
 pub use limits::Limits;
+pub use network::{AddressState, AddressSummary, Origin};
 pub use options::{Close, ListenOptions, SocketOption, SocketOptions};
 pub use shard::{Shard, SocketState, SocketSummary};
 pub use socket_id::SocketId;

@@ -1,7 +1,7 @@
 //! Where a packet goes and where it comes from: own addresses, routes, choice of the source.
 //!
 //! Called for every connection that is opened and for every packet that is not part of one. The
-//! tables hold a handful of entries, made once from the configuration.
+//! tables hold a handful of entries, made afresh whenever `network.rs` learns something.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -20,18 +20,36 @@ pub enum NextHop {
 #[derive(Debug)]
 pub struct Routing {
     addresses: Vec<Cidr>,
+    /// Beside each address: whether it may be used for something new.
+    preferred: Vec<bool>,
     /// Longest prefix first.
     routes: Vec<Route>,
 }
 
 impl Routing {
     /// Takes over a checked configuration; the networks of the addresses become routes.
+    #[cfg(test)]
     pub fn new(addresses: &[Cidr], routes: &[Route]) -> Routing {
-        let on_link = addresses.iter().map(|cidr| Route { destination: *cidr, gateway: None });
+        let own: Vec<(Cidr, bool, bool)> =
+            addresses.iter().map(|cidr| (*cidr, true, true)).collect();
+        Routing::with_states(&own, routes)
+    }
+
+    /// Tables from addresses, each with whether it is preferred, and whether its network is on the
+    /// link.
+    pub fn with_states(own: &[(Cidr, bool, bool)], routes: &[Route]) -> Routing {
+        let on_link = own
+            .iter()
+            .filter(|(_, _, on_link)| *on_link)
+            .map(|(cidr, ..)| Route { destination: *cidr, gateway: None });
         // Configured routes come first among equals: sorting is stable.
         let mut routes: Vec<Route> = routes.iter().copied().chain(on_link).collect();
         routes.sort_by_key(|route| std::cmp::Reverse(route.destination.prefix_len));
-        Routing { addresses: addresses.to_vec(), routes }
+        Routing {
+            addresses: own.iter().map(|(cidr, ..)| *cidr).collect(),
+            preferred: own.iter().map(|(_, preferred, _)| *preferred).collect(),
+            routes,
+        }
     }
 
     /// Whether `addr` is ours. Of a loopback network every address is.
@@ -74,21 +92,26 @@ impl Routing {
         Some(NextHop::Neighbour(route.gateway.unwrap_or(destination)))
     }
 
-    /// The address of ours that packets to `remote` come from: `remote` itself when it is ours, else
-    /// one in the network of the next hop, else the one that shares most with `remote` (a short
-    /// form of RFC 6724 section 5).
+    /// The address of ours that packets to `remote` come from: `remote` itself when it is ours. For
+    /// IPv4 one in the network of the next hop, else the one that shares most with `remote`; for
+    /// IPv6 by RFC 6724 section 5.
     pub fn source_for(&self, remote: IpAddr) -> Option<IpAddr> {
         let hop = match self.next_hop(remote)? {
             NextHop::Ourselves => return Some(remote),
             NextHop::Neighbour(hop) => hop,
         };
-        let rank = |cidr: &&Cidr| {
-            let same_scope = is_link_local(cidr.addr) == is_link_local(remote);
-            (same_scope, cidr.contains(hop), common_bits(cidr.addr, remote))
+        let rank = |(cidr, preferred): &(&Cidr, &bool)| match (cidr.addr, remote) {
+            (IpAddr::V6(own), IpAddr::V6(remote)) => rank_v6(own, cidr, **preferred, remote),
+            _ => {
+                let same_scope = is_link_local(cidr.addr) == is_link_local(remote);
+                let near = u32::from(cidr.contains(hop));
+                (true, u32::from(same_scope), true, near, common_bits(cidr.addr, remote))
+            }
         };
-        let same_family = |cidr: &&Cidr| cidr.addr.is_ipv4() == remote.is_ipv4();
+        let same_family = |(cidr, _): &(&Cidr, &bool)| cidr.addr.is_ipv4() == remote.is_ipv4();
+        let candidates = self.addresses.iter().zip(&self.preferred).filter(same_family);
         // The first of equals: `max_by_key` would take the last.
-        self.addresses.iter().filter(same_family).rev().max_by_key(rank).map(|cidr| cidr.addr)
+        candidates.rev().max_by_key(rank).map(|(cidr, _)| cidr.addr)
     }
 
     /// A link-local IPv6 address of ours.
@@ -117,6 +140,50 @@ const ALL_NODES_OF_INTERFACE: Ipv6Addr = Ipv6Addr::new(0xff01, 0, 0, 0, 0, 0, 0,
 pub fn solicited_node(addr: Ipv6Addr) -> Ipv6Addr {
     let [.., high, low] = addr.segments();
     Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | (high & 0xff), low)
+}
+
+/// Rules 2, 3, 6 and 8 of RFC 6724 section 5, as a rank; rule 1 has been dealt with, rules 4, 5 and 7
+/// have nothing to decide here.
+fn rank_v6(
+    own: Ipv6Addr,
+    cidr: &Cidr,
+    preferred: bool,
+    remote: Ipv6Addr,
+) -> (bool, u32, bool, u32, u32) {
+    let (scope, wanted) = (scope_of(own), scope_of(remote));
+    // The smallest scope that is large enough, else the largest.
+    let reaches = scope >= wanted;
+    let fit = if reaches { 16 - scope } else { scope };
+    let same_label = u32::from(label_of(own) == label_of(remote));
+    let common = common_bits(IpAddr::V6(own), IpAddr::V6(remote)).min(u32::from(cidr.prefix_len));
+    (reaches, fit, preferred, same_label, common)
+}
+
+/// RFC 6724 section 3.1.
+fn scope_of(addr: Ipv6Addr) -> u32 {
+    if addr.is_multicast() {
+        u32::from(addr.octets()[1] & 0xf)
+    } else if addr.is_unicast_link_local() || addr.is_loopback() {
+        2
+    } else {
+        14
+    }
+}
+
+/// The default table of RFC 6724 section 2.1.
+fn label_of(addr: Ipv6Addr) -> u32 {
+    let [first, second, ..] = addr.segments();
+    match (first, second) {
+        _ if addr.is_loopback() => 0,
+        _ if addr.to_ipv4_mapped().is_some() => 4,
+        (0x2002, _) => 2,
+        (0x2001, 0) => 5,
+        (0xfc00..=0xfdff, _) => 13,
+        (0xfec0..=0xfeff, _) => 11,
+        (0x3ffe, _) => 12,
+        (0, 0) if u128::from(addr) >> 32 == 0 => 3,
+        _ => 1,
+    }
 }
 
 fn is_link_local(addr: IpAddr) -> bool {
@@ -183,6 +250,33 @@ mod tests {
         assert_eq!(source("2001:db8:1::1"), Some(ip("2001:db8::1")));
         assert_eq!(source("fe80::77"), Some(ip("fe80::1")));
         assert_eq!(source("198.18.0.1"), Some(ip("198.18.0.1")));
+    }
+
+    #[test]
+    fn sources_follow_the_rules_of_rfc_6724() {
+        let own = |text: &str, preferred| (text.parse::<Cidr>().expect("address"), preferred, true);
+        let route =
+            Route { destination: "::/0".parse().expect("network"), gateway: Some(ip("fe80::ff")) };
+        let routing = Routing::with_states(
+            &[
+                own("fe80::1/64", true),
+                own("2001:db8:1::1/64", false),
+                own("2001:db8:2::1/64", true),
+                own("2001:db8:3::1/64", true),
+                own("fd00::1/64", true),
+            ],
+            &[route],
+        );
+        let source = |text| routing.source_for(ip(text));
+        // Rule 2: scopes, of groups too.
+        assert_eq!(source("ff02::1"), Some(ip("fe80::1")));
+        assert_eq!(source("ff0e::1"), Some(ip("2001:db8:2::1")));
+        // Rule 3: a deprecated address gives way even where it is the longest match.
+        assert_ne!(source("2001:db8:1::9"), Some(ip("2001:db8:1::1")));
+        // Rule 6: labels.
+        assert_eq!(source("fd77::9"), Some(ip("fd00::1")));
+        // Rule 8: the longest match.
+        assert_eq!(source("2001:db8:3::9"), Some(ip("2001:db8:3::1")));
     }
 
     #[test]

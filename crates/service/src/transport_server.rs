@@ -32,6 +32,8 @@ impl Core {
                 Some(Event::Released { id }) => self.released(id),
                 // No application has UDP sockets here yet.
                 Some(Event::DatagramError { .. }) => {}
+                // Addresses are looked up when they are shown.
+                Some(Event::NetworkChanged) => {}
                 None => return count,
             }
         }

@@ -355,7 +355,7 @@ impl<'a> Player<'a> {
                     self.shard.claimed(id);
                     self.open.push(id);
                 }
-                Event::Progress { .. } | Event::DatagramError { .. } => {}
+                Event::Progress { .. } | Event::DatagramError { .. } | Event::NetworkChanged => {}
                 Event::Released { id } => {
                     assert!(!self.open.contains(&id), "{id:?} was released before its close");
                 }

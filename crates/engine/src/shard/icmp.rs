@@ -78,6 +78,9 @@ impl Shard {
         match message.msg_type() {
             Icmpv6Message::EchoRequest => self.handle_echo_request(packet, 129),
             Icmpv6Message::NeighborSolicit => self.handle_solicitation(packet),
+            Icmpv6Message::RouterAdvert => self.handle_router_advertisement(packet),
+            // Routes come from advertisements alone: a redirect is too easily forged.
+            Icmpv6Message::Redirect => Err(DropReason::NdpNotWanted),
             Icmpv6Message::NeighborAdvert => self.handle_advertisement(packet),
             Icmpv6Message::DstUnreachable => {
                 self.handle_icmp_error(packet, unreachable_v6(message.msg_code()))

@@ -26,7 +26,10 @@ impl Shard {
     pub fn poll_event(&mut self) -> Option<Event> {
         while let Some(event) = self.events.pop_front() {
             match event {
-                QueuedEvent::Ready(event) => return Some(event),
+                QueuedEvent::Ready(event) => {
+                    self.network_event_queued &= event != Event::NetworkChanged;
+                    return Some(event);
+                }
                 QueuedEvent::Progress(id) => {
                     let socket = self.sockets.get_mut(id);
                     if let Some(entry) = socket.and_then(Socket::connection_mut) {

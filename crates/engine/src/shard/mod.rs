@@ -17,6 +17,7 @@ mod ipv4;
 mod ipv6;
 mod lifecycle;
 mod ndp;
+mod network;
 mod receive;
 mod tcp;
 mod timers;
@@ -43,6 +44,7 @@ use crate::limits::Limits;
 use crate::listeners::{Listener, Listeners};
 use crate::lists::{Links, List};
 use crate::neighbours::Neighbours;
+use crate::network::Network;
 use crate::packets::{Buffers, DatagramQueue, ReplyQueue};
 use crate::path_mtu::PathMtus;
 use crate::ports::Ports;
@@ -105,7 +107,10 @@ pub struct Shard {
     /// Time of the last call.
     now: Instant,
     counters: Counters,
+    network: Network,
+    /// The tables made from `network`.
     routing: Routing,
+    network_event_queued: bool,
     keys: Keys,
     neighbours: Neighbours,
     reassembly: Reassembly,
@@ -158,13 +163,16 @@ impl Shard {
     pub fn new(config: ShardConfig, now: Instant) -> Result<Shard, ConfigError> {
         config.validate()?;
         let ShardConfig { mac, mtu, addresses, routes, limits, secret, seed, offloads } = config;
+        let network = Network::new(&addresses, &routes);
         Ok(Shard {
             mac,
             mtu: usize::from(mtu),
             offloads,
             now,
             counters: Counters::new(),
-            routing: Routing::new(&addresses, &routes),
+            routing: network.routing(),
+            network,
+            network_event_queued: false,
             keys: Keys::new(&secret),
             neighbours: Neighbours::new(now, seed, &limits),
             reassembly: Reassembly::new(

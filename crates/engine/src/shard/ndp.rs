@@ -1,7 +1,7 @@
 //! Neighbour discovery in and out: RFC 4861 solicitations and advertisements.
 //!
 //! Called by `icmp.rs` for messages and by `transmit.rs` for requests. What is learned is decided in
-//! `neighbours.rs`. Duplicate address detection and router discovery are not here yet.
+//! `neighbours.rs`. Duplicate address detection and router discovery are in `network.rs` beside.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -49,6 +49,9 @@ impl Shard {
         if probe && (destination != solicited_node(message.target) || message.mac.is_some()) {
             return Err(DropReason::NdpMalformed);
         }
+        if probe && self.find_duplicate(message.target) {
+            return Ok(());
+        }
         if !self.routing.is_ours(IpAddr::V6(message.target)) {
             return Err(DropReason::NdpNotForUs);
         }
@@ -69,6 +72,9 @@ impl Shard {
         let solicited = message.flags & FLAG_SOLICITED != 0;
         if packet.group && solicited {
             return Err(DropReason::NdpMalformed);
+        }
+        if self.find_duplicate(message.target) {
+            return Ok(());
         }
         let target = IpAddr::V6(message.target);
         if self.routing.is_ours(target) || !self.routing.is_on_link(target) {

@@ -279,7 +279,7 @@ impl Shard {
             remote,
             iss,
             timestamp_offset: self.keys.timestamp_offset(local.ip(), remote.ip()),
-            mss: (self.mtu - header_len(remote.ip()) - HEADER_LEN) as u16,
+            mss: (self.link_mtu(remote.ip()) - header_len(remote.ip()) - HEADER_LEN) as u16,
             options,
             limits: &self.limits.tcp,
         }

@@ -1,6 +1,7 @@
 //! Whole shards: one alone with hand-made frames, and two on a wire.
 
 mod addresses;
+mod autoconfiguration;
 mod connections;
 mod datagrams;
 mod fragments;

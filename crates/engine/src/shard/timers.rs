@@ -36,6 +36,7 @@ impl Shard {
         self.neighbours.handle_timers(now, TIMERS_PER_CALL, &mut self.counters);
         self.release_neighbours();
         self.groups.handle_timers(now);
+        self.handle_network_timers();
         for _ in 0..LOOPBACK_PER_CALL {
             if !self.handle_next_own_packet(streams) {
                 break;
@@ -55,6 +56,7 @@ impl Shard {
             self.reassembly.next_timeout(),
             self.neighbours.next_timeout(),
             self.groups.next_timeout(),
+            self.network.next_timeout(),
         ];
         timeouts.into_iter().flatten().min()
     }

@@ -73,7 +73,8 @@ impl Shard {
 
     /// The IP MTU towards an address in bytes, as far as it is known (IP_MTU).
     pub fn path_mtu(&self, remote: IpAddr) -> usize {
-        self.path_mtus.of(self.now, remote.to_canonical()).unwrap_or(self.mtu).min(self.mtu)
+        let link = self.link_mtu(remote.to_canonical());
+        self.path_mtus.of(self.now, remote.to_canonical()).unwrap_or(link).min(link)
     }
 
     fn try_send_datagram(
@@ -176,9 +177,9 @@ impl Shard {
             PathMtu::Dont => (path, true, true),
             PathMtu::Want => (path, true, false),
             PathMtu::Do => (path, false, false),
-            PathMtu::Probe => (self.mtu, false, false),
-            PathMtu::Interface => (self.mtu, false, true),
-            PathMtu::Omit => (self.mtu, true, true),
+            PathMtu::Probe => (self.link_mtu(remote), false, false),
+            PathMtu::Interface => (self.link_mtu(remote), false, true),
+            PathMtu::Omit => (self.link_mtu(remote), true, true),
         }
     }
 
