@@ -92,6 +92,25 @@ killed, the kernel removes the interface and a guardian process the files.")]
   haypile capture -w /tmp/pile.pcapng    start
   haypile capture --stop                 end; then open the file with wireshark or tcpdump -r")]
     Capture(CaptureArgs),
+    /// Tell what this machine allows, what is in the way, and what to do.
+    #[command(after_help = "Examples:
+  haypile doctor
+  haypile doctor --json | jq '.checks[] | select(.verdict != \"good\")'
+
+Tries what it speaks of, in a network namespace of its own where it would change anything; takes
+half a second. The exit status is 0 if Haypile runs here.")]
+    Doctor(DoctorArgs),
+    /// Print a completion script for a shell.
+    #[command(after_help = "Examples:
+  haypile completions bash > /etc/bash_completion.d/haypile
+  haypile completions zsh > ~/.zfunc/_haypile
+  haypile completions fish > ~/.config/fish/completions/haypile.fish")]
+    Completions(CompletionsArgs),
+    /// Print the manual page, or write one page for each command.
+    #[command(after_help = "Examples:
+  haypile man | man -l -
+  haypile man --dir /usr/local/share/man/man1")]
+    Man(ManArgs),
 }
 
 /// Where a service is.
@@ -315,4 +334,30 @@ pub struct CaptureArgs {
     /// One JSON object instead of a line
     #[arg(long)]
     pub json: bool,
+}
+
+/// `haypile doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Where a service is looked for.
+    #[command(flatten)]
+    pub control: ControlArgs,
+    /// One JSON object instead of the table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `haypile completions`.
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    /// The shell
+    pub shell: clap_complete::Shell,
+}
+
+/// `haypile man`.
+#[derive(Debug, Args)]
+pub struct ManArgs {
+    /// Write haypile.1 and haypile-COMMAND.1 into this directory, which is made if it is missing
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
 }

@@ -9,7 +9,9 @@ use clap::Parser;
 mod capture;
 mod claim;
 mod cli;
+mod completions;
 mod demo;
+mod doctor;
 mod guard;
 mod place;
 mod plan;
@@ -33,6 +35,9 @@ fn main() -> ExitCode {
         Command::Status(arguments) => status::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Capture(arguments) => capture::run(&arguments),
+        Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Completions(arguments) => completions::completions(&arguments),
+        Command::Man(arguments) => completions::man(&arguments),
     };
     match result {
         Ok(code) => code,

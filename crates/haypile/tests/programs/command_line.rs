@@ -133,3 +133,21 @@ fn mistakes_are_told_in_one_line() {
         assert_eq!(ended.finish(PATIENCE).status.code(), Some(2));
     });
 }
+
+#[test]
+fn the_doctor_finds_a_machine_that_carries_these_tests_fit() {
+    on_stage("the_doctor_finds_a_machine_that_carries_these_tests_fit", &[], |stage| {
+        let before = stage.interfaces();
+        let report = stage.ask("doctor", &[]).expect("haypile doctor --json");
+        assert_eq!(report["runs"], true, "{report}");
+        let checks = report["checks"].as_array().expect("checks");
+        let verdict = |name: &str| {
+            let check = checks.iter().find(|check| check["name"] == name);
+            check.unwrap_or_else(|| panic!("{name} in {report}"))["verdict"].clone()
+        };
+        for name in ["kernel", "TAP device", "link tap", "preload library"] {
+            assert_eq!(verdict(name), "good", "{name} in {report}");
+        }
+        assert_eq!(stage.interfaces(), before, "its trials leave nothing");
+    });
+}
