@@ -1,7 +1,8 @@
 //! Owns capturing: [`Capture`] wraps any port and, while switched on, writes what passes to a pcapng
 //! file with nanosecond times and directions. Called by the service around its port; costs one
 //! branch a burst while off. A full disk, a slow disk or the byte limit ends or thins the capture,
-//! never the traffic. Read `capture/recorder.rs` for that, `capture/pcapng.rs` for the format.
+//! never the traffic. Superframes are recorded whole; checksums that their senders left to the link
+//! are finished in the recorded copy, so that a reader finds no errors. Read `capture/recorder.rs` for that, `capture/pcapng.rs` for the format.
 
 mod pcapng;
 mod recorder;
@@ -17,7 +18,7 @@ use haypile_shm::pool::FramePool;
 
 use crate::port::{Features, Port, PortCounters, RxFrame, TxFrame};
 use pcapng::Direction;
-use recorder::{Shared, State};
+use recorder::{Recorded, Shared, State};
 
 /// How much a capture may take.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -175,7 +176,10 @@ impl<P: Port> Port for Capture<P> {
         if let Some((shared, mut state)) = self.recording.as_ref().and_then(Recording::lock)
             && !received.is_empty()
         {
-            let frames = received.iter().map(|frame| frame.bytes(pool));
+            let frames = received.iter().map(|frame| Recorded {
+                bytes: frame.bytes(pool),
+                may_lack_checksum: frame.checksum_valid,
+            });
             let burst = state.append(recorder::now_ns(), Direction::Inbound, frames);
             state.keep(&burst, received.len());
             shared.unlock(state, &burst);
@@ -191,7 +195,10 @@ impl<P: Port> Port for Capture<P> {
         // does not take come by again, so their blocks are removed. The lock is held meanwhile:
         // nobody but the writer thread waits for it.
         let waiting = frames.len();
-        let contents = frames.iter().map(|frame| frame.bytes(pool));
+        let contents = frames.iter().map(|frame| Recorded {
+            bytes: frame.bytes(pool),
+            may_lack_checksum: frame.checksum.is_some(),
+        });
         let burst = state.append(recorder::now_ns(), Direction::Outbound, contents);
         let result = self.port.tx_burst(pool, frames);
         state.keep(&burst, waiting - frames.len());

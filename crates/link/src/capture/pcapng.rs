@@ -61,6 +61,9 @@ pub(crate) fn packet_block_len(captured: usize) -> usize {
     PACKET_OVERHEAD + captured.next_multiple_of(4)
 }
 
+/// Where the captured bytes start in a block that [`packet`] wrote.
+pub(crate) const PACKET_DATA_AT: usize = 28;
+
 /// Appends the block of one frame: `captured` are its first bytes, `original_len` its real length,
 /// `time_ns` nanoseconds since 1970.
 pub(crate) fn packet(

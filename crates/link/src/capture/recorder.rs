@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use super::pcapng::{self, Direction};
 use super::{CaptureOptions, CaptureReport, StopReason};
+use crate::offload;
 
 /// The writer looks for a partly filled buffer this often.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(100);
@@ -48,10 +49,10 @@ impl State {
         &mut self,
         time_ns: u64,
         direction: Direction,
-        frames: impl Iterator<Item = &'a [u8]>,
+        frames: impl Iterator<Item = Recorded<'a>>,
     ) -> Burst {
         let mut burst = Burst { start: self.buffer.len(), recorded: 0, beyond: Beyond::Nothing };
-        for frame in frames {
+        for Recorded { bytes: frame, may_lack_checksum } in frames {
             let captured = &frame[..frame.len().min(self.snap_len)];
             let block_len = pcapng::packet_block_len(captured.len());
             let burst_len = self.buffer.len() - burst.start + block_len;
@@ -63,7 +64,11 @@ impl State {
                 burst.beyond = Beyond::Buffer;
                 break;
             }
+            let start = self.buffer.len() + pcapng::PACKET_DATA_AT;
             pcapng::packet(&mut self.buffer, time_ns, direction, captured, frame.len() as u32);
+            if may_lack_checksum {
+                finish_checksum(frame, &mut self.buffer[start..start + captured.len()]);
+            }
             burst.recorded += 1;
         }
         burst
@@ -86,6 +91,23 @@ impl State {
             Beyond::Limit | Beyond::Nothing => {}
         }
     }
+}
+
+/// Writes into the recorded part of a frame the transport checksum that the whole frame should have.
+fn finish_checksum(frame: &[u8], recorded: &mut [u8]) {
+    if let Some((at, checksum)) = offload::right_checksum(frame)
+        && let Some(place) = recorded.get_mut(at..at + 2)
+    {
+        place.copy_from_slice(&checksum.to_be_bytes());
+    }
+}
+
+/// A frame to be recorded.
+#[derive(Copy, Clone, Debug)]
+pub(super) struct Recorded<'a> {
+    pub(super) bytes: &'a [u8],
+    /// Its transport checksum may be unfinished.
+    pub(super) may_lack_checksum: bool,
 }
 
 /// The blocks of one burst at the end of the buffer.

@@ -55,8 +55,11 @@ struct Bench {
 
 impl Bench {
     fn new(lines: u32) -> Bench {
-        let (one, other) = pair(1500, MACS, lines, false).unwrap();
-        let pool = FramePool::new(128, 2048).unwrap();
+        Bench::with(lines, false, FramePool::new(128, 2048).unwrap())
+    }
+
+    fn with(lines: u32, superframes: bool, pool: FramePool) -> Bench {
+        let (one, other) = pair(1500, MACS, lines, superframes).unwrap();
         Bench { captured: Capture::new(one), peer: other, pool }
     }
 
@@ -294,4 +297,29 @@ fn a_second_start_replaces_the_first_and_drop_completes_the_file() {
     drop(bench);
     assert_eq!(blocks(&first.bytes()).len(), 4);
     assert_eq!(blocks(&second.bytes()).len(), 4);
+}
+
+#[test]
+fn an_unfinished_checksum_is_finished_in_the_copy() {
+    let pool = FramePool::new(16, haypile_shm::pool::SUPERFRAME_SIZE).unwrap();
+    let mut bench = Bench::with(4096, true, pool);
+    let mut unfinished = vec![2; 14];
+    unfinished[12..14].copy_from_slice(&[8, 0]);
+    unfinished.extend_from_slice(&[0x45, 0, 0, 44, 0, 0, 0x40, 0, 64, 6, 0, 0]);
+    unfinished.extend_from_slice(&[10, 0, 0, 1, 10, 0, 0, 2]);
+    unfinished.extend_from_slice(&[0, 80, 0, 81, 0, 0, 0, 1, 0, 0, 0, 2, 0x50, 0x10, 4, 0]);
+    unfinished.extend_from_slice(&[0x14, 0x1b, 0, 0, 1, 2, 3, 4]);
+    let mut finished = unfinished.clone();
+    assert!(crate::offload::complete_checksum(&mut finished) && finished != unfinished);
+    for (snap_len, kept_len) in [(262_144, 58), (51, 51), (40, 40)] {
+        let kept = Kept::default();
+        let options = CaptureOptions { snap_len, ..CaptureOptions::default() };
+        bench.captured.start(kept.clone(), "x", &options).unwrap();
+        bench.receive(&unfinished);
+        bench.captured.stop().unwrap().wait();
+        let file = kept.bytes();
+        // With only half of the field in the copy there is nothing to be right or wrong.
+        let wanted = if kept_len == 51 { &unfinished } else { &finished };
+        assert_eq!(blocks(&file)[2].1[20..20 + kept_len], wanted[..kept_len]);
+    }
 }
