@@ -315,7 +315,10 @@ fn an_unfinished_checksum_is_finished_in_the_copy() {
         let kept = Kept::default();
         let options = CaptureOptions { snap_len, ..CaptureOptions::default() };
         bench.captured.start(kept.clone(), "x", &options).unwrap();
-        bench.receive(&unfinished);
+        let checksum = Some(crate::port::PartialChecksum { start: 34, offset: 16 });
+        let mut frames = vec![TxFrame { checksum, ..bench.frame(&unfinished) }];
+        assert_eq!(bench.captured.tx_burst(&mut bench.pool, &mut frames).unwrap(), 1);
+        assert_eq!(bench.drain_peer(), 1);
         bench.captured.stop().unwrap().wait();
         let file = kept.bytes();
         // With only half of the field in the copy there is nothing to be right or wrong.
