@@ -118,7 +118,7 @@ fn doubled(value: i64) -> u32 {
 }
 
 /// Bytes of [`tcp_info`].
-pub const TCP_INFO_BYTES: usize = 232;
+pub const TCP_INFO_BYTES: usize = 248;
 
 /// `struct tcp_info` of linux/tcp.h. What the engine does not know is 0.
 pub fn tcp_info(info: &TcpInfo) -> [u8; TCP_INFO_BYTES] {
@@ -159,6 +159,7 @@ pub fn tcp_info(info: &TcpInfo) -> [u8; TCP_INFO_BYTES] {
         (144, u32::try_from(info.not_sent).unwrap_or(u32::MAX)),
         (148, known_rtt),
         (228, info.send_window),
+        (232, info.receive_window),
     ];
     for (at, word) in words {
         bytes[at..at + 4].copy_from_slice(&word.to_ne_bytes());

@@ -127,12 +127,15 @@ impl Connection {
         self.soft_error = None;
         self.changed = true;
         self.take_round_trip_sample(now, echo);
+        let held = self.loss.board().sacked();
         self.advance_scoreboard(ack);
+        // What was told by blocks before left the network then, and made room then.
+        let news = acked.saturating_sub((held - self.loss.board().sacked()) as u32);
         match self.loss.phase {
             Phase::Open => {
                 self.loss.settle();
                 let mss = self.segment_payload_max();
-                self.congestion.on_ack(now, ack, acked, mss, self.rtt.srtt_us);
+                self.congestion.on_ack(now, ack, news, mss, self.rtt.srtt_us);
             }
             Phase::Recovery => self.advance_in_recovery(ack, acked),
             Phase::Loss => self.advance_in_loss(ack, acked),

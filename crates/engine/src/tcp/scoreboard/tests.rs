@@ -74,7 +74,7 @@ impl Oracle {
     }
 
     fn high_sacked(&self) -> u64 {
-        self.flight().filter(|(_, marks)| marks.sacked).next_back().map_or(0, |(at, _)| at + 1)
+        self.flight().rfind(|(_, marks)| marks.sacked).map_or(0, |(at, _)| at + 1)
     }
 }
 

@@ -36,7 +36,7 @@ fn acknowledge(pair: &mut Pair, ack: u32, held: &[(u32, u32)]) {
         seq: pair.b.iss + 1,
         ack: start + ack,
         flags: Flags::ACK,
-        window: 1000,
+        window: 4000,
         options,
         ..Outgoing::default()
     };
@@ -415,4 +415,18 @@ fn nothing_that_the_peer_holds_is_sent_again() {
         }
     }
     assert!(judged > 30, "only {judged} transfers without a time-out");
+}
+
+#[test]
+fn limited_transmit_follows_the_blocks() {
+    let mut pair = with_silent_b(15);
+    let unit = PAYLOAD as u32;
+    assert_eq!(pair.from(Side::A).len(), 10);
+    acknowledge(&mut pair, 0, &[(unit, 2 * unit)]);
+    assert_eq!(pair.occupying(Side::A).len(), 11);
+    acknowledge(&mut pair, 0, &[(unit, 3 * unit)]);
+    assert_eq!(pair.occupying(Side::A).len(), 12);
+    acknowledge(&mut pair, 3 * unit, &[]);
+    assert_eq!(pair.a.counters.retransmitted_segments, 0);
+    assert_eq!(pair.a.tcp().info(pair.now).congestion_state, 0);
 }
