@@ -17,6 +17,10 @@ pub struct Script {
     pub gulp_bytes: u64,
     /// Abort (RST) once this many bytes were read.
     pub abort_after: Option<u64>,
+    /// Write nothing before this many bytes were read, as a server that answers.
+    pub answer_after: u64,
+    /// Close only after the peer's end, as a client that reads to the end.
+    pub close_last: bool,
     /// Close both directions as soon as everything is written, without waiting for the peer's end.
     pub close_early: bool,
 }
@@ -107,7 +111,7 @@ impl Application {
 
     /// When the program wants to run again; `None` when only the network can move it.
     pub fn wakes_at(&self) -> Option<u64> {
-        let can_write = self.progress.connected
+        let can_write = self.may_write()
             && self.written < self.script.send_bytes.min(self.progress.tx_acked + SEND_BUFFER);
         let can_read = self.read < self.progress.rx_end;
         let can_end = self.verdict.is_none() && self.is_over();
@@ -117,7 +121,12 @@ impl Application {
     }
 
     fn must_half_close(&self) -> bool {
-        self.progress.connected && self.written == self.script.send_bytes && !self.half_closed
+        let waits = self.script.close_last && !self.saw_end();
+        self.may_write() && self.written == self.script.send_bytes && !self.half_closed && !waits
+    }
+
+    fn may_write(&self) -> bool {
+        self.progress.connected && self.read >= self.script.answer_after
     }
 
     fn is_over(&self) -> bool {
@@ -171,7 +180,7 @@ impl Application {
     }
 
     fn write_some(&mut self, now: Instant, shard: &mut Shard, random: &mut Random) {
-        if !self.progress.connected || self.half_closed {
+        if !self.may_write() || self.half_closed {
             return;
         }
         let wanted = self.written + random.between(1, self.script.gulp_bytes);

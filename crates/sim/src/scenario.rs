@@ -97,6 +97,8 @@ impl Scenario {
             gulp_bytes: [100, 5_000, 100_000][random.between(0, 2) as usize]
                 .max(1 + self.bytes_max / 200),
             abort_after: abort.then(|| random.between(0, self.bytes_max)),
+            answer_after: 0,
+            close_last: false,
             close_early: random.chance(60_000),
         }
     }
