@@ -376,7 +376,7 @@ impl Connection {
         } else {
             // A FIN alone behind a hole shows the hole as data would (RFC 5681 section 4.2).
             if start > self.receive.nxt {
-                self.owe_duplicate_ack();
+                self.owe_duplicate_acks(1);
             }
             self.ack = AckNeed::Now;
         }
@@ -436,7 +436,7 @@ impl Connection {
         } else {
             counters.out_of_order_bytes += stored as u64;
             self.receive.out_of_order.insert(start, end);
-            self.owe_duplicate_ack();
+            self.owe_duplicate_acks(stored.div_ceil(usize::from(self.receive.segment_max.max(1))));
         }
     }
 

@@ -79,15 +79,15 @@ impl Connection {
         }
     }
 
-    /// Something arrived out of order. Each of the first few such segments gets an acknowledgement
-    /// of its own, however many arrive in one burst, because a peer without SACK counts them (RFC
-    /// 5681 section 3.2); one that permits SACK learns all from one (as on Linux).
-    pub(super) fn owe_duplicate_ack(&mut self) {
-        let counted = self.receive.duplicate_acks < DUPLICATE_THRESHOLD as u8;
-        if !self.sack_permitted || counted {
-            self.receive.duplicate_acks = self.receive.duplicate_acks.saturating_add(1);
-            self.duplicate_acks_due = self.duplicate_acks_due.saturating_add(1);
-        }
+    /// So many segments arrived out of order. Each gets an acknowledgement of its own, however many
+    /// arrive in one burst, because a peer without SACK counts them (RFC 5681 section 3.2); one that
+    /// permits SACK learns all from one, so only the first few are counted for it (as on Linux).
+    pub(super) fn owe_duplicate_acks(&mut self, segments: usize) {
+        let segments = segments.min(usize::from(u8::MAX)) as u8;
+        let first_few = (DUPLICATE_THRESHOLD as u8).saturating_sub(self.receive.duplicate_acks);
+        let owed = if self.sack_permitted { segments.min(first_few) } else { segments };
+        self.receive.duplicate_acks = self.receive.duplicate_acks.saturating_add(owed);
+        self.duplicate_acks_due = self.duplicate_acks_due.saturating_add(owed);
         self.ack = AckNeed::Now;
     }
 

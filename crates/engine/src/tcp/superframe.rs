@@ -1,4 +1,4 @@
-//! Superframes: several full segments of new data under one header, which the link cuts.
+//! Superframes: several full segments of new or of lost data under one header, which the link cuts.
 //!
 //! Called by `transmit.rs`, which has decided on one segment by all the rules; here that piece grows
 //! as far as the same rules would let the following segments go at this moment. Windows, Nagle and
@@ -29,6 +29,24 @@ impl Connection {
         let len = if goes_along { available } else { full };
         let ends = self.fin_queued && from + len == self.send.tail;
         Piece { from, len, fin: ends && room > len }
+    }
+
+    /// Lets a full segment of lost data grow to at most `payload_max` bytes of the same lost run:
+    /// nothing that is not lost goes along.
+    pub(super) fn grow_lost_piece(&self, piece: Piece, payload_max: u32) -> Piece {
+        let mss = self.piece_max();
+        let is_full = piece.len == mss && !piece.fin;
+        let run = self.loss.board().next_lost().filter(|run| run.0 == piece.from);
+        let Some((from, end)) = run.filter(|_| is_full && u64::from(payload_max) >= 2 * mss) else {
+            return piece;
+        };
+        let lost = end.min(self.send.tail) - from;
+        let room = (self.send.una + u64::from(self.send.window)).saturating_sub(from);
+        let congestion = u64::from(self.congestion.cwnd.saturating_sub(self.pipe()));
+        let most = lost.min(room).min(congestion).min(u64::from(payload_max));
+        let len = if most == lost { lost } else { (most / mss * mss).max(mss) };
+        let fin = from + len == self.send.tail && end > self.send.tail;
+        Piece { from, len, fin }
     }
 
     /// Whether the last, short segment of what was written has to wait, with full ones before it

@@ -78,7 +78,10 @@ impl Connection {
         };
         Some(match transmission {
             Transmission::Syn => self.send_syn(now, counters),
-            Transmission::Again(piece) => self.send_again(now, piece, counters),
+            Transmission::Again(piece) => {
+                let piece = self.grow_lost_piece(piece, payload_max);
+                self.send_again(now, piece, counters)
+            }
             Transmission::Rescue(piece) => {
                 counters.rescue_retransmissions += 1;
                 self.loss.rescue = Rescue::Done;
@@ -271,8 +274,9 @@ impl Connection {
 
     /// Sends something again.
     fn send_again(&mut self, now: Instant, piece: Piece, counters: &mut TcpCounters) -> Outgoing {
-        counters.retransmitted_segments += 1;
-        self.loss.retransmits = self.loss.retransmits.saturating_add(1);
+        let segments = self.segments_in(piece.len);
+        counters.retransmitted_segments += segments;
+        self.loss.retransmits = self.loss.retransmits.saturating_add(segments as u32);
         self.loss.retransmit_now = false;
         self.loss.board_mut().mark_resent(piece.from, piece.end());
         self.rtt.abandon_timing();
