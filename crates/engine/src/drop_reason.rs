@@ -76,6 +76,7 @@ drop_reasons! {
     UdpPortZero => "UDP destination port is zero",
     UdpNoPort => "no UDP socket has this port",
     UdpReceiveFull => "no memory is left at the UDP sockets that the datagram is for",
+    DhcpIgnored => "DHCP message that is malformed or answers nothing we asked",
     // Group management
     GroupMalformed => "IGMP or MLD message is malformed",
     GroupNotLocal => "IGMP or MLD message has passed a router",

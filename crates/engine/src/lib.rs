@@ -10,6 +10,7 @@
 pub mod config;
 pub mod counters;
 pub mod datagram;
+pub mod dhcp;
 pub mod drop_reason;
 pub mod error;
 pub mod event;

@@ -6,6 +6,7 @@
 
 pub mod application;
 pub mod datagrams;
+pub mod dhcp;
 pub mod fault;
 pub mod host;
 pub mod memory;

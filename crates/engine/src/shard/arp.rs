@@ -30,6 +30,8 @@ impl Shard {
     /// An ARP packet arrived.
     pub(super) fn handle_arp(&mut self, body: &[u8]) -> Result<(), DropReason> {
         let message = parse(body).ok_or(DropReason::ArpMalformed)?;
+        let claimed = if message.sender.is_unspecified() { message.target } else { message.sender };
+        self.find_dhcp_conflict(claimed, message.sender_mac);
         if message.sender.is_unspecified() {
             // An address probe (RFC 5227 section 2.1.1): answered, but there is nobody to learn.
             let asked = message.request && self.routing.is_ours(IpAddr::V4(message.target));

@@ -42,7 +42,7 @@ impl Shard {
             return Err(DropReason::Ipv4BadChecksum);
         }
         let (source, destination) = (packet.src_addr(), packet.dst_addr());
-        self.check_ipv4_source(ingress, source)?;
+        self.check_ipv4_source(ingress, source, destination)?;
         let group = self.check_ipv4_destination(ingress, destination)?;
         let options = bytes.get(IPV4_HEADER..usize::from(packet.header_len()));
         check_ipv4_options(options.ok_or(DropReason::Ipv4Malformed)?)?;
@@ -69,11 +69,18 @@ impl Shard {
     }
 
     /// RFC 1122 section 3.2.1.3, RFC 6890.
-    fn check_ipv4_source(&self, ingress: Ingress, source: Ipv4Addr) -> Result<(), DropReason> {
+    fn check_ipv4_source(
+        &self,
+        ingress: Ingress,
+        source: Ipv4Addr,
+        destination: Ipv4Addr,
+    ) -> Result<(), DropReason> {
         if source.is_multicast() || self.routing.is_broadcast(source) {
             return Err(DropReason::Ipv4BroadcastSource);
         }
-        if !ingress.wire {
+        // Who has no address yet may only call to all (RFC 1122 section 3.2.1.3 a).
+        let calls = destination.is_broadcast() || destination.is_multicast();
+        if !ingress.wire || (source.is_unspecified() && calls) {
             return Ok(());
         }
         if source.octets()[0] == 0 || source.is_loopback() || source.octets()[0] >= 240 {

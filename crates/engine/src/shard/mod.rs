@@ -8,6 +8,7 @@
 
 mod arp;
 mod commands;
+mod dhcp;
 mod entry;
 mod groups;
 mod headers;
@@ -111,6 +112,7 @@ pub struct Shard {
     /// The tables made from `network`.
     routing: Routing,
     network_event_queued: bool,
+    dhcp: Option<Box<crate::dhcp::Client>>,
     keys: Keys,
     neighbours: Neighbours,
     reassembly: Reassembly,
@@ -173,6 +175,7 @@ impl Shard {
             routing: network.routing(),
             network,
             network_event_queued: false,
+            dhcp: None,
             keys: Keys::new(&secret),
             neighbours: Neighbours::new(now, seed, &limits),
             reassembly: Reassembly::new(

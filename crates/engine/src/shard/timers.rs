@@ -37,6 +37,7 @@ impl Shard {
         self.release_neighbours();
         self.groups.handle_timers(now);
         self.handle_network_timers();
+        self.handle_dhcp_timers();
         for _ in 0..LOOPBACK_PER_CALL {
             if !self.handle_next_own_packet(streams) {
                 break;
@@ -57,6 +58,7 @@ impl Shard {
             self.neighbours.next_timeout(),
             self.groups.next_timeout(),
             self.network.next_timeout(),
+            self.dhcp.as_ref().map(|client| client.next_timeout()),
         ];
         timeouts.into_iter().flatten().min()
     }

@@ -91,7 +91,7 @@ impl Shard {
         if let Some(reply) = self.replies.pop_front() {
             return self.transmit_reply(reply, out);
         }
-        if self.queue_network_message() || self.queue_group_message() {
+        if self.queue_dhcp_message() || self.queue_network_message() || self.queue_group_message() {
             return Step::Again;
         }
         // Datagrams and connections take turns, frame by frame.

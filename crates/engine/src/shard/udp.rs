@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use smoltcp::wire::UdpPacket;
 
 use super::Shard;
+use super::dhcp::CLIENT_PORT;
 use super::icmp_errors::IcmpCause;
 use super::receive::IpPacket;
 use crate::counters::Counter;
@@ -68,6 +69,10 @@ impl Shard {
             return Err(DropReason::UdpPortZero);
         }
         self.counters.count(Counter::UdpDatagramsReceived);
+        if header.dst_port() == CLIENT_PORT && self.dhcp.is_some() && packet.source.is_ipv4() {
+            let remote = SocketAddr::new(packet.source, header.src_port());
+            return self.handle_dhcp(remote, header.payload());
+        }
         let datagram = Datagram {
             remote: SocketAddr::new(packet.source, header.src_port()),
             local: SocketAddr::new(packet.destination, header.dst_port()),
