@@ -12,7 +12,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("haypile-client", &["haypile-shm"]),
     ("haypile-shim", &["haypile-client", "haypile-shm"]),
     ("haypile-sim", &["haypile-engine"]),
-    ("haypile", &["haypile-service", "haypile-link", "haypile-shm"]),
+    ("haypile-bench", &["haypile-engine", "haypile-link", "haypile-shm"]),
+    ("haypile", &["haypile-service", "haypile-link", "haypile-shm", "haypile-bench"]),
     ("xtask", &[]),
 ];
 

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::bench::{BenchArgs, BenchPartArgs};
+
 /// The whole command line.
 #[derive(Debug, Parser)]
 #[command(
@@ -111,6 +113,21 @@ half a second. The exit status is 0 if Haypile runs here.")]
   haypile man | man -l -
   haypile man --dir /usr/local/share/man/man1")]
     Man(ManArgs),
+    /// Measure Haypile beside the kernel's stack, in turn, in one run.
+    #[command(after_help = "Examples:
+  haypile bench http                                    short connections and keep-alive requests
+  haypile bench http --connections 1,16,64,256 --repeat 9
+  haypile bench http --rate 20000                       open loop: latency from the time a request was due
+  haypile bench latency --tuned                         with idle states off for both sides
+  haypile bench goodput --json /tmp/goodput.json
+  haypile bench echo --against none --cores client=1,program=2,service=3
+
+Needs root. Everything happens in network namespaces of its own and is removed at the end, also after
+Ctrl-C. Progress goes to stderr, tables to stdout. docs/benchmarks.md says how to read them.")]
+    Bench(BenchArgs),
+    /// A process of an experiment: started by `bench`
+    #[command(hide = true)]
+    BenchPart(BenchPartArgs),
 }
 
 /// Where a service is.

@@ -273,6 +273,39 @@ impl Netlink {
         )
     }
 
+    /// Adds a route to one host on the interface's link whose TCP connections, in both directions of opening, use this
+    /// congestion control (RTAX_CC_ALGO): that needs no right outside the namespace, and no word from the programs.
+    ///
+    /// # Errors
+    /// EINVAL when the kernel has no such algorithm; else as [`Netlink::add_route`].
+    pub fn add_host_route_with_congestion_control(
+        &mut self,
+        host: IpAddr,
+        index: u32,
+        algorithm: &str,
+    ) -> Result<(), LinkError> {
+        let bits = if host.is_ipv4() { 32 } else { 128 };
+        let scope = if host.is_ipv4() { RT_SCOPE_LINK } else { RT_SCOPE_UNIVERSE };
+        let mut header = [0; 12];
+        header[..8].copy_from_slice(&[
+            family(host),
+            bits,
+            0,
+            0,
+            RT_TABLE_MAIN,
+            RTPROT_STATIC,
+            scope,
+            RTN_UNICAST,
+        ]);
+        let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+        let request = Request::new(RTM_NEWROUTE, flags, &header)
+            .attribute(RTA_DST, &octets(host))
+            .attribute_u32(RTA_OIF, index)
+            .nested(RTA_METRICS, &[], |metrics| metrics.attribute_text(RTAX_CC_ALGO, algorithm));
+        let attempt = |name: &str| format!("add a route to {host} by {name} with {algorithm}");
+        self.change_link(index, attempt, request)
+    }
+
     /// Adds (or replaces) a permanent neighbour: `address` on that interface has this `mac`.
     ///
     /// # Errors

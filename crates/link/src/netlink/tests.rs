@@ -209,6 +209,24 @@ fn errors_name_the_interface_and_what_to_do() {
 }
 
 #[test]
+fn a_route_can_say_the_congestion_control() {
+    in_namespace(|_| {
+        let mut netlink = Netlink::open().unwrap();
+        netlink.create_veth("left", "right", PeerNamespace::Same).unwrap();
+        let index = netlink.link_by_name("left").unwrap().index;
+        netlink.add_address(index, V4, 24).unwrap();
+        netlink.set_up(index).unwrap();
+        let peer = IpAddr::V4(Ipv4Addr::new(198, 18, 7, 2));
+        // Every kernel has Reno.
+        netlink.add_host_route_with_congestion_control(peer, index, "reno").unwrap();
+        let routes = netlink.routes().unwrap();
+        assert!(routes.iter().any(|route| route.destination == peer && route.prefix_len == 32));
+        let unknown = netlink.add_host_route_with_congestion_control(V4, index, "no-such-one");
+        assert!(unknown.unwrap_err().to_string().contains("left with no-such-one"));
+    });
+}
+
+#[test]
 fn a_veth_pair_joins_two_namespaces() {
     in_namespace(|near| {
         let far = Namespace::create().unwrap();

@@ -79,3 +79,36 @@ pub fn sched_yield() {
     // SAFETY: touches no memory.
     let _: Result<usize> = unsafe { syscall4(libc::SYS_sched_yield, 0, 0, 0, 0) };
 }
+
+/// Largest number of a core, plus one, that [`set_affinity`] can name.
+pub const CORES_MAX: usize = 1024;
+
+/// Keeps the calling thread, and threads and processes that it starts later, on these cores. `EINVAL` when none of them
+/// may be used or a number is not below [`CORES_MAX`].
+pub fn set_affinity(cores: &[usize]) -> Result<()> {
+    let mut mask = [0_u64; CORES_MAX / 64];
+    for core in cores {
+        *mask.get_mut(core / 64).ok_or(super::Errno::EINVAL)? |= 1 << (core % 64);
+    }
+    let size = core::mem::size_of_val(&mask);
+    // SAFETY: the call reads `size` bytes from `mask`, which lives until it returns.
+    unsafe { syscall4(libc::SYS_sched_setaffinity, 0, size, mask.as_ptr() as usize, 0) }.map(drop)
+}
+
+/// The processor's own counter, for costs in cycles: the time stamp counter on x86-64, the virtual counter on arm64. It
+/// runs at a constant rate that is not the core's clock.
+#[inline]
+pub fn cycle_counter() -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 processor has this instruction, and it touches no memory.
+    unsafe {
+        core::arch::x86_64::_rdtsc()
+    }
+    #[cfg(target_arch = "aarch64")]
+    {
+        let value: u64;
+        // SAFETY: the virtual counter can be read in user mode on Linux, and reading it touches no memory.
+        unsafe { core::arch::asm!("mrs {}, cntvct_el0", out(reg) value, options(nomem, nostack)) };
+        value
+    }
+}

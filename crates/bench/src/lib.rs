@@ -1,0 +1,28 @@
+//! Experiments that compare Haypile with the kernel's stack on the same work in one run: `haypile bench`.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`statistics`], [`schedule`], [`latency`], [`cores`], [`processor_time`], [`machine`] | figures and facts |
+//! | [`load`] | the load generator, over the kernel's sockets or over the engine |
+//! | [`responder`] | the built-in server, an ordinary program |
+//! | [`parts`], [`process`], [`stage`] | the processes of an experiment, their ends, the two sides |
+//! | [`frame`], [`report`], [`experiments`] | measuring in turn, what is shown, what is measured |
+//!
+//! Start with [`experiments::run`]. docs/benchmarks.md says what each experiment means and how to read it.
+#![forbid(unsafe_code)]
+
+pub mod cores;
+pub mod experiments;
+pub mod frame;
+pub mod latency;
+pub mod load;
+pub mod machine;
+pub mod options;
+pub mod parts;
+pub mod process;
+pub mod processor_time;
+pub mod report;
+pub mod responder;
+pub mod schedule;
+pub mod stage;
+pub mod statistics;

@@ -1,0 +1,136 @@
+//! The experiments of `haypile bench`, tiny: each runs to its end, finds no wrong answer, and
+//! leaves nothing behind, even when it is killed. What they measure is not looked at here.
+
+use crate::support::process::{Finished, Process, send_signal};
+use crate::support::stage::{Stage, on_stage};
+use crate::support::wait_until;
+use serde_json::Value;
+use std::process::Command;
+use std::time::Duration;
+
+/// The longest that a tiny experiment may take on a busy machine.
+const LIMIT: Duration = Duration::from_secs(120);
+
+fn start(stage: &Stage, words: &[&str]) -> Process {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_haypile"));
+    command.arg("bench").args(words);
+    command.env("TMPDIR", stage.path(""));
+    stage.start_command("bench", command)
+}
+
+/// Runs an experiment and returns its report.
+fn run(stage: &Stage, words: &[&str]) -> Value {
+    let json = stage.text("report.json");
+    let tiny = [
+        "--repeat",
+        "1",
+        "--retries",
+        "0",
+        "--warmup",
+        "0.1",
+        "--duration",
+        "0.2",
+        "--json",
+        &json,
+    ];
+    let Finished { status, out, err } = start(stage, &[words, &tiny].concat()).finish(LIMIT);
+    assert!(status.success(), "{words:?}: {err}");
+    assert!(out.contains("machine: ") && out.contains("noise: "), "{out}");
+    assert_nothing_is_left(stage);
+    let text = std::fs::read_to_string(json).expect("a report");
+    serde_json::from_str(&text).expect("JSON")
+}
+
+/// Every side of every case completed something, and nothing failed.
+fn assert_right(report: &Value, cases: usize, sides: usize) {
+    let found = report["cases"].as_array().expect("cases");
+    assert_eq!(found.len(), cases);
+    for case in found {
+        let title = &case["title"];
+        assert_eq!(case["sides"].as_array().map(Vec::len), Some(sides), "{title}");
+        for side in case["sides"].as_array().into_iter().flatten() {
+            let run = &side["runs"][0];
+            assert_eq!(run["failed"], 0, "{title}: {run}");
+            assert!(
+                run["metrics"]["rate"].as_f64().is_some_and(|rate| rate > 0.0),
+                "{title}: {run}"
+            );
+        }
+    }
+}
+
+fn assert_nothing_is_left(stage: &Stage) {
+    let files = || {
+        let entries = std::fs::read_dir(stage.path("")).expect("the test's folder").flatten();
+        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        names.filter(|name| name.starts_with("haypile-bench-")).collect::<Vec<_>>()
+    };
+    wait_until("its processes and files are gone", Duration::from_secs(20), || {
+        (files().is_empty() && processes(stage).is_empty()).then_some(())
+    });
+}
+
+/// Command lines of the processes that `start` began, directly or not: they inherit its environment.
+fn processes(stage: &Stage) -> Vec<String> {
+    let mark = format!("TMPDIR={}\0", stage.text(""));
+    let entries = std::fs::read_dir("/proc").expect("/proc").flatten();
+    let text = |path: std::path::PathBuf| {
+        String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()
+    };
+    let ours = entries.filter(|entry| text(entry.path().join("environ")).contains(&mark));
+    ours.map(|entry| text(entry.path().join("cmdline"))).collect()
+}
+
+#[test]
+fn bench_http_and_its_open_loop() {
+    on_stage("bench_http_and_its_open_loop", &[], |stage| {
+        let report = run(stage, &["http", "--server", "builtin", "--connections", "1,8"]);
+        assert_right(&report, 4, 2);
+        assert_eq!(report["cases"][0]["unit"], "connections/s");
+        let report =
+            run(stage, &["http", "--server", "builtin", "--rate", "200", "--against", "none"]);
+        assert_right(&report, 2, 1);
+    });
+}
+
+#[test]
+fn bench_http_with_nginx() {
+    on_stage("bench_http_with_nginx", &["nginx"], |stage| {
+        assert_right(&run(stage, &["http", "--server", "nginx", "--connections", "8"]), 2, 2);
+    });
+}
+
+#[test]
+fn a_killed_bench_leaves_nothing() {
+    on_stage("a_killed_bench_leaves_nothing", &[], |stage| {
+        for signal in ["INT", "KILL"] {
+            let bench = start(stage, &["http", "--server", "builtin", "--duration", "60"]);
+            wait_until("a load runs", LIMIT, || {
+                processes(stage).iter().any(|line| line.contains("\"load\":{")).then_some(())
+            });
+            send_signal(signal, &bench.pid().to_string());
+            bench.finish(Duration::from_secs(10));
+            assert_nothing_is_left(stage);
+        }
+    });
+}
+
+#[test]
+fn bench_says_what_it_cannot_do() {
+    on_stage("bench_says_what_it_cannot_do", &[], |stage| {
+        let mistakes: [&[&str]; 4] = [
+            &["http", "--cores", "client=9999"],
+            &["echo", "--server", "nginx"],
+            &["http", "--congestion", "no-such-algorithm"],
+            &["http", "--connections", "0"],
+        ];
+        for words in mistakes {
+            let ended = start(stage, words).finish(LIMIT);
+            assert_eq!(ended.status.code(), Some(1), "{words:?}: {}", ended.err);
+            let last = ended.err.lines().last().unwrap_or_default();
+            assert!(last.starts_with("haypile: bench: "), "{words:?}: {}", ended.err);
+            assert!(!ended.err.contains("panicked"), "{words:?}: {}", ended.err);
+            assert_nothing_is_left(stage);
+        }
+    });
+}
