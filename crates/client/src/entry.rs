@@ -1,4 +1,4 @@
-//! What this process knows of one stream socket of the application: which phase it is in, where its
+//! What this process knows of one socket of the application: which phase it is in, where its
 //! record lies, and what was set on it. Words are atomic, because threads and signal handlers meet
 //! here; nothing is locked on the way to reading and writing.
 //!
@@ -22,7 +22,7 @@ use crate::descriptors::{self, Owner};
 use crate::errno::TO_KERNEL;
 use crate::options::Stored;
 use crate::slab::{Entry, Slab};
-use crate::{epoll, memory};
+use crate::{datagram, epoll, memory};
 
 /// How far a socket has come.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -69,6 +69,14 @@ pub(crate) mod flag {
     pub const GONE_TOLD: u32 = 1 << 11;
     /// The last send had `MSG_MORE`, and the service has been told.
     pub const MORE: u32 = 1 << 12;
+    /// A UDP socket.
+    pub const DATAGRAM: u32 = 1 << 13;
+    /// UDP: connected to a peer of the kernel's.
+    pub const KERNEL_PEER: u32 = 1 << 14;
+    /// UDP: it has sent by the kernel, which may have given it a port.
+    pub const KERNEL_NAMED: u32 = 1 << 15;
+    /// UDP: the application has bound it.
+    pub const EXPLICIT: u32 = 1 << 16;
 }
 
 /// One socket.
@@ -92,6 +100,7 @@ pub(crate) struct Socket {
     /// How long blocking calls wait.
     pub(crate) gaps: Gaps,
     pub(crate) stored: Stored,
+    pub(crate) datagram: datagram::State,
     /// Epoll sets that hold it, by number plus one.
     epolls: [AtomicU32; 2],
     stream: RwLock<Option<AppStream>>,
@@ -113,6 +122,7 @@ impl Default for Socket {
             receive_low: AtomicU32::new(1),
             gaps: Gaps::new(),
             stored: Stored::default(),
+            datagram: datagram::State::default(),
             epolls: [const { AtomicU32::new(0) }; 2],
             stream: RwLock::new(None),
         }
@@ -286,6 +296,7 @@ impl Socket {
         self.send_timeout_us.store(0, Ordering::Relaxed);
         self.receive_low.store(1, Ordering::Relaxed);
         self.stored.reset();
+        self.datagram.reset();
         for place in &self.epolls {
             place.store(0, Ordering::Relaxed);
         }
@@ -418,6 +429,10 @@ fn end(pinned: &Pinned) {
         if pinned.has(flag::ACCEPTOR) {
             let _: Result<(), Errno> = pinned.tell(RequestBody::NotAcceptor);
         }
+        return;
+    }
+    if pinned.has(flag::DATAGRAM) {
+        let _: Result<(), Errno> = pinned.tell(RequestBody::Close { abort: false });
         return;
     }
     let abort = pinned.stored.linger_s() == Some(0);

@@ -21,7 +21,7 @@ use haypile_shm::sys::{self, EpollEvent};
 
 use crate::attach::{self, Attachment};
 use crate::descriptors::{self, Owner};
-use crate::entry::{self, Phase, Pinned};
+use crate::entry::{self, Phase, Pinned, flag};
 use crate::errno::TO_KERNEL;
 use crate::lock::{Guard, Lock};
 use crate::slab::{Entry, Slab};
@@ -279,6 +279,9 @@ fn control(
                 return Err(Errno::EINVAL);
             }
             held.has_ours.store(true, Ordering::Release);
+            if socket.has(flag::DATAGRAM) {
+                held.has_kernel.store(true, Ordering::Release);
+            }
             let mut interest = held.interest(epoll)?;
             interest.add(epoll, fd, socket, events, data)?;
             socket.note_epoll(held.index);
@@ -440,7 +443,7 @@ fn sift(
             }
             BELL => interest.quiet(),
             ALARM => interest.silence(),
-            _ => interest.kernel_half_ready(data as u32),
+            _ => interest.kernel_half_ready(data as u32, event.events),
         }
     }
     held.kernel_lately.store(kept > 0, Ordering::Relaxed);

@@ -17,7 +17,7 @@ use haypile_shm::sys;
 use crate::attach::{self, Attachment};
 use crate::descriptors::{self, Owner};
 use crate::entry::{self, Phase, SOCKETS, flag};
-use crate::{epoll, placeholder, poll, watchers};
+use crate::{datagram, epoll, placeholder, poll, watchers};
 
 /// A word that reads 0 in a child that no hook has run for.
 static MARK: OnceLock<&'static AtomicU32> = OnceLock::new();
@@ -52,6 +52,7 @@ pub fn before_fork() {
     placeholder::begin_spawn(true);
     epoll::hold_for_fork();
     poll::hold_for_fork();
+    datagram::hold_for_fork();
     watchers::hold_for_fork();
     attach::hold_for_fork();
     placeholder::hold_for_fork();
@@ -63,6 +64,7 @@ fn release() {
     placeholder::release_after_fork();
     attach::release_after_fork();
     watchers::release_after_fork();
+    datagram::release_after_fork();
     poll::release_after_fork();
     epoll::release_after_fork();
 }

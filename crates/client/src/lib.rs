@@ -18,6 +18,7 @@
 mod accept;
 mod addresses;
 mod attach;
+mod datagram;
 mod descriptors;
 mod entry;
 mod epoll;
@@ -37,6 +38,10 @@ mod watchers;
 
 pub use accept::{accept, accept_sleeping};
 pub use attach::{AttachError, DomainToken, attach, domain, is_attached};
+pub use datagram::control::SendControl;
+pub use datagram::is_datagram;
+pub use datagram::receive::{Arrival, Failure, KernelReceive, Received, receive_from};
+pub use datagram::send::send_to;
 pub use descriptors::{Owner, TABLE_NUMBERS, is_kernel, owner};
 pub use epoll::{epoll_ctl, epoll_made, epoll_wait};
 pub use errno::TO_KERNEL;

@@ -15,8 +15,8 @@ use haypile_shm::stream::status;
 use haypile_shm::sys;
 use libc::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, SOL_SOCKET};
 
-use crate::attach;
 use crate::entry::{self, Phase, Pinned, Socket, flag};
+use crate::{attach, datagram};
 
 /// What an option does here.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -247,6 +247,9 @@ pub fn setsockopt(fd: RawFd, level: i32, name: i32, value: &[u8]) -> Result<(), 
     if REFUSED.contains(&(level, name)) {
         return Err(Errno::EOPNOTSUPP);
     }
+    if socket.has(flag::DATAGRAM) {
+        return datagram::options::set(&socket, fd, level, name, value);
+    }
     if level == SOL_SOCKET && matches!(name, libc::SO_RCVTIMEO | libc::SO_SNDTIMEO) {
         return set_timeout(&socket, name, value);
     }
@@ -340,7 +343,7 @@ fn set_unknown(socket: &Pinned, level: i32, name: i32, value: &[u8]) -> Result<(
     }
 }
 
-fn set_timeout(socket: &Pinned, name: i32, value: &[u8]) -> Result<(), Errno> {
+pub(crate) fn set_timeout(socket: &Pinned, name: i32, value: &[u8]) -> Result<(), Errno> {
     let word = |at: usize| {
         let bytes = value.get(at..at + 8).ok_or(Errno::EINVAL)?;
         let mut whole = [0; 8];
@@ -376,7 +379,7 @@ fn give(value: &[u8], out: &mut [u8]) -> Result<usize, Errno> {
     Ok(len)
 }
 
-fn give_integer(value: i32, out: &mut [u8]) -> Result<usize, Errno> {
+pub(crate) fn give_integer(value: i32, out: &mut [u8]) -> Result<usize, Errno> {
     give(&value.to_ne_bytes(), out)
 }
 
@@ -386,6 +389,9 @@ fn give_integer(value: i32, out: &mut [u8]) -> Result<usize, Errno> {
 /// `TO_KERNEL`, or the errno.
 pub fn getsockopt(fd: RawFd, level: i32, name: i32, out: &mut [u8]) -> Result<usize, Errno> {
     let socket = entry::ours(fd)?;
+    if socket.has(flag::DATAGRAM) {
+        return datagram::options::get(&socket, fd, level, name, out);
+    }
     match (level, name) {
         (SOL_SOCKET, libc::SO_ERROR) => give_integer(take_error(&socket), out),
         (SOL_SOCKET, libc::SO_ACCEPTCONN) => {

@@ -115,7 +115,8 @@ pub(crate) fn share(pinned: &Pinned) -> Result<(), Errno> {
     pinned.tell(RequestBody::Shared { cookie })?;
     pinned.set(flag::SHARED);
     // The answer for the first connection says that the service listens for the ends of all.
-    if pinned.phase() != Phase::Stream || !STREAM_SHOWN.swap(true, Ordering::SeqCst) {
+    let stream = pinned.phase() == Phase::Stream && !pinned.has(flag::DATAGRAM);
+    if !stream || !STREAM_SHOWN.swap(true, Ordering::SeqCst) {
         let shown = |reply: &ControlReply| matches!(reply, ControlReply::Adopted { .. });
         // Without the sight of it the service lets the socket end with the last process.
         let _: Result<_, Errno> =
@@ -198,12 +199,14 @@ pub fn share_descriptor(fd: RawFd) {
 /// domain, it becomes ours.
 pub fn adopt(fd: RawFd) {
     descriptors::take(fd);
-    if sys::so_type(fd) != Ok(libc::SOCK_STREAM) {
+    let kind = sys::so_type(fd);
+    let datagram = kind == Ok(libc::SOCK_DGRAM) && sys::so_protocol(fd) == Ok(libc::IPPROTO_UDP);
+    if kind != Ok(libc::SOCK_STREAM) && !datagram {
         return;
     }
     let Ok(domain @ (libc::AF_INET | libc::AF_INET6)) = sys::so_domain(fd) else { return };
     // A socket that the kernel has connected is the kernel's.
-    if sys::getpeername(fd).is_ok() {
+    if !datagram && sys::getpeername(fd).is_ok() {
         return;
     }
     let _: Result<(), Errno> = socket::adopt(fd, domain);

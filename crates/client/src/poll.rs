@@ -13,6 +13,7 @@ use haypile_shm::spin::{Gaps, Spinner};
 use haypile_shm::sys::{self, PollFd};
 
 use crate::attach::{self, Attachment};
+use crate::datagram::{self, World};
 use crate::descriptors::{self, Owner};
 use crate::entry::{self, Phase, Pinned, flag};
 use crate::lock::Lock;
@@ -106,6 +107,16 @@ impl Set {
             }
         }
         let wanted = u32::from(entry.events as u16);
+        if socket.has(flag::DATAGRAM) {
+            if socket.world() == World::Kernel {
+                return self.add_kernel(Some(place), entry);
+            }
+            if let Some(wish) = datagram::kernel_wish(&socket, wanted) {
+                kernel_place = Some(self.kernel.len());
+                let half = PollFd { fd: entry.fd, events: wish as u16 as i16, revents: 0 };
+                self.add_kernel(None, &half);
+            }
+        }
         self.ours.push(Ours { place, socket, wanted, kernel_place });
     }
 
@@ -116,6 +127,10 @@ impl Set {
             let always = (libc::POLLERR | libc::POLLHUP) as u32;
             let mut bits = readiness::of_socket(&ours.socket, ours.wanted) & (ours.wanted | always);
             if let Some(place) = ours.kernel_place
+                && ours.socket.has(flag::DATAGRAM)
+            {
+                bits |= u32::from(self.kernel[place].revents as u16) & (ours.wanted | always);
+            } else if let Some(place) = ours.kernel_place
                 && self.kernel[place].revents & libc::POLLIN != 0
             {
                 ours.socket.set(flag::KERNEL_READY);

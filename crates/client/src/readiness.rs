@@ -8,9 +8,9 @@ use haypile_shm::messages::ready::{ERR, HUP, IN, OUT, PRI, RDHUP};
 use haypile_shm::stream::status;
 use haypile_shm::{AppStream, Errno};
 
-use crate::accept;
 use crate::attach;
 use crate::entry::{Phase, Socket, flag};
+use crate::{accept, datagram};
 
 /// `POLLRDNORM`, `POLLRDBAND`, `POLLWRNORM`, `POLLWRBAND`.
 const RDNORM: u32 = 0x40;
@@ -23,9 +23,10 @@ pub(crate) fn of_socket(socket: &Socket, wanted: u32) -> u32 {
     let gone = attach::current().is_ok_and(|attachment| attachment.is_gone())
         && !socket.has(flag::GONE_TOLD);
     let bits = match socket.phase() {
+        Phase::Kernel => return 0,
+        _ if socket.has(flag::DATAGRAM) => datagram::readiness(socket, wanted),
         Phase::Fresh | Phase::Bound if socket.has(flag::SHUT_READ) => IN | OUT | HUP | RDHUP,
         Phase::Fresh | Phase::Bound => OUT | HUP,
-        Phase::Kernel => return 0,
         Phase::Listening if socket.has(flag::SHUT_READ) => IN | HUP | RDHUP,
         Phase::Listening if accept::has_offer(socket) => IN,
         Phase::Listening => 0,
@@ -42,6 +43,8 @@ pub(crate) fn of_socket(socket: &Socket, wanted: u32) -> u32 {
             None => IN | OUT | ERR | HUP | RDHUP,
         },
     };
+    // A UDP socket without a record has no part in the service.
+    let gone = gone && (socket.has_record() || !socket.has(flag::DATAGRAM));
     expand(if gone { bits | IN | OUT | ERR | HUP | RDHUP } else { bits })
 }
 

@@ -21,6 +21,7 @@ use haypile_shm::sys;
 
 use crate::addresses::{is_wildcard, to_application, to_service, unspecified};
 use crate::attach::{self, Attachment};
+use crate::datagram::{self, World};
 use crate::descriptors::{self, Owner};
 use crate::entry::{self, Phase, Pinned, flag};
 use crate::errno::TO_KERNEL;
@@ -42,10 +43,12 @@ pub fn socket(domain: i32, kind: i32, protocol: i32) -> Result<RawFd, Errno> {
     forget_number(fd);
     let base = kind & !(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC);
     let stream = base == libc::SOCK_STREAM && matches!(protocol, 0 | libc::IPPROTO_TCP);
-    if stream && matches!(domain, libc::AF_INET | libc::AF_INET6) {
+    let datagram = base == libc::SOCK_DGRAM && matches!(protocol, 0 | libc::IPPROTO_UDP);
+    if (stream || datagram) && matches!(domain, libc::AF_INET | libc::AF_INET6) {
         // Without an entry it is a kernel socket, which is better than none.
         if let Ok(pinned) = entry::make(domain) {
             pinned.put(flag::NONBLOCKING, kind & libc::SOCK_NONBLOCK != 0);
+            pinned.put(flag::DATAGRAM, datagram);
             entry::enter(fd, &pinned);
         }
     }
@@ -76,6 +79,9 @@ pub fn bind(fd: RawFd, address: SocketAddr) -> Result<(), Errno> {
     }
     if address.is_ipv4() && socket.domain() == libc::AF_INET6 {
         return Err(Errno::EINVAL);
+    }
+    if socket.has(flag::DATAGRAM) {
+        return datagram::bind(&socket, fd, address);
     }
     bind_to(&socket, fd, address)
 }
@@ -127,14 +133,15 @@ fn bind_placeholder(socket: &Pinned, fd: RawFd, address: SocketAddr) -> Result<(
     Ok(())
 }
 
-fn drop_record(attachment: &Attachment, socket: &Pinned, slot: u32, generation: u32) {
+/// Gives a record up, in the service too.
+pub(crate) fn drop_record(attachment: &Attachment, socket: &Pinned, slot: u32, generation: u32) {
     let close = RequestBody::Close { abort: true };
     let _: Result<(), Errno> = attachment.tell(slot, generation, close);
     socket.forget_record();
 }
 
 /// The socket is the kernel's from now on; the caller's call is the kernel's to make.
-fn become_kernel(socket: &Pinned, fd: RawFd) -> Result<(), Errno> {
+pub(crate) fn become_kernel(socket: &Pinned, fd: RawFd) -> Result<(), Errno> {
     if let Some((slot, generation)) = socket.has_record().then(|| socket.name()) {
         drop_record(attach::current()?, socket, slot, generation);
     }
@@ -153,6 +160,9 @@ fn become_kernel(socket: &Pinned, fd: RawFd) -> Result<(), Errno> {
 /// `TO_KERNEL` if the kernel must do it, or the errno.
 pub fn listen(fd: RawFd, backlog: i32) -> Result<(), Errno> {
     let socket = entry::ours(fd)?;
+    if socket.has(flag::DATAGRAM) {
+        return Err(Errno::EOPNOTSUPP);
+    }
     match socket.phase() {
         Phase::Fresh => bind_to(&socket, fd, unspecified(socket.domain()))?,
         Phase::Bound | Phase::Listening => {}
@@ -188,6 +198,9 @@ pub fn listen(fd: RawFd, backlog: i32) -> Result<(), Errno> {
 /// `TO_KERNEL` if the kernel must do it, or the errno.
 pub fn connect(fd: RawFd, remote: SocketAddr) -> Result<(), Errno> {
     let socket = entry::ours(fd)?;
+    if socket.has(flag::DATAGRAM) {
+        return datagram::connect(&socket, fd, remote);
+    }
     match socket.phase() {
         Phase::Fresh | Phase::Bound => {}
         Phase::Stream => return connect_again(&socket),
@@ -262,12 +275,23 @@ fn connect_again(socket: &Pinned) -> Result<(), Errno> {
 /// connect(2) with `AF_UNSPEC`, which undoes a connect.
 ///
 /// # Errors
-/// `TO_KERNEL`, or `EOPNOTSUPP`: a Haypile connection cannot become another one.
+/// `TO_KERNEL`, or `EOPNOTSUPP`: a connection of Haypile's cannot become another one. (A UDP socket
+/// can.)
 pub fn disconnect(fd: RawFd) -> Result<(), Errno> {
-    match entry::ours(fd)?.phase() {
+    let socket = entry::ours(fd)?;
+    if socket.has(flag::DATAGRAM) {
+        return datagram::disconnect(&socket, fd);
+    }
+    match socket.phase() {
         Phase::Fresh => Err(TO_KERNEL),
         _ => Err(Errno::EOPNOTSUPP),
     }
+}
+
+/// The names of a UDP socket that has sent or connected by the kernel alone are the kernel's.
+fn by_kernel(socket: &Pinned) -> Result<(), Errno> {
+    let kernels = socket.has(flag::DATAGRAM) && socket.world() == World::Kernel;
+    if kernels { Err(TO_KERNEL) } else { Ok(()) }
 }
 
 /// getsockname(2).
@@ -276,6 +300,7 @@ pub fn disconnect(fd: RawFd) -> Result<(), Errno> {
 /// `TO_KERNEL` if the kernel must do it, or the errno.
 pub fn local_address(fd: RawFd) -> Result<SocketAddr, Errno> {
     let socket = entry::ours(fd)?;
+    by_kernel(&socket)?;
     let known = socket.stream().and_then(|stream| stream.local_address());
     match known {
         // A wildcard keeps the family of the socket.
@@ -293,6 +318,7 @@ pub fn local_address(fd: RawFd) -> Result<SocketAddr, Errno> {
 /// `TO_KERNEL` if the kernel must do it, or the errno.
 pub fn remote_address(fd: RawFd) -> Result<SocketAddr, Errno> {
     let socket = entry::ours(fd)?;
+    by_kernel(&socket)?;
     let stream = socket.stream().filter(|stream| {
         stream.status() & status::CONNECTED != 0
             && stream.status() & (status::CLOSED | status::FAILED) == 0
@@ -313,6 +339,9 @@ pub fn shutdown(fd: RawFd, how: i32) -> Result<(), Errno> {
         libc::SHUT_RDWR => (Shutdown::Both, flag::SHUT_READ | flag::SHUT_WRITE),
         _ => return Err(Errno::EINVAL),
     };
+    if socket.has(flag::DATAGRAM) {
+        return datagram::shutdown(&socket, fd, how, flags, direction);
+    }
     if socket.phase() == Phase::Listening && how != libc::SHUT_WR {
         socket.set(flag::SHUT_READ);
         if socket.has(flag::DUAL) {
@@ -501,14 +530,16 @@ pub(crate) fn adopt(fd: RawFd, domain: i32) -> Result<(), Errno> {
     let ControlReply::Adopted { errno: 0, slot, generation, kind } = reply else {
         return Err(TO_KERNEL);
     };
-    if kind == SocketKind::Datagram {
-        return Err(TO_KERNEL);
-    }
     let socket = entry::make(domain)?;
     socket.open_record(attachment, slot, generation)?;
     socket.set(flag::SHARED);
-    options::read_linger(&socket, fd);
     socket.put(flag::NONBLOCKING, sys::fcntl_getfl(fd)? & libc::O_NONBLOCK != 0);
+    if kind == SocketKind::Datagram {
+        datagram::adopted(&socket, fd);
+        entry::enter(fd, &socket);
+        return Ok(());
+    }
+    options::read_linger(&socket, fd);
     let mut listening = [0; 4];
     let asked = sys::getsockopt(fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN, &mut listening);
     let dual = match kind {

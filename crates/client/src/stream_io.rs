@@ -16,8 +16,9 @@ use haypile_shm::sys::{self, Waited};
 use haypile_shm::{AppStream, CHUNK_SIZE, Errno};
 
 use crate::attach::{self, Attachment};
+use crate::datagram;
 use crate::entry::{self, Phase, Pinned, flag};
-use crate::errno::{SERVICE_GONE, of_stream};
+use crate::errno::{SERVICE_GONE, TO_KERNEL, of_stream};
 use crate::memory::Arenas;
 
 /// Longest sleep before the life of the service is looked at again.
@@ -27,7 +28,7 @@ const SLICE_NS: u64 = 1_000_000_000;
 const GRANT_SPIN_NS: u64 = 100_000;
 
 /// One call's wait: its limit, and whether it has spun already.
-struct Wait<'a> {
+pub(crate) struct Wait<'a> {
     attachment: &'static Attachment,
     socket: &'a Pinned,
     fd: RawFd,
@@ -36,8 +37,17 @@ struct Wait<'a> {
 }
 
 impl<'a> Wait<'a> {
-    fn new(socket: &'a Pinned, fd: RawFd, limit_us: &AtomicU64) -> Result<Wait<'a>, Errno> {
-        let limit_us = limit_us.load(Ordering::Relaxed);
+    /// A wait that ends when a time limit of the socket says so; 0 is never.
+    pub(crate) fn new(
+        socket: &'a Pinned,
+        fd: RawFd,
+        limit_us: &AtomicU64,
+    ) -> Result<Wait<'a>, Errno> {
+        Wait::until(socket, fd, limit_us.load(Ordering::Relaxed))
+    }
+
+    /// A wait of so many microseconds; 0 is for ever.
+    pub(crate) fn until(socket: &'a Pinned, fd: RawFd, limit_us: u64) -> Result<Wait<'a>, Errno> {
         let deadline_ns = match limit_us {
             0 => u64::MAX,
             limit_us => sys::clock_monotonic_ns().saturating_add(limit_us.saturating_mul(1000)),
@@ -47,7 +57,11 @@ impl<'a> Wait<'a> {
     }
 
     /// Waits until `done` may have become true. Look at everything again afterwards.
-    fn once(&mut self, stream: &AppStream, done: impl Fn() -> bool) -> Result<(), Errno> {
+    pub(crate) fn once(
+        &mut self,
+        stream: &AppStream,
+        done: impl Fn() -> bool,
+    ) -> Result<(), Errno> {
         let started_ns = sys::clock_monotonic_ns();
         if std::mem::take(&mut self.spin_left)
             && let Some(patience_ns) = self.attachment.patience_ns(&self.socket.gaps)
@@ -90,7 +104,7 @@ impl<'a> Wait<'a> {
 
 /// The socket behind a descriptor for reading or writing: a forked child attaches first, so that
 /// the owner words bear its own number.
-fn connection(fd: RawFd) -> Result<Pinned, Errno> {
+pub(crate) fn connection(fd: RawFd) -> Result<Pinned, Errno> {
     let socket = entry::ours(fd)?;
     if attach::is_forked() {
         attach::current()?;
@@ -280,6 +294,9 @@ fn look(
 /// `TO_KERNEL`, or `EINVAL` for a listener, as on Linux.
 pub fn readable_bytes(fd: RawFd) -> Result<usize, Errno> {
     let socket = connection(fd)?;
+    if socket.has(flag::DATAGRAM) {
+        return datagram::receive::next_len(&socket);
+    }
     match socket.phase() {
         Phase::Listening => Err(Errno::EINVAL),
         _ => Ok(socket.stream().map_or(0, |stream| stream.readable() as usize)),
@@ -292,6 +309,9 @@ pub fn readable_bytes(fd: RawFd) -> Result<usize, Errno> {
 /// As [`readable_bytes`].
 pub fn unsent_bytes(fd: RawFd) -> Result<usize, Errno> {
     let socket = connection(fd)?;
+    if socket.has(flag::DATAGRAM) && socket.world() == datagram::World::Kernel {
+        return Err(TO_KERNEL);
+    }
     match socket.phase() {
         Phase::Listening => Err(Errno::EINVAL),
         _ => Ok(socket.stream().map_or(0, |stream| stream.unacknowledged() as usize)),
@@ -307,6 +327,10 @@ pub fn unsent_bytes(fd: RawFd) -> Result<usize, Errno> {
 /// `TO_KERNEL` if the kernel must do it, or the errno.
 pub fn send(fd: RawFd, data: &[IoSlice<'_>], flags: i32) -> Result<usize, Errno> {
     let socket = connection(fd)?;
+    if socket.has(flag::DATAGRAM) {
+        drop(socket);
+        return datagram::send::send(fd, data, flags);
+    }
     if socket.phase() != Phase::Stream {
         return Err(Errno::EPIPE);
     }

@@ -76,7 +76,8 @@ killed, the kernel removes the interface and a guardian process the files.")]
     /// List TCP sockets with their states, queues and owners.
     #[command(after_help = "Examples:
   haypile ss            connections
-  haypile ss -l         listeners only
+  haypile ss -l         listeners, and UDP sockets without a peer
+  haypile ss -ua        all UDP sockets (-t: TCP)
   haypile ss -a --json  everything, TIME-WAIT too, for scripts")]
     Ss(SsArgs),
     /// Show servers, load, drops, memory and processes.
@@ -300,10 +301,16 @@ pub struct SsArgs {
     /// The service to ask.
     #[command(flatten)]
     pub control: ControlArgs,
-    /// Listeners only
+    /// Listeners, and UDP sockets without a peer, instead of the others
     #[arg(long, short)]
     pub listening: bool,
-    /// Everything: listeners, connections, TIME-WAIT
+    /// TCP sockets only
+    #[arg(long, short)]
+    pub tcp: bool,
+    /// UDP sockets only
+    #[arg(long, short)]
+    pub udp: bool,
+    /// Everything: listeners, connections, UDP sockets, TIME-WAIT
     #[arg(long, short)]
     pub all: bool,
     /// One JSON object instead of the table

@@ -1,4 +1,4 @@
-//! `haypile ss`: the TCP sockets of a service. Called by `main`.
+//! `haypile ss`: the sockets of a service. Called by `main`.
 
 use std::process::ExitCode;
 
@@ -15,14 +15,19 @@ use crate::{place, table};
 /// When no service answers.
 pub fn run(arguments: &SsArgs) -> Result<ExitCode, Error> {
     let directory = place::directory_of(&arguments.control)?;
-    let request = Request::Ss { listening: arguments.listening, all: arguments.all };
+    let SsArgs { listening, all, tcp, udp, .. } = *arguments;
+    let request = Request::Ss { listening, all, tcp, udp };
     let answer = ask(&directory, &request)?;
     let sockets: Sockets = table::parse(answer)?;
     if arguments.json {
         table::print(&sockets);
     } else {
         let rows: Vec<Vec<String>> = sockets.sockets.iter().map(cells).collect();
-        table::show(&["State", "Recv-Q", "Send-Q", "Local", "Peer", "Process"], &rows, &[1, 2]);
+        table::show(
+            &["Proto", "State", "Recv-Q", "Send-Q", "Local", "Peer", "Process"],
+            &rows,
+            &[2, 3],
+        );
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -34,6 +39,7 @@ fn cells(row: &SocketRow) -> Vec<String> {
         _ => "-".to_string(),
     };
     vec![
+        row.protocol.clone(),
         row.state.clone(),
         row.recv_queue.to_string(),
         row.send_queue.to_string(),

@@ -245,4 +245,8 @@ impl<P: Port> Port for Capture<P> {
     fn describe(&self) -> String {
         self.port.describe()
     }
+
+    fn interface(&self) -> u32 {
+        self.port.interface()
+    }
 }

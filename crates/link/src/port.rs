@@ -229,6 +229,11 @@ pub trait Port: Send {
 
     /// One line that names the link and its mode.
     fn describe(&self) -> String;
+
+    /// The number of the interface by which the host's kernel reaches us; 0 where there is none.
+    fn interface(&self) -> u32 {
+        0
+    }
 }
 
 impl<P: Port + ?Sized> Port for Box<P> {
@@ -283,6 +288,10 @@ impl<P: Port + ?Sized> Port for Box<P> {
 
     fn describe(&self) -> String {
         (**self).describe()
+    }
+
+    fn interface(&self) -> u32 {
+        (**self).interface()
     }
 }
 

@@ -392,6 +392,10 @@ impl Port for Tap {
         self.counters
     }
 
+    fn interface(&self) -> u32 {
+        self.index()
+    }
+
     fn describe(&self) -> String {
         let TapFacts { name, mtu, offload, multi_queue, udp_batches_known, .. } = &self.facts;
         let queues = if *multi_queue { "multi-queue" } else { "one queue" };

@@ -26,7 +26,7 @@ pub enum Request {
     Version {},
     /// Servers, link, memory, processes, drop reasons.
     Status {},
-    /// TCP sockets.
+    /// TCP and UDP sockets.
     Ss {
         /// Listeners only.
         #[serde(default)]
@@ -34,6 +34,12 @@ pub enum Request {
         /// Everything, TIME-WAIT records too.
         #[serde(default)]
         all: bool,
+        /// TCP sockets; without `udp`, those alone.
+        #[serde(default)]
+        tcp: bool,
+        /// UDP sockets; without `tcp`, those alone.
+        #[serde(default)]
+        udp: bool,
     },
     /// Writes every frame to a pcapng file until stopped.
     CaptureStart {
@@ -278,7 +284,10 @@ mod tests {
         let mut client = UnixStream::connect(directory.path().join(CONTROL_SOCKET)).unwrap();
         let (id, _) = socket.accept().unwrap();
         client.write_all(b"{\"command\":\"ss\",\"all\":true}\n{\"command\":\"fly\"}\n{").unwrap();
-        assert_eq!(socket.read(id), [Request::Ss { listening: false, all: true }]);
+        assert_eq!(
+            socket.read(id),
+            [Request::Ss { listening: false, all: true, tcp: false, udp: false }]
+        );
         assert!(!socket.answer(id, &acceptance(json!({ "sockets": [] }))));
         let mut text = [0; 4096];
         let len = client.read(&mut text).unwrap();

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use crate::control::{self, ControlSocket, Request};
 use crate::error::Error;
 use crate::poller::Token;
-use crate::report::Facts;
+use crate::report::{Facts, SocketChoice};
 use crate::server::Server;
 
 /// A service that runs: one server, its sockets, and what ends it.
@@ -299,8 +299,9 @@ impl<P: Port> Service<P> {
                 "addresses": self.facts.addresses,
             })),
             Request::Status {} => control::acceptance(self.server.status(&self.facts, now())),
-            Request::Ss { listening, all } => {
-                control::acceptance(self.server.core.socket_rows(listening, all))
+            Request::Ss { listening, all, tcp, udp } => {
+                let choice = SocketChoice { listening, all, tcp, udp };
+                control::acceptance(self.server.core.socket_rows(&choice))
             }
             Request::CaptureStart { path, max_bytes } => self.start_capture(&path, max_bytes),
             Request::CaptureStop {} => self.stop_capture(),

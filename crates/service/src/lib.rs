@@ -12,6 +12,7 @@ pub mod attach;
 pub mod config;
 pub mod connection_manager;
 pub mod control;
+pub mod datagrams;
 pub mod diag;
 pub mod domains;
 pub mod errno;

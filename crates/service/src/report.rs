@@ -14,6 +14,8 @@ use crate::server::{Core, Server};
 /// One line of `haypile ss`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SocketRow {
+    /// `tcp` or `udp`.
+    pub protocol: String,
     /// State, as ss(8) names it.
     pub state: String,
     /// Bytes received and not read; for a listener, connections that wait.
@@ -30,6 +32,19 @@ pub struct SocketRow {
     pub program: Option<String>,
     /// When the next timer is due, in milliseconds.
     pub timer_ms: Option<u64>,
+}
+
+/// Which sockets are asked for.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct SocketChoice {
+    /// Listeners and UDP sockets without a peer, instead of the others.
+    pub listening: bool,
+    /// Everything, TIME-WAIT records too.
+    pub all: bool,
+    /// TCP sockets; with `udp` too, or neither: both.
+    pub tcp: bool,
+    /// UDP sockets.
+    pub udp: bool,
 }
 
 /// All lines of `haypile ss`.
@@ -141,16 +156,29 @@ pub struct Facts {
 
 impl Core {
     /// The sockets that `haypile ss` asks for.
-    pub fn socket_rows(&self, listening: bool, all: bool) -> Sockets {
+    pub fn socket_rows(&self, choice: &SocketChoice) -> Sockets {
+        let SocketChoice { listening, all, tcp, udp } = *choice;
         let wanted = |summary: &SocketSummary| {
-            let listener = summary.state == SocketState::Listen;
+            // As with ss(8), a UDP socket without a peer is among the listeners.
+            let listener = match summary.state {
+                SocketState::Datagram => summary.remote.is_none(),
+                state => state == SocketState::Listen,
+            };
+            let protocol = protocol(summary);
+            // Both or neither: all.
+            if tcp != udp && tcp != (protocol == "tcp") {
+                return false;
+            }
             let hidden = summary.state == SocketState::Tcp(State::TimeWait);
             all || (listener == listening && !hidden)
         };
         let mut sockets: Vec<SocketRow> =
             self.shard.sockets().filter(wanted).map(|summary| self.socket_row(&summary)).collect();
         sockets.sort_by(|one, other| {
-            (&one.state, &one.local, &one.remote).cmp(&(&other.state, &other.local, &other.remote))
+            let key = |row: &'_ SocketRow| {
+                (row.protocol.clone(), row.state.clone(), row.local.clone(), row.remote.clone())
+            };
+            key(one).cmp(&key(other))
         });
         Sockets { sockets }
     }
@@ -158,8 +186,9 @@ impl Core {
     fn socket_row(&self, summary: &SocketSummary) -> SocketRow {
         let owner = summary.id.and_then(|id| self.owner_of(id));
         SocketRow {
-            state: state_name(summary.state).to_string(),
-            recv_queue: summary.receive_queue,
+            protocol: protocol(summary).to_string(),
+            state: state_name(summary.state, summary.remote.is_some()).to_string(),
+            recv_queue: self.waiting(summary),
             send_queue: summary.send_queue,
             local: summary.local.to_string(),
             remote: summary.remote.map(|remote| remote.to_string()),
@@ -167,6 +196,17 @@ impl Core {
             program: owner.map(|process| process.program.clone()),
             timer_ms: summary.timeout.map(|due| due.since(self.now) / 1000),
         }
+    }
+
+    /// What waits to be read: the shard knows that of connections only.
+    fn waiting(&self, summary: &SocketSummary) -> u64 {
+        if summary.state != SocketState::Datagram {
+            return summary.receive_queue;
+        }
+        let key = summary.id.and_then(|id| self.store.key_of(id));
+        let socket = key.and_then(|key| self.store.sockets.get(key));
+        let stream = socket.and_then(|socket| socket.stream.as_ref());
+        stream.map_or(0, |stream| stream.rx_waiting())
     }
 
     fn owner_of(&self, id: SocketId) -> Option<&crate::processes::Process> {
@@ -268,9 +308,14 @@ fn happened<'a>(counts: impl Iterator<Item = (&'a str, &'a str, u64)>) -> Vec<Co
         .collect()
 }
 
+fn protocol(summary: &SocketSummary) -> &'static str {
+    if summary.state == SocketState::Datagram { "udp" } else { "tcp" }
+}
+
 /// The names of ss(8).
-fn state_name(state: SocketState) -> &'static str {
+fn state_name(state: SocketState, has_peer: bool) -> &'static str {
     match state {
+        SocketState::Datagram if has_peer => "ESTAB",
         SocketState::Listen => "LISTEN",
         SocketState::Tcp(State::Closed) | SocketState::Datagram => "UNCONN",
         SocketState::Tcp(State::SynSent) => "SYN-SENT",

@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use haypile_engine::{Close, Instant, ListenOptions, Progress, SocketOption};
+use haypile_engine::{Close, DatagramOptions, Instant, ListenOptions, Progress, SocketOption};
 use haypile_shm::Message;
 use haypile_shm::limits::{NO_REPLY, NO_SLOT};
 use haypile_shm::messages::{
@@ -65,7 +65,9 @@ impl Core {
             RequestBody::Bind { .. }
             | RequestBody::Listen { .. }
             | RequestBody::Connect { .. }
-            | RequestBody::Open { .. } => {
+            | RequestBody::Open { .. }
+            | RequestBody::BindDatagram { .. }
+            | RequestBody::ConnectDatagram { .. } => {
                 let answer = self.open_or_use(now, process, domain, key, &request.body);
                 self.reply(process, reply, &answer);
             }
@@ -81,6 +83,19 @@ impl Core {
             RequestBody::TcpInfo { part } => {
                 let answer = key.map_or(Err(libc::EBADF), |key| self.tcp_info(key, part));
                 self.reply_option(process, reply, answer);
+            }
+            RequestBody::Route { remote } => {
+                self.reply_option(process, reply, self.route(remote));
+            }
+            RequestBody::TakeDatagramError => {
+                let answer = key.map_or(Err(libc::EBADF), |key| self.take_datagram_error(key));
+                self.reply_option(process, reply, answer);
+            }
+            RequestBody::Group { join, group, interface } => {
+                let errno = key
+                    .map_or(libc::EBADF, |key| self.change_group(now, key, join, group, interface));
+                let answer = SocketReply { errno, slot, generation, local: None };
+                self.reply(process, reply, &answer);
             }
             RequestBody::Drained { watcher } => self.drained(process, watcher),
             body => {
@@ -122,7 +137,9 @@ impl Core {
 
     fn answer_stale(&mut self, process: ProcessId, reply: u32, body: &RequestBody) {
         match body {
-            RequestBody::GetOption { .. } | RequestBody::TcpInfo { .. } => {
+            RequestBody::GetOption { .. }
+            | RequestBody::TcpInfo { .. }
+            | RequestBody::TakeDatagramError => {
                 self.reply_option(process, reply, Err(libc::EBADF));
             }
             _ => self.reply(process, reply, &SocketReply::failure(libc::EBADF)),
@@ -169,6 +186,14 @@ impl Core {
                 self.listen(now, key, backlog, v6only, reuse_port)
             }
             RequestBody::Connect { remote } => self.connect(now, key, unmapped(remote)),
+            RequestBody::BindDatagram { address, reuse_address, reuse_port, v6only } => {
+                let defaults = DatagramOptions::default();
+                let options = DatagramOptions { v6only, reuse_address, reuse_port, ..defaults };
+                self.bind_datagram(now, key, unmapped(address), options)
+            }
+            RequestBody::ConnectDatagram { remote } => {
+                self.connect_datagram(now, key, remote.map(unmapped))
+            }
             _ => Ok(()),
         };
         let socket = self.store.sockets.get(key);
@@ -317,6 +342,9 @@ impl Core {
 
     fn set_option(&mut self, now: Instant, key: Key, option: u16, value: i64) -> i32 {
         let Some(socket) = self.store.sockets.get_mut(key) else { return libc::EBADF };
+        if socket.kind == SocketKind::Datagram {
+            return self.set_datagram_option(key, option, value);
+        }
         match option {
             options::LINGER => {
                 socket.resets = value == 0;

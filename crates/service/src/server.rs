@@ -54,6 +54,12 @@ pub struct Core {
     pub(crate) active: VecDeque<Key>,
     /// Closed sockets with unsent data, by the time they are given up.
     pub(crate) orphans: VecDeque<(Instant, Key)>,
+    /// UDP sockets that have something to send.
+    pub(crate) sending: VecDeque<Key>,
+    /// Room for one datagram on its way to the shard.
+    pub(crate) scratch: Vec<u8>,
+    /// Number of the interface by which the host's kernel reaches us; 0: none.
+    pub(crate) interface: u32,
     /// Sockets of hostile applications.
     pub(crate) to_abort: Vec<Key>,
     /// Processes that have ended, not yet applied.
@@ -99,6 +105,8 @@ pub struct Work {
 
 /// Time between two rounds over recently active sockets.
 const HOUSEKEEPING_US: u64 = 100_000;
+/// Time after which datagrams are offered to the shard again.
+const SEND_AGAIN_US: u64 = 500;
 /// Time between two looks for memory to give back to the system.
 const TRIM_US: u64 = 1_000_000;
 /// Chunks given back to the system at a time.
@@ -152,6 +160,9 @@ impl<P: Port> Server<P> {
             holds_writes: false,
             active: VecDeque::new(),
             orphans: VecDeque::new(),
+            sending: VecDeque::new(),
+            scratch: Vec::new(),
+            interface: port.interface(),
             to_abort: Vec::new(),
             deaths: Vec::new(),
             destroyed: Vec::new(),
@@ -195,11 +206,13 @@ impl<P: Port> Server<P> {
         core.release_held(now, false);
         core.run_manager(now);
         core.expel(now);
+        let datagrams = core.send_datagrams(now);
         let sent = link.transmit(now, &mut core.shard, &mut core.store).map_err(failed)?;
+        core.publish_datagrams();
         core.housekeeping(now);
         core.watch_new_diag(poller);
         core.processes.flush();
-        Ok(Work { received, sent, requests, events })
+        Ok(Work { received, sent, requests: requests + datagrams, events })
     }
 
     /// When `step` wants to be called even if nothing comes.
@@ -212,6 +225,8 @@ impl<P: Port> Server<P> {
             core.witness_due(),
             core.held.due(),
             housekeeping.then_some(core.housekeeping_due),
+            // The shard had no room for all of them.
+            (!core.sending.is_empty()).then(|| core.now.plus_us(SEND_AGAIN_US)),
         ]
         .into_iter()
         .flatten()

@@ -9,12 +9,13 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
-use haypile_engine::{Instant, Progress, SocketId, SocketOptions, Streams};
+use haypile_engine::{Datagram, Instant, Progress, SocketId, SocketOptions, Streams};
 use haypile_shm::ServiceStream;
 use haypile_shm::messages::{SocketKind, ready};
 use haypile_shm::stream::status;
 
 use crate::connection_manager::ProcessId;
+use crate::datagrams::DatagramState;
 use crate::domains::Domains;
 use crate::farewell::Habit;
 use crate::ports::Binding;
@@ -37,6 +38,8 @@ pub struct Socket {
     pub resets: bool,
     /// The last send had `MSG_MORE`.
     pub more: bool,
+    /// What only a UDP socket has.
+    pub datagram: Option<Box<DatagramState>>,
     /// What the shard last said.
     pub progress: Progress,
     /// Where it is bound, if it is.
@@ -119,6 +122,10 @@ pub struct Store {
     by_cookie: HashMap<u64, Vec<Key>>,
     unclaimed_bytes: u64,
     unclaimed_max: u64,
+    /// UDP sockets with datagrams that are not published yet.
+    pub(crate) fresh: Vec<Key>,
+    /// Sockets found hostile in the middle of a burst.
+    pub(crate) hostile: Vec<Key>,
     /// Reads and writes of the shard for sockets that have no bytes; stays 0.
     pub misses: u64,
 }
@@ -133,6 +140,8 @@ impl Store {
             by_cookie: HashMap::new(),
             unclaimed_bytes: 0,
             unclaimed_max,
+            fresh: Vec::new(),
+            hostile: Vec::new(),
             misses: 0,
         }
     }
@@ -362,6 +371,10 @@ impl Streams for Store {
         if unclaimed { self.keep(key, position, &data[..stored]) } else { stored }
     }
 
+    fn write_datagram(&mut self, id: SocketId, datagram: &Datagram, payload: &[u8]) -> bool {
+        self.store_datagram(id, datagram, payload)
+    }
+
     fn read(&mut self, id: SocketId, position: u64, out: &mut [u8]) {
         let socket = self.key_of(id).and_then(|key| self.sockets.get(key));
         let copied = socket.is_some_and(|socket| {
@@ -388,6 +401,7 @@ impl Socket {
             options: SocketOptions::default(),
             resets: false,
             more: false,
+            datagram: None,
             progress: Progress::default(),
             binding: None,
             local: None,
@@ -432,6 +446,7 @@ impl Socket {
             | bit(self.closed, status::CLOSED)
             | bit(self.tx_shut, status::TX_SHUT)
             | bit(self.rx_shut, status::RX_SHUT)
+            | bit(self.datagram.as_ref().is_some_and(|one| !one.errors.is_empty()), status::ERRORS)
     }
 
     /// What poll(2) would say of it now, as far as the service knows; listeners excepted, whose
@@ -456,16 +471,6 @@ impl Socket {
                     | bit(error.is_some(), ready::ERR)
             }
         }
-    }
-
-    /// What poll(2) would say of a datagram socket.
-    fn datagram_bits(&self) -> u32 {
-        let Some(stream) = &self.stream else { return ready::OUT };
-        let bit = |condition: bool, bit: u32| if condition { bit } else { 0 };
-        bit(stream.rx_tail() > stream.rx_head() || self.rx_shut, ready::IN)
-            | bit(stream.has_record_room(), ready::OUT)
-            | bit(self.rx_shut, ready::RDHUP)
-            | bit(self.rx_shut && self.tx_shut, ready::HUP)
     }
 
     /// Slot and generation in its domain.

@@ -30,10 +30,20 @@ impl Core {
                 }
                 Some(Event::Progress { id, progress }) => self.progress(id, progress),
                 Some(Event::Released { id }) => self.released(id),
-                // No application has UDP sockets here yet.
-                Some(Event::DatagramError { .. }) => {}
                 // Addresses are looked up when they are shown.
                 Some(Event::NetworkChanged) => {}
+                Some(Event::DatagramError {
+                    id,
+                    error,
+                    remote,
+                    icmp_type,
+                    icmp_code,
+                    mtu,
+                    offender,
+                }) => {
+                    let icmp = (icmp_type, icmp_code);
+                    self.datagram_error(id, error, remote, icmp, mtu, offender);
+                }
                 None => return count,
             }
         }
@@ -116,6 +126,9 @@ impl Core {
     /// KICK_TX: the application has written.
     pub(crate) fn kick_tx(&mut self, now: Instant, key: Key) {
         let Some(socket) = self.store.sockets.get_mut(key) else { return };
+        if socket.kind == SocketKind::Datagram {
+            return self.kick_datagrams(key);
+        }
         let (Some(stream), Some(id)) = (&mut socket.stream, socket.id) else { return };
         match stream.observe_tx_tail() {
             Ok(tail) => {
@@ -135,7 +148,7 @@ impl Core {
         let (Some(stream), Some(domain)) = (&mut socket.stream, domain) else { return };
         match stream.observe_rx_head(&mut domain.arena) {
             Ok(head) => {
-                if let Some(id) = socket.id {
+                if let Some(id) = socket.id.filter(|_| socket.kind == SocketKind::Connection) {
                     self.shard.receive_consumed(now, id, head);
                 }
                 self.touch(key);
@@ -147,8 +160,10 @@ impl Core {
     /// WANT_TX: the application has used up what it was granted.
     pub(crate) fn want_tx(&mut self, key: Key) {
         let Some(socket) = self.store.sockets.get_mut(key) else { return };
-        if socket.kind != SocketKind::Connection {
-            return;
+        match socket.kind {
+            SocketKind::Connection => {}
+            SocketKind::Datagram => return self.want_records(key),
+            _ => return,
         }
         let domain = socket.domain.and_then(|domain| self.store.domains.get_mut(domain));
         let (Some(stream), Some(domain)) = (&mut socket.stream, domain) else { return };
@@ -164,6 +179,9 @@ impl Core {
 
     /// SHUTDOWN of one or both directions.
     pub(crate) fn shutdown_socket(&mut self, now: Instant, key: Key, how: Shutdown) {
+        if self.store.sockets.get(key).is_some_and(|socket| socket.kind == SocketKind::Datagram) {
+            return self.shutdown_datagrams(now, key, how);
+        }
         self.kick_tx(now, key);
         if how != Shutdown::Read {
             self.send_written(now, key);
@@ -193,8 +211,10 @@ impl Core {
         if socket.closed {
             return;
         }
-        if socket.kind == SocketKind::Listener {
-            return self.close_listener(now, key);
+        match socket.kind {
+            SocketKind::Listener => return self.close_listener(now, key),
+            SocketKind::Datagram => return self.close_datagrams(now, key, abort),
+            SocketKind::Plain | SocketKind::Connection => {}
         }
         let Some(id) = socket.id else { return self.forget(key) };
         self.closes_after_write(now, key);
@@ -241,7 +261,7 @@ impl Core {
 
     /// A record holds what no honest application writes: its connection is reset, its process
     /// dropped.
-    fn hostile_socket(&mut self, key: Key) {
+    pub(crate) fn hostile_socket(&mut self, key: Key) {
         self.counters.hostile_sockets += 1;
         if let Some(owner) = self.store.sockets.get(key).and_then(|socket| socket.owner) {
             self.processes.mark_hostile(owner);
@@ -305,7 +325,8 @@ impl Core {
         }
         let (head, empty) = (stream.rx_head(), stream.chunk_count() == 0);
         socket.active = !empty;
-        if let Some(id) = socket.id.filter(|_| head > before) {
+        let connection = socket.kind == SocketKind::Connection;
+        if let Some(id) = socket.id.filter(|_| connection && head > before) {
             self.shard.receive_consumed(now, id, head);
         }
         empty

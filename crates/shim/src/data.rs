@@ -8,12 +8,13 @@ use haypile_client::{self as client, Errno};
 use libc::{iovec, mmsghdr, msghdr, off_t, size_t, sockaddr, socklen_t, ssize_t, timespec};
 
 use crate::raw::{finish, raw, settle};
-use crate::{rights, vectors};
+use crate::{datagrams, rights, vectors};
 
 /// Sends, and raises SIGPIPE where the kernel would.
 fn send_slices(fd: c_int, data: &[IoSlice<'_>], flags: c_int) -> Result<usize, Errno> {
     let sent = client::send(fd, data, flags);
-    if sent == Err(Errno::EPIPE) && flags & libc::MSG_NOSIGNAL == 0 {
+    let silent = flags & libc::MSG_NOSIGNAL != 0 || client::is_datagram(fd);
+    if sent == Err(Errno::EPIPE) && !silent {
         let process = raw!(SYS_getpid);
         let thread = raw!(SYS_gettid);
         raw!(SYS_tgkill, process, thread, libc::SIGPIPE);
@@ -48,6 +49,29 @@ unsafe fn receive_bytes(
     // SAFETY: the caller's promise.
     let out = unsafe { vectors::bytes_mut(out.cast(), len) }?;
     client::receive(fd, &mut [IoSliceMut::new(out)], flags)
+}
+
+/// `recvfrom` on a UDP socket.
+///
+/// # Safety
+/// `out` is valid for writes of `len` bytes; the others are as libc's.
+unsafe fn receive_datagram(
+    fd: c_int,
+    out: *mut c_void,
+    len: size_t,
+    flags: c_int,
+    address: *mut sockaddr,
+    address_len: *mut socklen_t,
+) -> ssize_t {
+    let kernel = move |flags: c_int| raw!(SYS_recvfrom, fd, out, len, flags, address, address_len);
+    // SAFETY: the caller's promise.
+    let received = unsafe {
+        vectors::bytes_mut(out.cast(), len).and_then(|room| {
+            let out = &mut [IoSliceMut::new(room)];
+            datagrams::receive_from(fd, out, flags, address, address_len, kernel)
+        })
+    };
+    settle(received, || kernel(flags))
 }
 
 /// `send(2)`.
@@ -101,6 +125,15 @@ pub unsafe extern "C-unwind" fn sendto(
     if client::is_kernel(fd) {
         return kernel();
     }
+    if client::is_datagram(fd) {
+        // SAFETY: the application's buffer and address.
+        let sent = unsafe {
+            vectors::bytes(data.cast(), len).and_then(|data| {
+                datagrams::send_to(fd, &[IoSlice::new(data)], flags, address, address_len)
+            })
+        };
+        return settle(sent, kernel);
+    }
     // SAFETY: the application's buffer.
     settle(unsafe { send_bytes(fd, data, len, flags) }, kernel)
 }
@@ -125,6 +158,10 @@ pub unsafe extern "C-unwind" fn sendmsg(
     if message.is_null() {
         return finish(Err(Errno::EFAULT));
     }
+    if client::is_datagram(fd) {
+        // SAFETY: the application's message.
+        return settle(unsafe { datagrams::send_message(fd, message, flags) }, kernel);
+    }
     // SAFETY: the application's message.
     let sent = unsafe { vectors::slices((*message).msg_iov, (*message).msg_iovlen) }
         .and_then(|data| send_slices(fd, data, flags));
@@ -145,6 +182,11 @@ pub unsafe extern "C-unwind" fn recv(
     let kernel = move || raw!(SYS_recvfrom, fd, out, len, flags, 0, 0);
     if client::is_kernel(fd) {
         return kernel();
+    }
+    if client::is_datagram(fd) {
+        let (address, address_len) = (core::ptr::null_mut(), core::ptr::null_mut());
+        // SAFETY: the application's buffer.
+        return unsafe { receive_datagram(fd, out, len, flags, address, address_len) };
     }
     // SAFETY: the application's buffer.
     settle(unsafe { receive_bytes(fd, out, len, flags) }, kernel)
@@ -183,6 +225,10 @@ pub unsafe extern "C-unwind" fn recvfrom(
     let kernel = move || raw!(SYS_recvfrom, fd, out, len, flags, address, address_len);
     if client::is_kernel(fd) {
         return kernel();
+    }
+    if client::is_datagram(fd) {
+        // SAFETY: the application's buffers.
+        return unsafe { receive_datagram(fd, out, len, flags, address, address_len) };
     }
     // SAFETY: the application's buffer.
     let received = unsafe { receive_bytes(fd, out, len, flags) };
@@ -229,6 +275,10 @@ pub unsafe extern "C-unwind" fn recvmsg(fd: c_int, message: *mut msghdr, flags: 
     }
     if message.is_null() {
         return finish(Err(Errno::EFAULT));
+    }
+    if client::is_datagram(fd) {
+        // SAFETY: the application's message.
+        return settle(unsafe { datagrams::receive_message(fd, message, flags) }, kernel);
     }
     // SAFETY: the application's message.
     let received = unsafe { vectors::slices_mut((*message).msg_iov, (*message).msg_iovlen) }
@@ -292,6 +342,14 @@ pub unsafe extern "C-unwind" fn recvmmsg(
     if client::is_kernel(fd) {
         return raw!(SYS_recvmmsg, fd, messages, count, flags, timeout) as c_int;
     }
+    if client::is_datagram(fd) {
+        // SAFETY: the application's array of `count` messages.
+        return unsafe {
+            datagrams::receive_messages(messages, count, flags, timeout, |message, flags| {
+                recvmsg(fd, message, flags)
+            })
+        };
+    }
     let mut done = 0;
     while done < count.min(1024) {
         let more = if done > 0 { libc::MSG_DONTWAIT } else { 0 };
@@ -325,6 +383,10 @@ pub unsafe extern "C-unwind" fn read(fd: c_int, out: *mut c_void, len: size_t) -
     let kernel = move || raw!(SYS_read, fd, out, len);
     if client::is_kernel(fd) {
         return kernel();
+    }
+    if client::is_datagram(fd) {
+        // SAFETY: the application's buffer.
+        return unsafe { recv(fd, out, len, 0) };
     }
     // SAFETY: the application's buffer.
     settle(unsafe { receive_bytes(fd, out, len, 0) }, kernel)
@@ -393,6 +455,18 @@ unsafe fn receive_vector(fd: c_int, vector: *const iovec, count: c_int) -> Resul
     let count = usize::try_from(count).map_err(|_| Errno::EINVAL)?;
     // SAFETY: the caller's promise.
     let out = unsafe { vectors::slices_mut(vector, count) }?;
+    if client::is_datagram(fd) {
+        let none = core::ptr::null_mut();
+        let kernel = |flags: c_int| {
+            // SAFETY: all zero is an empty message.
+            let mut message: msghdr = unsafe { core::mem::zeroed() };
+            message.msg_iov = vector.cast_mut();
+            message.msg_iovlen = count as _;
+            raw!(SYS_recvmsg, fd, &raw mut message, flags)
+        };
+        // SAFETY: no address is wanted.
+        return unsafe { datagrams::receive_from(fd, out, 0, none, core::ptr::null_mut(), kernel) };
+    }
     client::receive(fd, out, 0)
 }
 

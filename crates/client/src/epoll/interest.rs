@@ -20,7 +20,7 @@ use crate::attach;
 use crate::entry::{self, Phase, Pinned, Socket, flag};
 use crate::internal::{Bell, Internal};
 use crate::watchers::Watcher;
-use crate::{accept, readiness};
+use crate::{accept, datagram, readiness};
 
 const EDGE: u32 = libc::EPOLLET as u32;
 const ONE_SHOT: u32 = libc::EPOLLONESHOT as u32;
@@ -45,10 +45,10 @@ struct Registration {
     queued: bool,
     /// False once removed, while still on the ready list.
     live: bool,
-    /// The placeholder of a dual listener is in the kernel's set for it.
+    /// The placeholder of a dual socket is in the kernel's set for it.
     in_kernel: bool,
-    /// The kernel has reported the placeholder.
-    kernel_ready: bool,
+    /// What the kernel has reported of the placeholder.
+    kernel_ready: u32,
     /// Next registration of the same socket in this set.
     next: u32,
 }
@@ -224,7 +224,7 @@ impl Interest {
             queued: false,
             live: true,
             in_kernel: false,
-            kernel_ready: false,
+            kernel_ready: 0,
             next: NONE,
         };
         let index = self.place(registration);
@@ -252,10 +252,15 @@ impl Interest {
     fn tie(&mut self, epoll: RawFd, index: u32, socket: &Socket) {
         let (slot, generation) = socket.name();
         let registration = &mut self.registrations[index as usize];
-        if registration.slot == NO_SLOT && slot != NO_SLOT {
-            registration.slot = slot;
-            registration.generation = generation;
-            self.by_slot.insert(slot, registration.socket);
+        let before = std::mem::replace(&mut registration.slot, slot);
+        registration.generation = generation;
+        if before != slot {
+            if self.by_slot.get(&before) == Some(&registration.socket) {
+                self.by_slot.remove(&before);
+            }
+            if slot != NO_SLOT {
+                self.by_slot.insert(slot, registration.socket);
+            }
         }
         if socket.phase() == Phase::Listening {
             if !self.listeners.contains(&index) {
@@ -263,18 +268,30 @@ impl Interest {
             }
             socket.set(flag::WATCHED);
             self.put_in_kernel(epoll, index, socket);
+        } else if socket.has(flag::DATAGRAM) {
+            self.put_in_kernel(epoll, index, socket);
         }
         self.watch(index);
         self.push_ready(index);
     }
 
-    /// The listening half of a dual listener waits in the kernel's set.
+    /// The kernel's half of a dual listener or a UDP socket waits in the kernel's set.
     fn put_in_kernel(&mut self, epoll: RawFd, index: u32, socket: &Socket) {
         let registration = &mut self.registrations[index as usize];
-        if !socket.has(flag::DUAL) {
+        let wished = registration.events & !(EDGE | ONE_SHOT | EXCLUSIVE);
+        let half = if socket.has(flag::DATAGRAM) {
+            datagram::kernel_wish(socket, wished)
+        } else {
+            socket.has(flag::DUAL).then_some(wished & libc::EPOLLIN as u32)
+        };
+        let Some(half) = half else {
+            if std::mem::take(&mut registration.in_kernel) {
+                let fd = registration.fd;
+                let _: Result<(), Errno> = sys::epoll_ctl(epoll, libc::EPOLL_CTL_DEL, fd, 0, 0);
+            }
             return;
-        }
-        let events = registration.events & (libc::EPOLLIN as u32 | EDGE | ONE_SHOT | EXCLUSIVE);
+        };
+        let events = half | registration.events & (EDGE | ONE_SHOT | EXCLUSIVE);
         let data = MARK | u64::from(index);
         let operation =
             if registration.in_kernel { libc::EPOLL_CTL_MOD } else { libc::EPOLL_CTL_ADD };
@@ -468,10 +485,10 @@ impl Interest {
         }
     }
 
-    /// The kernel reports the placeholder of a dual listener.
-    pub(super) fn kernel_half_ready(&mut self, index: u32) {
+    /// The kernel reports the placeholder of a dual socket.
+    pub(super) fn kernel_half_ready(&mut self, index: u32, events: u32) {
         let Some(registration) = self.registrations.get_mut(index as usize) else { return };
-        registration.kernel_ready = true;
+        registration.kernel_ready |= events;
         if let Some(socket) = entry::pin(registration.socket) {
             socket.set(flag::KERNEL_READY);
         }
@@ -550,7 +567,9 @@ impl Interest {
         let registration = &self.registrations[index as usize];
         let Some(socket) = entry::pin(registration.socket) else { return 0 };
         let mut bits = readiness::of_socket(&socket, registration.events);
-        if registration.kernel_ready {
+        if socket.has(flag::DATAGRAM) {
+            bits |= registration.kernel_ready;
+        } else if registration.kernel_ready != 0 {
             bits |= libc::EPOLLIN as u32;
         }
         bits & (registration.events | ALWAYS)
@@ -569,7 +588,7 @@ impl Interest {
         }
         let bits = self.bits_of(index);
         let registration = &mut self.registrations[index as usize];
-        registration.kernel_ready = false;
+        registration.kernel_ready = 0;
         if bits == 0 {
             return None;
         }

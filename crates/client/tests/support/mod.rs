@@ -20,6 +20,8 @@ use haypile_shm::stream::status;
 use haypile_shm::sys::{self, Errno, Fd, PollFd};
 use haypile_shm::{Arena, Doorbell, ServiceChannel, ServiceStatus, ServiceStream, SocketTable};
 
+mod datagrams;
+
 const SEND_BUFFER: u64 = 256 * 1024;
 
 struct Watch {
@@ -398,6 +400,9 @@ impl State {
                 self.socket(slot).offered = false;
             }
             RequestBody::Refuse | RequestBody::Close { .. } => self.drop_socket(slot),
+            RequestBody::KickTx if self.socket(slot).kind == SocketKind::Datagram => {
+                self.echo(slot);
+            }
             RequestBody::KickTx => self.take_sent(slot),
             RequestBody::KickRx => {
                 let State { sockets, arena, .. } = self;
@@ -405,8 +410,12 @@ impl State {
             }
             RequestBody::WantTx => {
                 let State { sockets, arena, .. } = self;
-                let stream = &mut sockets.get_mut(&slot).unwrap().stream;
-                if stream.want_tx(SEND_BUFFER, arena).unwrap() {
+                let Socket { stream, kind, .. } = sockets.get_mut(&slot).unwrap();
+                let answered = match kind {
+                    SocketKind::Datagram => stream.want_records(SEND_BUFFER, arena),
+                    _ => stream.want_tx(SEND_BUFFER, arena),
+                };
+                if answered.unwrap() {
                     self.announce(slot, ready::OUT);
                 }
             }
@@ -425,9 +434,7 @@ impl State {
             | RequestBody::ConnectDatagram { .. }
             | RequestBody::Route { .. }
             | RequestBody::TakeDatagramError
-            | RequestBody::Group { .. } => {
-                return Some(SocketReply::failure(libc::EOPNOTSUPP).encode());
-            }
+            | RequestBody::Group { .. } => return Some(self.datagram_request(slot, &request.body)),
             RequestBody::Shared { cookie } => self.socket(slot).cookie = Some(cookie),
         }
         None
@@ -575,6 +582,10 @@ impl State {
             return if offered { ready::IN } else { 0 };
         }
         let state = socket.stream.status();
+        if socket.kind == SocketKind::Datagram {
+            let waiting = socket.stream.rx_waiting() > 0;
+            return if waiting { ready::IN | ready::OUT } else { ready::OUT };
+        }
         let head = socket.stream.observe_rx_head(arena).unwrap();
         let mut bits = if state & status::FAILED != 0 { ready::ALL } else { 0 };
         if state & status::CONNECTED != 0 {

@@ -246,6 +246,11 @@ impl Shard {
         self.routing.is_ours(addr)
     }
 
+    /// Whether an address is a broadcast address: of one of our networks, or of all.
+    pub fn is_broadcast(&self, addr: IpAddr) -> bool {
+        matches!(addr, IpAddr::V4(v4) if self.routing.is_broadcast(v4))
+    }
+
     /// Whether an address is ours or can be reached by a route.
     pub fn routes_to(&self, addr: IpAddr) -> bool {
         self.routing.next_hop(addr).is_some()

@@ -115,22 +115,32 @@ pub struct RouteAnswer {
     pub broadcast: bool,
     /// It is one of the service's own addresses.
     pub local: bool,
+    /// Number of the interface by which the host's kernel reaches the service; 0: none.
+    pub interface: u32,
 }
 
 impl RouteAnswer {
     /// As the value of an `OptionReply`.
-    pub fn encode(&self) -> [u8; 8] {
-        let [a, b, c, d] = self.mtu.to_le_bytes();
-        [a, b, c, d, u8::from(self.broadcast), u8::from(self.local), 0, 0]
+    pub fn encode(&self) -> [u8; 12] {
+        let mut bytes = [0; 12];
+        bytes[..4].copy_from_slice(&self.mtu.to_le_bytes());
+        bytes[4..8].copy_from_slice(&self.interface.to_le_bytes());
+        bytes[8] = u8::from(self.broadcast);
+        bytes[9] = u8::from(self.local);
+        bytes
     }
 
     /// From the value of an `OptionReply`.
     pub fn decode(bytes: &[u8]) -> Result<RouteAnswer, Malformed> {
-        let [a, b, c, d, broadcast @ 0..=1, local @ 0..=1, 0, 0] = *bytes else {
+        let [a, b, c, d, e, f, g, h, broadcast @ 0..=1, local @ 0..=1, 0, 0] = *bytes else {
             return Err(Malformed);
         };
-        let mtu = u32::from_le_bytes([a, b, c, d]);
-        Ok(RouteAnswer { mtu, broadcast: broadcast == 1, local: local == 1 })
+        Ok(RouteAnswer {
+            mtu: u32::from_le_bytes([a, b, c, d]),
+            interface: u32::from_le_bytes([e, f, g, h]),
+            broadcast: broadcast == 1,
+            local: local == 1,
+        })
     }
 }
 

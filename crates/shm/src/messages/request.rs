@@ -166,7 +166,7 @@ pub enum RequestBody {
     /// Sync: whose a destination is. The reply is an `OptionReply` with a `RouteAnswer`, or the errno
     /// `NOT_OURS`.
     Route {
-        /// The destination.
+        /// The destination; unspecified: asks about the link alone.
         remote: IpAddr,
     },
     /// Sync: takes the oldest of the errors that wait on a datagram socket. The reply is an

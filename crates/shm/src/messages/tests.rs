@@ -73,7 +73,7 @@ fn events_and_replies_survive() {
     assert_eq!(reply.bytes(), [9; OPTION_BYTES]);
     assert_eq!(OptionReply::failure(22).bytes(), []);
     assert_eq!(OptionReply::decode(&[u64::MAX; 7]), Err(Malformed));
-    let answer = RouteAnswer { mtu: 65_535, broadcast: true, local: false };
+    let answer = RouteAnswer { mtu: 65_535, broadcast: true, local: false, interface: 9 };
     let reply = OptionReply::value(&answer.encode());
     assert_eq!(RouteAnswer::decode(reply.bytes()), Ok(answer));
     let error = DatagramError {

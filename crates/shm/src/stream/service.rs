@@ -351,6 +351,12 @@ impl ServiceStream {
         self.rx.head
     }
 
+    /// Bytes that wait to be read, as far as the application's position can be believed.
+    pub fn rx_waiting(&self) -> u64 {
+        let seen = self.block().application.rx_head.load(Ordering::Acquire);
+        self.rx.tail - seen.clamp(self.rx.head, self.rx.tail)
+    }
+
     /// Bytes the application may read up to.
     pub fn rx_tail(&self) -> u64 {
         self.rx.tail

@@ -282,6 +282,12 @@ pub fn connect(fd: RawFd, address: &SocketAddr) -> Result<()> {
     with_address(libc::SYS_connect, fd, address)
 }
 
+/// Dissolves the association of a datagram socket (`AF_UNSPEC`).
+pub fn disconnect(fd: RawFd) -> Result<()> {
+    let nothing = [0u8; 16];
+    call(libc::SYS_connect, fd, nothing.as_ptr() as usize, nothing.len(), 0).map(drop)
+}
+
 /// Listens.
 pub fn listen(fd: RawFd, backlog: i32) -> Result<()> {
     call(libc::SYS_listen, fd, backlog as usize, 0, 0).map(drop)

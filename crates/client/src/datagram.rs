@@ -1,0 +1,402 @@
+//! UDP sockets: whose they are, binding, connecting, and what they are ready for. Sending is in
+//! `datagram/send.rs`, receiving in `datagram/receive.rs`, options and control data beside them.
+//!
+//! ```text
+//! Fresh   no record: the kernel's, until it is bound or has something to send to Haypile
+//! Bound   a record; with a wildcard address the placeholder is bound to the same port too (dual)
+//! Stream  connected to a peer that Haypile reaches
+//! Kernel  bound to an address or a device of the kernel's: out of the table
+//! ```
+//! A socket connected to a peer of the kernel's keeps its phase and bears `KERNEL_PEER`: connect(2)
+//! with `AF_UNSPEC` gives it back. [`World`] says which of the two worlds it receives from.
+
+pub(crate) mod control;
+pub(crate) mod options;
+pub(crate) mod receive;
+mod routes;
+pub(crate) mod send;
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
+
+use haypile_shm::Errno;
+use haypile_shm::limits::NO_SLOT;
+use haypile_shm::messages::ready::{ERR, HUP, IN, OUT, RDHUP};
+use haypile_shm::messages::{NOT_OURS, RequestBody};
+use haypile_shm::stream::status;
+use haypile_shm::sys;
+
+use crate::addresses::{is_wildcard, to_service, unspecified};
+use crate::attach;
+use crate::descriptors::{self, Owner};
+use crate::entry::{self, Phase, Pinned, Socket, flag};
+use crate::errno::TO_KERNEL;
+use crate::lock::Lock;
+use crate::{epoll, placeholder, socket};
+pub(crate) use routes::{hold_for_fork, release_after_fork};
+
+use routes::Route;
+
+/// Ports tried when the service chooses one that the kernel has given away already.
+const PORT_TRIES: u32 = 32;
+/// `EPOLLWRBAND`, which only datagram sockets have.
+const WRBAND: u32 = 0x200;
+
+/// What only UDP sockets have.
+#[derive(Debug)]
+pub(crate) struct State {
+    /// Options that were set (`options`), to be told to the service with the record.
+    set: AtomicU32,
+    /// Control data wanted with what is received (`control`).
+    wants: AtomicU32,
+    /// `UDP_SEGMENT`
+    segment: AtomicU32,
+    /// `IP_MTU_DISCOVER`, `IPV6_MTU_DISCOVER`
+    mtu_discover: AtomicI32,
+    broadcast: AtomicBool,
+    /// `UDP_CORK`
+    corked: AtomicBool,
+    /// Multicast goes out by an interface of the kernel's.
+    multicast_by_kernel: AtomicBool,
+    /// Receives, so that both worlds have their turn.
+    turn: AtomicU32,
+    /// What `UDP_CORK` or `MSG_MORE` holds back.
+    cork: Lock<Option<send::Cork>>,
+    /// Groups joined before there was a record: group and interface.
+    groups: Lock<Vec<(IpAddr, IpAddr)>>,
+}
+
+impl Default for State {
+    fn default() -> State {
+        State {
+            set: AtomicU32::new(0),
+            wants: AtomicU32::new(0),
+            segment: AtomicU32::new(0),
+            mtu_discover: AtomicI32::new(libc::IP_PMTUDISC_WANT),
+            broadcast: AtomicBool::new(false),
+            corked: AtomicBool::new(false),
+            multicast_by_kernel: AtomicBool::new(false),
+            turn: AtomicU32::new(0),
+            cork: Lock::new(None),
+            groups: Lock::new(Vec::new()),
+        }
+    }
+}
+
+impl State {
+    pub(crate) fn reset(&self) {
+        self.set.store(0, Ordering::Relaxed);
+        self.wants.store(0, Ordering::Relaxed);
+        self.segment.store(0, Ordering::Relaxed);
+        self.mtu_discover.store(libc::IP_PMTUDISC_WANT, Ordering::Relaxed);
+        for flag in [&self.broadcast, &self.corked, &self.multicast_by_kernel] {
+            flag.store(false, Ordering::Relaxed);
+        }
+        if let Ok(mut cork) = self.cork.lock() {
+            *cork = None;
+        }
+        if let Ok(mut groups) = self.groups.lock() {
+            groups.clear();
+        }
+    }
+}
+
+/// Where a UDP socket receives from.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) enum World {
+    /// The kernel alone.
+    Kernel,
+    /// Haypile alone.
+    Haypile,
+    /// Both.
+    Both,
+}
+
+impl Socket {
+    /// Where a UDP socket receives from.
+    pub(crate) fn world(&self) -> World {
+        match self.phase() {
+            _ if self.has(flag::KERNEL_PEER) || !self.has_record() => World::Kernel,
+            Phase::Bound if self.has(flag::DUAL) => World::Both,
+            Phase::Kernel => World::Kernel,
+            _ => World::Haypile,
+        }
+    }
+}
+
+/// Whether a number stands for a UDP socket that we watch over.
+pub fn is_datagram(fd: RawFd) -> bool {
+    match descriptors::owner(fd) {
+        Owner::Socket(index) => {
+            entry::SOCKETS.get(index).is_some_and(|socket| socket.has(flag::DATAGRAM))
+        }
+        _ => false,
+    }
+}
+
+/// Forgets what was prepared for a socket that came to nothing.
+fn drop_record(socket: &Pinned) {
+    let (slot, generation) = socket.name();
+    if let Ok(attachment) = attach::current()
+        && slot != NO_SLOT
+    {
+        socket::drop_record(attachment, socket, slot, generation);
+    }
+}
+
+/// The record of a socket has come or gone, or its world has changed.
+fn announce(socket: &Pinned) {
+    socket.for_each_epoll(|epoll| epoll::socket_changed(epoll, socket.index()));
+}
+
+/// A record has been opened: everything the service must know of the socket.
+fn opened(socket: &Pinned, phase: Phase) {
+    options::replay(socket);
+    socket.set_phase(phase);
+    placeholder::born(socket);
+    announce(socket);
+}
+
+// --- bind --------------------------------------------------------------------------------------
+
+/// bind(2).
+pub(crate) fn bind(socket: &Pinned, fd: RawFd, address: SocketAddr) -> Result<(), Errno> {
+    // A socket that the kernel has named or connected cannot be bound: the kernel says so.
+    if socket.has(flag::KERNEL_PEER) || socket.has(flag::KERNEL_NAMED) {
+        return Err(TO_KERNEL);
+    }
+    bind_to(socket, fd, address, true)?;
+    socket.set(flag::EXPLICIT);
+    Ok(())
+}
+
+/// Whether a bind to this address concerns both worlds.
+fn is_dual(address: &SocketAddr) -> bool {
+    is_wildcard(address) || address.ip().to_canonical().is_multicast()
+}
+
+/// Binds in the service and, with a dual address and `both`, in the kernel.
+fn bind_to(socket: &Pinned, fd: RawFd, address: SocketAddr, both: bool) -> Result<(), Errno> {
+    let attachment = attach::current()?;
+    for _ in 0..PORT_TRIES {
+        let body = RequestBody::BindDatagram {
+            address: to_service(address),
+            reuse_address: options::is_on(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR),
+            reuse_port: options::is_on(fd, libc::SOL_SOCKET, libc::SO_REUSEPORT),
+            v6only: socket.domain() == libc::AF_INET6
+                && options::is_on(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY),
+        };
+        let reply = attachment.ask_socket(NO_SLOT, 0, body)?;
+        match reply.errno {
+            0 => {}
+            NOT_OURS => return socket::become_kernel(socket, fd),
+            errno => return Err(Errno(errno)),
+        }
+        socket.open_record(attachment, reply.slot, reply.generation)?;
+        let port = reply.local.map_or(address.port(), |local| local.port());
+        let bound = match both && is_dual(&address) {
+            true => sys::bind(fd, &SocketAddr::new(address.ip(), port)),
+            false => Ok(()),
+        };
+        match bound {
+            Ok(()) => {
+                socket.put(flag::DUAL, is_dual(&address));
+                opened(socket, Phase::Bound);
+                return Ok(());
+            }
+            Err(errno) => {
+                drop_record(socket);
+                if errno != Errno::EADDRINUSE || address.port() != 0 {
+                    return Err(errno);
+                }
+            }
+        }
+    }
+    Err(Errno::EADDRINUSE)
+}
+
+/// A socket that sends before it was bound gets a port, the same in both worlds if possible.
+fn bind_implicitly(socket: &Pinned, fd: RawFd) -> Result<(), Errno> {
+    let anywhere = unspecified(socket.domain());
+    let named = sys::getsockname(fd)?.map_or(0, |name| name.port());
+    if named == 0 {
+        return bind_to(socket, fd, anywhere, true);
+    }
+    // The kernel has given it a port already.
+    let same = SocketAddr::new(anywhere.ip(), named);
+    match bind_to(socket, fd, same, false) {
+        Err(Errno::EADDRINUSE) => bind_to(socket, fd, anywhere, false),
+        other => other,
+    }
+}
+
+// --- connect -----------------------------------------------------------------------------------
+
+/// connect(2).
+pub(crate) fn connect(socket: &Pinned, fd: RawFd, remote: SocketAddr) -> Result<(), Errno> {
+    if remote.is_ipv6() && socket.domain() == libc::AF_INET {
+        return Err(Errno::EAFNOSUPPORT);
+    }
+    match routes::find(remote.ip())? {
+        Route::Kernel => connect_by_kernel(socket, fd, remote),
+        Route::Haypile(answer) => {
+            if answer.broadcast && !socket.datagram.broadcast.load(Ordering::Relaxed) {
+                return Err(Errno::EACCES);
+            }
+            connect_by_service(socket, fd, remote)
+        }
+    }
+}
+
+fn connect_by_kernel(socket: &Pinned, fd: RawFd, remote: SocketAddr) -> Result<(), Errno> {
+    if socket.phase() == Phase::Stream {
+        dissolve(socket)?;
+    }
+    if socket.phase() != Phase::Bound {
+        // Without a record nothing is lost if the kernel refuses.
+        socket.set(flag::KERNEL_PEER);
+        return Err(TO_KERNEL);
+    }
+    if !socket.has(flag::DUAL) {
+        return Err(Errno::ENETUNREACH);
+    }
+    sys::connect(fd, &remote)?;
+    socket.set(flag::KERNEL_PEER);
+    announce(socket);
+    Ok(())
+}
+
+fn connect_by_service(socket: &Pinned, fd: RawFd, remote: SocketAddr) -> Result<(), Errno> {
+    if socket.clear(flag::KERNEL_PEER) {
+        sys::disconnect(fd)?;
+    }
+    let attachment = attach::current()?;
+    let (slot, generation) = if socket.has_record() { socket.name() } else { (NO_SLOT, 0) };
+    let body = RequestBody::ConnectDatagram { remote: Some(to_service(remote)) };
+    let reply = attachment.ask_socket(slot, generation, body)?;
+    match reply.errno {
+        0 => {}
+        NOT_OURS => return Err(Errno::ENETUNREACH),
+        errno => return Err(Errno(errno)),
+    }
+    if slot == NO_SLOT {
+        socket.open_record(attachment, reply.slot, reply.generation)?;
+        opened(socket, Phase::Stream);
+    } else {
+        socket.set_phase(Phase::Stream);
+        announce(socket);
+    }
+    Ok(())
+}
+
+/// connect(2) with `AF_UNSPEC`.
+pub(crate) fn disconnect(socket: &Pinned, fd: RawFd) -> Result<(), Errno> {
+    if socket.clear(flag::KERNEL_PEER) {
+        sys::disconnect(fd)?;
+        announce(socket);
+        return Ok(());
+    }
+    match socket.phase() {
+        Phase::Stream => dissolve(socket),
+        Phase::Bound => Ok(()),
+        _ => Err(TO_KERNEL),
+    }
+}
+
+/// Makes an unconnected socket of one that is connected over Haypile: a bound one if it was bound,
+/// else one without a name.
+fn dissolve(socket: &Pinned) -> Result<(), Errno> {
+    if !socket.has(flag::EXPLICIT) && !socket.has(flag::DUAL) {
+        drop_record(socket);
+        socket.set_phase(Phase::Fresh);
+        announce(socket);
+        return Ok(());
+    }
+    let (slot, generation) = socket.name();
+    let body = RequestBody::ConnectDatagram { remote: None };
+    let reply = attach::current()?.ask_socket(slot, generation, body)?;
+    if reply.errno != 0 {
+        return Err(Errno(reply.errno));
+    }
+    socket.set_phase(Phase::Bound);
+    announce(socket);
+    Ok(())
+}
+
+/// shutdown(2): an error on a socket without a peer, which poll and waiting calls see nevertheless.
+pub(crate) fn shutdown(
+    socket: &Pinned,
+    fd: RawFd,
+    how: i32,
+    flags: u32,
+    direction: haypile_shm::messages::Shutdown,
+) -> Result<(), Errno> {
+    match socket.world() {
+        World::Kernel => return Err(TO_KERNEL),
+        World::Both => drop(sys::shutdown(fd, how)),
+        World::Haypile => {}
+    }
+    socket.set(flags);
+    socket.tell(RequestBody::Shutdown { how: direction })?;
+    if socket.phase() == Phase::Stream { Ok(()) } else { Err(Errno::ENOTCONN) }
+}
+
+// --- readiness ---------------------------------------------------------------------------------
+
+/// What the Haypile half of a UDP socket is ready for; whoever finds no room has asked for it.
+pub(crate) fn readiness(socket: &Socket, wanted: u32) -> u32 {
+    if socket.world() == World::Kernel {
+        return 0;
+    }
+    let Some(stream) = socket.stream() else { return IN | OUT | ERR | HUP | RDHUP };
+    let state = stream.status();
+    if state & status::CLOSED != 0 {
+        return IN | OUT | ERR | HUP | RDHUP;
+    }
+    let mut bits = 0;
+    if stream.has_error() || state & status::ERRORS != 0 {
+        bits |= ERR;
+    }
+    let read_end = state & status::RX_SHUT != 0 || socket.has(flag::SHUT_READ);
+    let write_end = state & status::TX_SHUT != 0 || socket.has(flag::SHUT_WRITE);
+    if read_end {
+        bits |= IN | RDHUP;
+    }
+    if stream.readable() > 0 {
+        bits |= IN;
+    }
+    if read_end && write_end {
+        bits |= HUP;
+    }
+    if stream.has_record_room() {
+        bits |= OUT | WRBAND;
+    } else if wanted & (OUT | WRBAND) != 0 && stream.want_tx() {
+        // A service that is gone shows in the next look.
+        let _: Result<(), Errno> = socket.tell(RequestBody::WantTx);
+    }
+    bits
+}
+
+/// What the kernel's half of a UDP socket is asked for in a wait, of what is `wanted`; `None`: there
+/// is no such half, or it is left out of waits.
+pub(crate) fn kernel_wish(socket: &Socket, wanted: u32) -> Option<u32> {
+    const INCOMING: u32 = (libc::EPOLLIN | libc::EPOLLPRI | libc::EPOLLRDNORM) as u32;
+    match socket.world() {
+        World::Kernel => Some(wanted),
+        World::Both => Some(wanted & INCOMING),
+        World::Haypile => None,
+    }
+}
+
+/// A UDP placeholder of our domain from another process or through `exec`.
+pub(crate) fn adopted(socket: &Pinned, fd: RawFd) {
+    socket.set(flag::DATAGRAM);
+    let connected = socket.stream().is_some_and(|one| one.status() & status::CONNECTED != 0);
+    let name = sys::getsockname(fd).ok().flatten();
+    socket.put(flag::DUAL, name.is_some_and(|name| name.port() != 0));
+    socket.put(flag::KERNEL_PEER, sys::getpeername(fd).is_ok());
+    socket.set(flag::EXPLICIT);
+    socket.set_phase(if connected { Phase::Stream } else { Phase::Bound });
+    options::read_back(socket, fd);
+}
