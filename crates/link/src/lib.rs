@@ -6,6 +6,7 @@
 //! |---|---|
 //! | [`port`] | the [`port::Port`] trait: bursts of frames in and out, features, counters |
 //! | [`tap`] | an Ethernet interface of the kernel whose other end is this process |
+//! | [`steering`] | which queue of a TAP a flow comes on, here and in the kernel |
 //! | [`offload`] | finishing checksums and cutting superframes in software |
 //! | [`wire`] | two ports joined by shared memory, in one process or between two |
 //! | [`capture`] | a decorator that writes what passes to a pcapng file |
@@ -24,6 +25,7 @@ pub mod netlink;
 pub mod netns;
 pub mod offload;
 pub mod port;
+pub mod steering;
 #[allow(unsafe_code)]
 mod sys;
 pub mod tap;

@@ -147,6 +147,29 @@ impl PortCounters {
     /// Number of counters.
     pub const COUNT: usize = 17;
 
+    /// Both together.
+    pub fn plus(&self, other: &PortCounters) -> PortCounters {
+        PortCounters {
+            rx_frames: self.rx_frames + other.rx_frames,
+            rx_bytes: self.rx_bytes + other.rx_bytes,
+            rx_too_long: self.rx_too_long + other.rx_too_long,
+            rx_too_short: self.rx_too_short + other.rx_too_short,
+            rx_unsegmented: self.rx_unsegmented + other.rx_unsegmented,
+            rx_partial_checksum: self.rx_partial_checksum + other.rx_partial_checksum,
+            rx_superframes: self.rx_superframes + other.rx_superframes,
+            rx_no_chunk: self.rx_no_chunk + other.rx_no_chunk,
+            tx_frames: self.tx_frames + other.tx_frames,
+            tx_bytes: self.tx_bytes + other.tx_bytes,
+            tx_partial_checksum: self.tx_partial_checksum + other.tx_partial_checksum,
+            tx_superframes: self.tx_superframes + other.tx_superframes,
+            tx_too_long: self.tx_too_long + other.tx_too_long,
+            tx_too_short: self.tx_too_short + other.tx_too_short,
+            tx_refused: self.tx_refused + other.tx_refused,
+            tx_blocked: self.tx_blocked + other.tx_blocked,
+            interface_down: self.interface_down + other.interface_down,
+        }
+    }
+
     /// Every counter with its name, in a fixed order.
     pub fn named(&self) -> [(&'static str, u64); PortCounters::COUNT] {
         [

@@ -82,6 +82,112 @@ pub(crate) fn tun_set_offload(device: BorrowedFd<'_>, flags: u32) -> io::Result<
     .map(drop)
 }
 
+/// The start of `union bpf_attr` for BPF_PROG_LOAD.
+#[repr(C)]
+struct ProgramLoad {
+    program_type: u32,
+    instruction_count: u32,
+    instructions: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buffer: u64,
+    kernel_version: u32,
+    flags: u32,
+}
+
+const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_PROG_TYPE_SOCKET_FILTER: u32 = 1;
+
+/// BPF_PROG_LOAD of a program of the type `SOCKET_FILTER`, which can look at packets alone.
+pub(crate) fn bpf_load_socket_filter(instructions: &[u64]) -> io::Result<OwnedFd> {
+    let attributes = ProgramLoad {
+        program_type: BPF_PROG_TYPE_SOCKET_FILTER,
+        instruction_count: instructions.len() as u32,
+        instructions: instructions.as_ptr() as u64,
+        // It calls nothing that would ask for another one.
+        license: c"Dual MIT/GPL".as_ptr() as u64,
+        log_level: 0,
+        log_size: 0,
+        log_buffer: 0,
+        kernel_version: 0,
+        flags: 0,
+    };
+    // SAFETY: the kernel reads the attributes, the instructions and the licence, all of which live
+    // until the call returns, and verifies the program before anybody runs it.
+    let raw = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attributes, size_of_val(&attributes))
+    };
+    let raw = check(raw as libc::c_int)?;
+    // SAFETY: `raw` was just returned by bpf(2) and nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+/// TUNSETSTEERINGEBPF: the program's result, modulo the number of queues, is the queue of a frame.
+pub(crate) fn tun_set_steering(device: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let program: libc::c_int = program.as_raw_fd();
+    // SAFETY: the request reads one `int` through the pointer, which is valid during the call.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETSTEERINGEBPF, &program) }).map(drop)
+}
+
+/// The start of `union bpf_attr` for BPF_PROG_TEST_RUN.
+#[cfg(test)]
+#[repr(C)]
+struct ProgramTest {
+    program: u32,
+    result: u32,
+    input_len: u32,
+    output_len: u32,
+    input: u64,
+    output: u64,
+    repeat: u32,
+    duration: u32,
+}
+
+/// BPF_PROG_TEST_RUN: what a program says of this packet.
+#[cfg(test)]
+pub(crate) fn bpf_test_run(program: BorrowedFd<'_>, input: &[u8]) -> io::Result<u32> {
+    const BPF_PROG_TEST_RUN: libc::c_long = 10;
+    let mut attributes = ProgramTest {
+        program: program.as_raw_fd() as u32,
+        result: 0,
+        input_len: input.len() as u32,
+        output_len: 0,
+        input: input.as_ptr() as u64,
+        output: 0,
+        repeat: 1,
+        duration: 0,
+    };
+    // SAFETY: the kernel reads the input and reads and writes the attributes; both live until the
+    // call returns.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_TEST_RUN,
+            &raw mut attributes,
+            size_of_val(&attributes),
+        )
+    };
+    check(result as libc::c_int)?;
+    Ok(attributes.result)
+}
+
+/// epoll(7) over descriptors that become readable.
+pub(crate) fn epoll_over(descriptors: &[BorrowedFd<'_>]) -> io::Result<OwnedFd> {
+    // SAFETY: no memory is passed.
+    let raw = check(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })?;
+    // SAFETY: `raw` was just returned by epoll_create1(2) and nothing else owns it.
+    let epoll = unsafe { OwnedFd::from_raw_fd(raw) };
+    for descriptor in descriptors {
+        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 0 };
+        // SAFETY: the kernel reads `event`, which lives until the call returns.
+        check(unsafe {
+            libc::epoll_ctl(raw, libc::EPOLL_CTL_ADD, descriptor.as_raw_fd(), &mut event)
+        })?;
+    }
+    Ok(epoll)
+}
+
 /// A netlink socket of the route family, in the calling thread's network namespace, with extended
 /// and short acknowledgements, and a receive time-out so that no call waits for ever.
 pub(crate) fn netlink_route_socket(timeout_s: i64) -> io::Result<OwnedFd> {

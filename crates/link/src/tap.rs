@@ -4,6 +4,7 @@
 //! and takes both from us; the interface is set up by `tap/setup.rs`. It is gone when the last
 //! descriptor is closed, also by a kill. Read Documentation/networking/tuntap.rst of the kernel.
 
+mod queues;
 mod setup;
 #[cfg(test)]
 mod tests;
@@ -15,12 +16,15 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use haypile_shm::pool::FramePool;
 
+pub use self::queues::TapQueues;
+
 use crate::error::LinkError;
 use crate::offload::read_u16;
 use crate::port::{
     ETHERNET_HEADER_LEN, Features, PartialChecksum, Port, PortCounters, RxFrame,
     SUPERFRAME_PACKET_MAX, TX_HEADROOM, TxFrame, VLAN_TAG_LEN,
 };
+use crate::steering::Steering;
 use crate::virtio::{self, Batch, TcpBatch};
 
 /// Ethernet type of IPv6.
@@ -103,6 +107,11 @@ pub struct TapFacts {
     pub offload: Offload,
     /// Further queues can be opened.
     pub multi_queue: bool,
+    /// Queues that were opened at the start.
+    pub queues: u16,
+    /// By what rule the kernel chooses a frame's queue; `None` = it takes the queue that last sent a
+    /// frame of the flow.
+    pub steering: Option<Steering>,
     /// The kernel could hand out batches of UDP datagrams too. It is not asked to: it cuts them
     /// itself for what a further copy here would cost.
     pub udp_batches_known: bool,
@@ -141,6 +150,18 @@ impl Tap {
     pub fn open(config: &TapConfig) -> Result<Tap, LinkError> {
         let (device, facts) = setup::open(config)?;
         Ok(Tap { device, facts, counters: PortCounters::default() })
+    }
+
+    /// As [`Tap::open`], with `count` queues, 1..=[`QUEUES_MAX`], over which the kernel spreads flows
+    /// by [`Steering`]; where it takes no program (loading one needs privileges that root of a user
+    /// namespace has not), by the queue that last sent a frame of the flow.
+    ///
+    /// # Errors
+    /// EINVAL for an impossible count; else as [`Tap::open`].
+    pub fn open_queues(config: &TapConfig, count: u16) -> Result<Vec<Tap>, LinkError> {
+        let opened = setup::open_queues(config, count)?;
+        let port = |(device, facts)| Tap { device, facts, counters: PortCounters::default() };
+        Ok(opened.into_iter().map(port).collect())
     }
 
     /// Opens a further queue of the same interface. A flow's frames come on the queue that last
@@ -397,8 +418,20 @@ impl Port for Tap {
     }
 
     fn describe(&self) -> String {
-        let TapFacts { name, mtu, offload, multi_queue, udp_batches_known, .. } = &self.facts;
-        let queues = if *multi_queue { "multi-queue" } else { "one queue" };
+        let TapFacts { name, mtu, offload, multi_queue, udp_batches_known, steering, .. } =
+            &self.facts;
+        let count = self.facts.queues;
+        let queues = match (multi_queue, steering, count) {
+            (false, ..) => "one queue".to_owned(),
+            (true, Some(_), count) => {
+                format!("{count} queues steered by a hash of addresses and ports")
+            }
+            (true, None, count) => {
+                format!(
+                    "{count} queues chosen by the sender of a flow's last frame (no program allowed)"
+                )
+            }
+        };
         let offload = match offload {
             Offload::None => "no offloads",
             Offload::Checksum => "checksum offload both ways, no segmentation offload",

@@ -2,18 +2,21 @@
 //! Called by `tap.rs`, when a queue is opened or taken over; nothing here runs once per packet.
 
 use std::fs::{File, OpenOptions};
+use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use super::{Offload, TapConfig, TapFacts};
 use crate::error::LinkError;
 use crate::netlink::Netlink;
+use crate::steering::{QUEUES_MAX, Steering};
 use crate::{sys, virtio};
 
 /// The device of which every queue is an open file.
 pub(super) const DEVICE: &str = "/dev/net/tun";
 /// The kernel puts the first free number in place of `%d`.
 const NAME_PATTERN: &str = "haypile%d";
+const RANDOMNESS: &str = "/dev/urandom";
 /// UDP batches over both IP versions (Linux 6.2 and newer).
 const UDP_BATCHES: u32 = libc::TUN_F_USO4 | libc::TUN_F_USO6;
 
@@ -35,9 +38,44 @@ pub(super) fn open(config: &TapConfig) -> Result<(File, TapFacts), LinkError> {
         mac: config.mac,
         offload: config.offload,
         multi_queue: config.multi_queue,
+        queues: 1,
+        steering: None,
         udp_batches_known,
     };
     Ok((device, facts))
+}
+
+/// Makes the interface with several queues and tells the kernel how to choose among them.
+pub(super) fn open_queues(
+    config: &TapConfig,
+    count: u16,
+) -> Result<Vec<(File, TapFacts)>, LinkError> {
+    if !(1..=QUEUES_MAX).contains(&count) {
+        return Err(LinkError::from_errno(format!("open {count} queues"), libc::EINVAL));
+    }
+    let multi_queue = config.multi_queue || count > 1;
+    let (device, mut facts) = open(&TapConfig { multi_queue, ..config.clone() })?;
+    facts.queues = count;
+    let mut devices = vec![device];
+    for _ in 1..count {
+        devices.push(open_further_queue(&facts)?);
+    }
+    if count > 1 {
+        let mut key = [0; 8];
+        File::open(RANDOMNESS)
+            .and_then(|mut source| source.read_exact(&mut key))
+            .map_err(|error| LinkError::new(format!("read {RANDOMNESS}"), error))?;
+        facts.steering =
+            steer(&devices[0], Steering { key: u64::from_ne_bytes(key), queues: count });
+    }
+    Ok(devices.into_iter().map(|device| (device, facts.clone())).collect())
+}
+
+/// Sets the program, if the kernel takes it.
+fn steer(device: &File, steering: Steering) -> Option<Steering> {
+    let program = sys::bpf_load_socket_filter(&steering.program()).ok()?;
+    sys::tun_set_steering(device.as_fd(), program.as_fd()).ok()?;
+    Some(steering)
 }
 
 /// Opens one more queue; what the interface leaves to us is the same for all queues.

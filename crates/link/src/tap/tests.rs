@@ -460,3 +460,68 @@ fn a_queue_outlives_its_port_and_becomes_one_again() {
         assert!(Tap::from_queue(file, facts).is_err());
     });
 }
+
+#[test]
+fn every_flow_comes_on_its_queue() {
+    in_namespace(|| {
+        let config = TapConfig { offload: Offload::Checksum, ..config() };
+        let mut queues = Tap::open_queues(&config, 4).unwrap();
+        let Some(steering) = queues[0].facts().steering else {
+            return println!("skipped: no program may be loaded");
+        };
+        let mut netlink = Netlink::open().unwrap();
+        for address in [IpAddr::from(OURS_V4), IpAddr::from(OURS_V6)] {
+            netlink.add_neighbour(queues[0].index(), address, queues[0].mac()).unwrap();
+        }
+        for _ in 0..100 {
+            let v4 = UdpSocket::bind((HOST_V4, 0)).unwrap();
+            v4.send_to(b"flow", (OURS_V4, 7)).unwrap();
+            // Cut into fragments, which all go by their addresses.
+            v4.send_to(&[1; 4000], (OURS_V4, 7)).unwrap();
+            let v6 = UdpSocket::bind((HOST_V6, 0)).unwrap();
+            v6.send_to(b"flow", (OURS_V6, 7)).unwrap();
+        }
+        let mut pool = FramePool::new(2048, 2048).unwrap();
+        let mut seen = [0; 4];
+        for (number, queue) in queues.iter_mut().enumerate() {
+            let mut out = Vec::new();
+            queue.rx_burst(&mut pool, &mut out, 600).unwrap();
+            for received in out {
+                let frame = received.bytes(&pool);
+                assert_eq!(usize::from(steering.queue(frame)), number, "{frame:?}");
+                seen[number] += 1;
+                pool.free(received.frame);
+            }
+        }
+        assert!(
+            seen.iter().sum::<u32>() >= 500 && seen.iter().all(|&count| count > 10),
+            "{seen:?}"
+        );
+    });
+}
+
+#[test]
+fn several_queues_are_one_port() {
+    in_namespace(|| {
+        let queues = Tap::open_queues(&config(), 3).unwrap();
+        let mut port = TapQueues::new(queues).unwrap();
+        let (index, mac) = (port.queues()[0].index(), port.mac());
+        Netlink::open().unwrap().add_neighbour(index, OURS_V4.into(), mac).unwrap();
+        for _ in 0..50 {
+            UdpSocket::bind((HOST_V4, 0)).unwrap().send_to(b"flow", (OURS_V4, 7)).unwrap();
+        }
+        let mut pool = FramePool::new(256, 2048).unwrap();
+        let (mut found, mut out) = (0, Vec::new());
+        let deadline = Instant::now() + PATIENCE;
+        while found < 50 && Instant::now() < deadline {
+            port.rx_burst(&mut pool, &mut out, 7).unwrap();
+            for received in out.drain(..) {
+                found += u32::from(is_udp_v4(received.bytes(&pool)));
+                pool.free(received.frame);
+            }
+        }
+        assert_eq!((found, pool.available()), (50, 256));
+        assert!(port.counters().rx_frames >= 50);
+        assert!(TapQueues::new(Vec::new()).is_err() && Tap::open_queues(&config(), 0).is_err());
+    });
+}
