@@ -63,6 +63,7 @@ the program's. HAYPILE_SHIM names another preload library than the built-in one.
     #[command(after_help = "Examples:
   haypile serve --addr 198.18.0.1/24
   haypile serve --link tap:pile0 --addr 10.9.0.2/24 --addr fd00:9::2/64 --gateway 10.9.0.1
+  haypile serve --addr 10.9.0.2/24 --queues 4
   haypile serve --config /etc/haypile.toml
   haypile serve --name a --link wire:x --addr 10.9.0.1/24
   haypile serve --name b --link wire:x --addr 10.9.0.2/24
@@ -171,6 +172,10 @@ pub struct ServiceArgs {
     /// and TCP superframes) [default: segmentation]
     #[arg(long, value_name = "WHAT")]
     pub offload: Option<String>,
+    /// Queues of a TAP, over which flows are spread by a hash; one server polls them all
+    /// [default: 1]
+    #[arg(long, value_name = "N")]
+    pub queues: Option<u16>,
     /// Which servers run which components, for example TS1LS1CM1
     #[arg(long, value_name = "PLAN")]
     pub plan: Option<String>,
@@ -179,8 +184,17 @@ pub struct ServiceArgs {
 impl ServiceArgs {
     /// Whether the user asked for anything particular.
     pub fn is_default(&self) -> bool {
-        let ServiceArgs { config, link, addresses, host_addresses, gateways, mtu, offload, plan } =
-            self;
+        let ServiceArgs {
+            config,
+            link,
+            addresses,
+            host_addresses,
+            gateways,
+            mtu,
+            offload,
+            queues,
+            plan,
+        } = self;
         config.is_none()
             && link.is_none()
             && addresses.is_empty()
@@ -188,13 +202,23 @@ impl ServiceArgs {
             && gateways.is_empty()
             && mtu.is_none()
             && offload.is_none()
+            && queues.is_none()
             && plan.is_none()
     }
 
     /// The same settings as words of a command line.
     pub fn words(&self) -> Vec<OsString> {
-        let ServiceArgs { config, link, addresses, host_addresses, gateways, mtu, offload, plan } =
-            self;
+        let ServiceArgs {
+            config,
+            link,
+            addresses,
+            host_addresses,
+            gateways,
+            mtu,
+            offload,
+            queues,
+            plan,
+        } = self;
         let mut words: Vec<OsString> = Vec::new();
         let mut flag = |name: &str, value: OsString| words.extend([name.into(), value]);
         if let Some(path) = config {
@@ -217,6 +241,9 @@ impl ServiceArgs {
         }
         if let Some(offload) = offload {
             flag("--offload", offload.into());
+        }
+        if let Some(queues) = queues {
+            flag("--queues", queues.to_string().into());
         }
         if let Some(plan) = plan {
             flag("--plan", plan.into());

@@ -153,8 +153,28 @@ fn complain_to_log(directory: &Path) {
 
 /// The command line as the configuration wants it.
 fn flags(arguments: &ServiceArgs, control_dir: Option<std::path::PathBuf>) -> Flags {
-    let ServiceArgs { config: _, link, addresses, host_addresses, gateways, mtu, offload, plan } =
-        arguments.clone();
+    let ServiceArgs {
+        config: _,
+        link,
+        addresses,
+        host_addresses,
+        gateways,
+        mtu,
+        offload,
+        queues,
+        plan,
+    } = arguments.clone();
     let wires = place::wires();
-    Flags { link, addresses, host_addresses, gateways, mtu, offload, plan, control_dir, wires }
+    Flags {
+        link,
+        addresses,
+        host_addresses,
+        gateways,
+        mtu,
+        offload,
+        queues,
+        plan,
+        control_dir,
+        wires,
+    }
 }

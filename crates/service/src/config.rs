@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use haypile_engine::{Cidr, Route};
+use haypile_link::steering::QUEUES_MAX;
 use haypile_link::tap::Offload;
 use haypile_link::wire;
 use serde::Deserialize;
@@ -32,6 +33,8 @@ pub struct Config {
     pub mtu: u16,
     /// What the link and its peer leave to each other.
     pub offload: Offload,
+    /// Queues of a TAP; one server polls them all.
+    pub queues: u16,
     /// Which servers run which components.
     pub plan: Plan,
     /// Bounds on memory, sockets and time.
@@ -102,6 +105,8 @@ pub struct Flags {
     pub mtu: Option<u16>,
     /// `--offload`.
     pub offload: Option<String>,
+    /// `--queues`.
+    pub queues: Option<u16>,
     /// `--plan`.
     pub plan: Option<String>,
     /// `--control-dir`.
@@ -123,6 +128,7 @@ struct File {
     gateways: Vec<String>,
     mtu: Option<u16>,
     offload: Option<String>,
+    queues: Option<u16>,
     plan: Option<String>,
     control_dir: Option<PathBuf>,
     #[serde(default)]
@@ -232,6 +238,7 @@ impl File {
             routes,
             mtu: check_mtu(flags.mtu.or(self.mtu).unwrap_or(MTU_DEFAULT))?,
             offload: check_offload(flags.offload.as_deref().or(self.offload.as_deref()))?,
+            queues: check_queues(flags.queues.or(self.queues).unwrap_or(1))?,
             plan,
             limits: self.limits.into_limits()?,
             control_dir: flags
@@ -443,6 +450,14 @@ fn network_plus(own: &Cidr, host: u8) -> Option<Cidr> {
         _ => return None,
     };
     Some(Cidr { addr, prefix_len: own.prefix_len })
+}
+
+fn check_queues(queues: u16) -> Result<u16, Error> {
+    if (1..=QUEUES_MAX).contains(&queues) {
+        return Ok(queues);
+    }
+    let why = "not a number of queues that a TAP can have";
+    Err(Error::new(format_args!("queues {queues}"), why, format!("choose 1 to {QUEUES_MAX}")))
 }
 
 fn check_offload(text: Option<&str>) -> Result<Offload, Error> {

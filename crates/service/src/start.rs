@@ -13,7 +13,7 @@ use haypile_link::LinkError;
 use haypile_link::address_plan::{self, Reservation};
 use haypile_link::capture::Capture;
 use haypile_link::port::{Port, local_mac};
-use haypile_link::tap::{Offload, Tap, TapConfig};
+use haypile_link::tap::{Offload, Tap, TapConfig, TapQueues};
 use haypile_link::wire::{Wire, WireConfig};
 use haypile_shm::sys::{self, Errno, Fd};
 
@@ -129,7 +129,7 @@ fn open_link(config: &Config) -> Result<Box<dyn Port>, Error> {
         config.addresses.iter().map(|address| address.addr.to_string()).collect();
     let mac = local_mac(&seed.join(" "));
     match &config.link {
-        LinkChoice::Tap(name) => Ok(Box::new(open_tap(config, name.clone(), mac)?)),
+        LinkChoice::Tap(name) => open_tap(config, name.clone(), mac),
         LinkChoice::Wire { directory, name } => {
             let superframes = config.offload == Offload::Segmentation;
             let wire = WireConfig { mtu: config.mtu, mac, superframes };
@@ -138,13 +138,17 @@ fn open_link(config: &Config) -> Result<Box<dyn Port>, Error> {
     }
 }
 
-fn open_tap(config: &Config, name: Option<String>, mac: [u8; 6]) -> Result<Tap, Error> {
+fn open_tap(config: &Config, name: Option<String>, mac: [u8; 6]) -> Result<Box<dyn Port>, Error> {
     let mut tap = TapConfig::new(config.mtu, mac);
     tap.name = name;
     tap.host_addresses =
         config.host_addresses.iter().map(|cidr| (cidr.addr, cidr.prefix_len)).collect();
     tap.offload = config.offload;
-    Tap::open(&tap).map_err(link_error)
+    if config.queues == 1 {
+        return Ok(Box::new(Tap::open(&tap).map_err(link_error)?));
+    }
+    let queues = Tap::open_queues(&tap, config.queues).and_then(TapQueues::new);
+    Ok(Box::new(queues.map_err(link_error)?))
 }
 
 fn link_error(error: LinkError) -> Error {
@@ -196,6 +200,13 @@ fn raise_descriptor_limit() {
     }
 }
 
+fn queue_count(config: &Config) -> String {
+    match (&config.link, config.queues) {
+        (LinkChoice::Tap(_), queues) if queues > 1 => format!("{queues} queues"),
+        _ => "1 queue".to_owned(),
+    }
+}
+
 fn describe(config: &Config, mode: &str, attach: &Path, control: &Path) -> Vec<String> {
     let join = |list: &[Cidr]| {
         let texts: Vec<String> = list.iter().map(ToString::to_string).collect();
@@ -210,7 +221,7 @@ fn describe(config: &Config, mode: &str, attach: &Path, control: &Path) -> Vec<S
         })
         .collect();
     let mut lines = vec![
-        format!("plan      {}: 1 server, 1 queue", config.plan),
+        format!("plan      {}: 1 server, {}", config.plan, queue_count(config)),
         format!("link      {mode}"),
         format!("addresses {}", join(&config.addresses)),
         format!("host end  {}", join(&config.host_addresses)),

@@ -74,6 +74,7 @@ fn every_refusal_is_one_line_and_says_where() {
         ("addresses = [\"198.18.0.1\"]\n", "not an address with a prefix"),
         ("addresses = [\"198.18.0.1/33\"]\n", "not an address with a prefix"),
         ("gateways = [\"198.18.0.254\"]\n", "not in the network of any address"),
+        ("queues = 0\n", "choose 1 to 256"),
         ("offload = \"all\"\n", "choose none, checksum or segmentation"),
         ("mtu = 576\n", "smaller than IPv6 allows"),
         ("mtu = 65522\n", "larger than a frame"),
