@@ -17,7 +17,6 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use haypile_shm::pool::FramePool;
 use haypile_shm::record_ring::{Push, Record, record_max, record_ring_size};
@@ -31,7 +30,7 @@ use crate::port::{
 };
 use rendezvous::Meeting;
 
-pub use rendezvous::{check_name, remove_leavings};
+pub use rendezvous::{Rendezvous, check_name, remove_leavings};
 
 /// Cache lines of each direction: 1 MiB, so that both rings stay in a core's second-level cache.
 pub const WIRE_LINES: u32 = 1 << 14;
@@ -66,7 +65,7 @@ pub struct Wire {
     own: WireCounters,
     meeting: Option<Meeting>,
     /// Ends when the meeting is dropped.
-    thread: Option<JoinHandle<()>>,
+    rendezvous: Option<Rendezvous>,
 }
 
 /// What a wire counts beside [`PortCounters`].
@@ -114,7 +113,7 @@ pub fn pair(
     let (one, other) = Doorbell::pair().map_err(fail)?;
     let port = |mac, bell, side| -> Result<Wire, LinkError> {
         let config = WireConfig { mtu, mac, superframes };
-        let mut wire = Wire::new("", &config, None, None).map_err(fail)?;
+        let mut wire = Wire::new("", &config, None).map_err(fail)?;
         wire.attach(Arc::clone(&segment), lines, bell, side).map_err(fail)?;
         Ok(wire)
     };
@@ -133,19 +132,29 @@ impl Wire {
     /// When the directory cannot be used, the wire has two ends already, or the other end is of
     /// another version or MTU.
     pub fn open(directory: &Path, name: &str, config: &WireConfig) -> Result<Wire, LinkError> {
-        let (meeting, thread) = rendezvous::start(directory, name, config.mtu)?;
-        let mut wire = Wire::new(name, config, Some(meeting), Some(thread))
+        let (rendezvous, channel) = Rendezvous::start(directory, name, config.mtu)?;
+        let mut wire = Wire::from_channel(channel, name, config)?;
+        wire.rendezvous = Some(rendezvous);
+        Ok(wire)
+    }
+
+    /// Our end of a wire whose [`Rendezvous`] is in another process: the two share `channel`. Opens
+    /// no file and makes no socket, now or later.
+    ///
+    /// # Errors
+    /// When the process may open no more descriptors.
+    pub fn from_channel(
+        channel: impl Into<Fd>,
+        name: &str,
+        config: &WireConfig,
+    ) -> Result<Wire, LinkError> {
+        let mut wire = Wire::new(name, config, Some(Meeting::new(channel.into())))
             .map_err(|errno| LinkError::new(format!("open the wire {name}"), errno.into()))?;
         wire.handle_ready();
         Ok(wire)
     }
 
-    fn new(
-        name: &str,
-        config: &WireConfig,
-        meeting: Option<Meeting>,
-        thread: Option<JoinHandle<()>>,
-    ) -> Result<Wire, Errno> {
+    fn new(name: &str, config: &WireConfig, meeting: Option<Meeting>) -> Result<Wire, Errno> {
         let epoll = sys::epoll_create()?;
         if let Some(meeting) = &meeting {
             watch(&epoll, meeting.raw())?;
@@ -159,7 +168,7 @@ impl Wire {
             counters: PortCounters::default(),
             own: WireCounters::default(),
             meeting,
-            thread,
+            rendezvous: None,
         })
     }
 
@@ -497,11 +506,10 @@ impl Port for Wire {
 
 impl Drop for Wire {
     fn drop(&mut self) {
-        // The thread ends with the channel, and removes the files.
+        // The rendezvous ends with the channel.
         self.meeting = None;
-        if let Some(thread) = self.thread.take() {
-            // One that panicked has nothing more to say.
-            drop(thread.join());
+        if let Some(rendezvous) = self.rendezvous.take() {
+            rendezvous.wait();
         }
     }
 }

@@ -46,14 +46,21 @@ pub(super) struct Meeting {
     channel: Fd,
 }
 
-/// The thread of one end.
-struct Rendezvous {
+/// Where one end of a wire meets the other, again and again: a thread, which ends with the port that
+/// has the other end of its channel, and removes the wire's files if they are ours.
+#[derive(Debug)]
+pub struct Rendezvous {
+    thread: JoinHandle<()>,
+}
+
+/// What the thread knows.
+struct Host {
     directory: PathBuf,
     name: String,
     mtu: u16,
     /// To the port; its end is ours.
     channel: Fd,
-    /// To [`start`], until it has heard how the first try went.
+    /// To [`Rendezvous::start`], until it has heard how the first try went.
     starter: Option<SyncSender<Outcome>>,
 }
 
@@ -95,19 +102,33 @@ enum Wake {
     Timeout,
 }
 
-/// Starts the thread of one end and waits until it owns the wire or has joined its owner.
-pub(super) fn start(
-    directory: &Path,
-    name: &str,
-    mtu: u16,
-) -> Result<(Meeting, JoinHandle<()>), LinkError> {
+impl Rendezvous {
+    /// Starts the thread and waits until it owns the wire `name` or has joined its owner. Gives the
+    /// port's end of the channel too, for [`super::Wire::from_channel`], here or in another
+    /// process. `mtu`: largest IP packet, in bytes.
+    ///
+    /// # Errors
+    /// As [`super::Wire::open`].
+    pub fn start(directory: &Path, name: &str, mtu: u16) -> Result<(Rendezvous, Fd), LinkError> {
+        let (thread, channel) = start(directory, name, mtu)?;
+        Ok((Rendezvous { thread }, channel))
+    }
+
+    /// Waits until the thread has ended, which takes the end of its port.
+    pub fn wait(self) {
+        // One that panicked has nothing more to say.
+        drop(self.thread.join());
+    }
+}
+
+fn start(directory: &Path, name: &str, mtu: u16) -> Result<(JoinHandle<()>, Fd), LinkError> {
     let attempt = || format!("open the wire {name}");
     let refuse = |why: String| LinkError::new(attempt(), io::Error::other(why));
     check_name(name).map_err(|why| refuse(why.to_owned()))?;
     let (ours, theirs) =
         sys::socketpair_seqpacket().map_err(|errno| LinkError::new(attempt(), errno.into()))?;
     let (starter, outcomes) = mpsc::sync_channel(1);
-    let rendezvous = Rendezvous {
+    let host = Host {
         directory: directory.to_owned(),
         name: name.to_owned(),
         mtu,
@@ -116,18 +137,17 @@ pub(super) fn start(
     };
     let thread = thread::Builder::new()
         .name(format!("wire {name}"))
-        .spawn(move || rendezvous.run())
+        .spawn(move || host.run())
         .map_err(|error| LinkError::new(attempt(), error))?;
-    let meeting = Meeting { channel: ours };
     // The thread answers in time unless the file system hangs.
     let error = match outcomes.recv_timeout(PATIENCE * 2) {
-        Ok(Outcome::Fine) => return Ok((meeting, thread)),
+        Ok(Outcome::Fine) => return Ok((thread, ours)),
         Ok(Outcome::Failed(error)) => error,
         Ok(Outcome::Differs(why)) => refuse(why),
         Ok(Outcome::Taken) => refuse("it has two ends already: choose another name".to_owned()),
         Err(_) => refuse("its other end does not answer".to_owned()),
     };
-    drop(meeting);
+    drop(ours);
     drop(thread.join());
     Err(error)
 }
@@ -157,6 +177,10 @@ pub fn remove_leavings(directory: &Path, name: &str) {
 }
 
 impl Meeting {
+    pub(super) fn new(channel: Fd) -> Meeting {
+        Meeting { channel }
+    }
+
     /// The descriptor to wait on.
     pub(super) fn raw(&self) -> i32 {
         self.channel.raw()
@@ -192,7 +216,7 @@ fn message(kind: u64, mtu: u16, side: Side) -> Message {
     [MAGIC << 32 | VERSION, kind, mtu.into(), WIRE_LINES.into(), side, 0, 0, 0]
 }
 
-impl Rendezvous {
+impl Host {
     fn run(mut self) {
         let started = Instant::now();
         loop {

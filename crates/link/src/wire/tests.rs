@@ -148,7 +148,7 @@ fn scribbled() -> (Wire, RecordProducer, Doorbell, Arc<Segment>) {
     let segment = Arc::new(Segment::create("test", segment_len(LINES)).unwrap());
     let (ours, theirs) = Doorbell::pair().unwrap();
     let config = WireConfig { mtu: 1500, mac: MACS[0], superframes: true };
-    let mut port = Wire::new("", &config, None, None).unwrap();
+    let mut port = Wire::new("", &config, None).unwrap();
     port.attach(Arc::clone(&segment), LINES, ours, Side::First).unwrap();
     let ring = SharedRecords::new(Arc::clone(&segment), record_ring_size(LINES), LINES).unwrap();
     (port, RecordProducer::new(ring), theirs, segment)
