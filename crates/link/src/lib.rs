@@ -10,6 +10,8 @@
 //! | [`offload`] | finishing checksums and cutting superframes in software |
 //! | [`wire`] | two ports joined by shared memory, in one process or between two |
 //! | [`capture`] | a decorator that writes what passes to a pcapng file |
+//! | [`fault`] | a decorator that makes a bad path: loss, delay, rate and the like |
+//! | [`join`] | two ports joined over a bad path |
 //! | [`netlink`], [`netns`] | interfaces, addresses, routes; network namespaces |
 //! | [`address_plan`] | which free addresses a private service takes |
 //!
@@ -21,6 +23,8 @@
 pub mod address_plan;
 pub mod capture;
 mod error;
+pub mod fault;
+pub mod join;
 pub mod netlink;
 pub mod netns;
 pub mod offload;

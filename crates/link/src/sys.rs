@@ -290,3 +290,25 @@ pub(crate) fn effective_user_and_group() -> (u32, u32) {
     // SAFETY: both calls take nothing and cannot fail.
     unsafe { (libc::geteuid(), libc::getegid()) }
 }
+
+/// timerfd_create(2) on the monotonic clock, non-blocking and close-on-exec, disarmed.
+pub(crate) fn timer_descriptor() -> io::Result<OwnedFd> {
+    // SAFETY: no memory is passed.
+    let raw = check(unsafe {
+        libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_NONBLOCK | libc::TFD_CLOEXEC)
+    })?;
+    // SAFETY: `raw` was just returned by timerfd_create(2) and nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+/// Makes the timer readable in `after_ns` nanoseconds (0: disarms it).
+pub(crate) fn set_timer(timer: BorrowedFd<'_>, after_ns: u64) -> io::Result<()> {
+    let timespec = |ns: u64| libc::timespec {
+        tv_sec: (ns / 1_000_000_000) as libc::time_t,
+        tv_nsec: (ns % 1_000_000_000) as _,
+    };
+    let value = libc::itimerspec { it_interval: timespec(0), it_value: timespec(after_ns) };
+    // SAFETY: the call reads one itimerspec, which lives until it returns.
+    check(unsafe { libc::timerfd_settime(timer.as_raw_fd(), 0, &value, std::ptr::null_mut()) })
+        .map(drop)
+}
