@@ -65,6 +65,7 @@ the program's. HAYPILE_SHIM names another preload library than the built-in one.
   haypile serve --link tap:pile0 --addr 10.9.0.2/24 --addr fd00:9::2/64 --gateway 10.9.0.1
   haypile serve --addr 10.9.0.2/24 --queues 4
   haypile serve --config /etc/haypile.toml
+  haypile serve --addr 198.18.0.1/24 --fault loss=1%,delay=5ms,rate=50mbit
   haypile serve --name a --link wire:x --addr 10.9.0.1/24
   haypile serve --name b --link wire:x --addr 10.9.0.2/24
 
@@ -91,6 +92,21 @@ killed, the kernel removes the interface and a guardian process the files.")]
   haypile plan TS1LS1CM1
   haypile plan TS8LS8+CM2 --json")]
     Plan(PlanArgs),
+    /// Join two links over a path with faults, like one bad cable.
+    #[command(after_help = "Examples:
+  haypile join tap:one tap:two --netns-b 4711 --addr-a 10.9.0.1/24 --addr-b 10.9.0.2/24 \\
+      --fault loss=1%,delay=5ms
+  haypile join tap:bad wire:x --addr-a 10.9.0.1/24 --fault 'tx:rate=10mbit,queue=50;rx:loss=2%'
+
+The first gives two kernels (network namespaces) a bad path to each other, the second a kernel and a
+Haypile service on the wire's other end. In --fault, tx is the way from the first link to the second,
+rx the way back. What is sent to a MAC address crosses as it is, so that both ends resolve each
+other's. SIGTERM and SIGINT end it; the interfaces go with it, also when it is killed.
+
+Faults, each at most once: loss, dup, reorder, corrupt (chances such as 0.1%), delay, jitter (times
+such as 10ms; frames keep their order), rate (such as 100mbit) and queue (frames that may wait for
+the rate, 1000 by default). Superframes are cut, and checksums finished, before anything happens.")]
+    Join(JoinArgs),
     /// Write every frame the service sends and receives to a pcapng file.
     #[command(after_help = "Examples:
   haypile capture -w /tmp/pile.pcapng    start
@@ -146,7 +162,7 @@ pub struct ControlArgs {
 }
 
 /// What a service is made of; common to `run` and `serve`.
-#[derive(Clone, Debug, Default, Args)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
 pub struct ServiceArgs {
     /// Configuration file (TOML); flags win over it
     #[arg(long, value_name = "FILE")]
@@ -179,31 +195,19 @@ pub struct ServiceArgs {
     /// Which servers run which components, for example TS1LS1CM1
     #[arg(long, value_name = "PLAN")]
     pub plan: Option<String>,
+    /// A bad path behind the link: loss=1%,dup=0.1%,reorder=2%,corrupt=0.01%,delay=10ms,jitter=2ms,
+    /// rate=100mbit,queue=100, or rx:...;tx:... for each direction
+    #[arg(long, value_name = "SPEC")]
+    pub fault: Option<String>,
+    /// What makes the faults happen the same way again [default: 1]
+    #[arg(long, value_name = "N", requires = "fault")]
+    pub fault_seed: Option<u64>,
 }
 
 impl ServiceArgs {
     /// Whether the user asked for anything particular.
     pub fn is_default(&self) -> bool {
-        let ServiceArgs {
-            config,
-            link,
-            addresses,
-            host_addresses,
-            gateways,
-            mtu,
-            offload,
-            queues,
-            plan,
-        } = self;
-        config.is_none()
-            && link.is_none()
-            && addresses.is_empty()
-            && host_addresses.is_empty()
-            && gateways.is_empty()
-            && mtu.is_none()
-            && offload.is_none()
-            && queues.is_none()
-            && plan.is_none()
+        *self == ServiceArgs::default()
     }
 
     /// The same settings as words of a command line.
@@ -218,6 +222,8 @@ impl ServiceArgs {
             offload,
             queues,
             plan,
+            fault,
+            fault_seed,
         } = self;
         let mut words: Vec<OsString> = Vec::new();
         let mut flag = |name: &str, value: OsString| words.extend([name.into(), value]);
@@ -247,6 +253,12 @@ impl ServiceArgs {
         }
         if let Some(plan) = plan {
             flag("--plan", plan.into());
+        }
+        if let Some(fault) = fault {
+            flag("--fault", fault.into());
+        }
+        if let Some(seed) = fault_seed {
+            flag("--fault-seed", seed.to_string().into());
         }
         words
     }
@@ -320,6 +332,39 @@ pub struct ServeArgs {
     /// Start as the private service of this process: used by `run`
     #[arg(long, value_name = "PID", hide = true)]
     pub private_for: Option<i32>,
+}
+
+/// `haypile join`.
+#[derive(Debug, Args)]
+pub struct JoinArgs {
+    /// The first link: tap:NAME or wire:NAME
+    pub one: String,
+    /// The second link
+    pub other: String,
+    /// Faults of the path, for both directions or as rx:...;tx:...
+    #[arg(long, value_name = "SPEC", default_value = "", hide_default_value = true)]
+    pub fault: String,
+    /// What makes the faults happen the same way again
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// Network namespace of the first TAP: a process id, a name under /run/netns, or a path
+    #[arg(long, value_name = "NETNS")]
+    pub netns_a: Option<String>,
+    /// Network namespace of the second TAP
+    #[arg(long, value_name = "NETNS")]
+    pub netns_b: Option<String>,
+    /// An address for the kernel on the first TAP; may be repeated
+    #[arg(long = "addr-a", value_name = "CIDR")]
+    pub addresses_a: Vec<String>,
+    /// An address for the kernel on the second TAP; may be repeated
+    #[arg(long = "addr-b", value_name = "CIDR")]
+    pub addresses_b: Vec<String>,
+    /// Largest IP packet, in bytes
+    #[arg(long, value_name = "BYTES", default_value_t = 1500)]
+    pub mtu: u16,
+    /// At the end, one JSON object instead of lines
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `haypile ss`.

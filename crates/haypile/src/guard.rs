@@ -155,10 +155,12 @@ pub fn run(arguments: &GuardArgs) -> Result<ExitCode, Error> {
     let service = sys::pidfd_open(arguments.service).map_err(|errno| fail(errno.into()))?;
     (&channel).write_all(&[READY]).map_err(fail)?;
     let words = read_words(&channel);
-    if words.contains(&CLAIMING) && !words.contains(&DONE) {
+    if !words.contains(&DONE) {
         wait_for_death(&service);
         let (made, keep_log) = (words.contains(&MAKING), words.contains(&LEAVE_LOG));
-        claim::remove_leavings(&arguments.directory, made, keep_log);
+        if words.contains(&CLAIMING) {
+            claim::remove_leavings(&arguments.directory, made, keep_log);
+        }
         remove_wire(arguments.wire.as_deref());
     }
     Ok(ExitCode::SUCCESS)

@@ -14,6 +14,7 @@ mod completions;
 mod demo;
 mod doctor;
 mod guard;
+mod join;
 mod place;
 mod plan;
 mod preload;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::BenchPart(arguments) => bench::run_part(&arguments),
+        Command::Join(arguments) => join::run(&arguments),
         Command::Capture(arguments) => capture::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Completions(arguments) => completions::completions(&arguments),

@@ -163,6 +163,8 @@ fn flags(arguments: &ServiceArgs, control_dir: Option<std::path::PathBuf>) -> Fl
         offload,
         queues,
         plan,
+        fault,
+        fault_seed,
     } = arguments.clone();
     let wires = place::wires();
     Flags {
@@ -174,6 +176,8 @@ fn flags(arguments: &ServiceArgs, control_dir: Option<std::path::PathBuf>) -> Fl
         offload,
         queues,
         plan,
+        fault,
+        fault_seed,
         control_dir,
         wires,
     }

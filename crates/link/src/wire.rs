@@ -46,8 +46,8 @@ pub struct WireConfig {
     pub mtu: u16,
     /// Ethernet address of our end.
     pub mac: [u8; 6],
-    /// Whether our user hands over, and takes, superframes and unfinished checksums. An end that
-    /// does not gets only complete frames of its own MTU across, and drops others.
+    /// Whether our user hands over superframes and unfinished checksums. Those that come are
+    /// received in any case.
     pub superframes: bool,
 }
 
@@ -272,10 +272,6 @@ impl Wire {
             self.counters.rx_too_short += 1;
             return None;
         }
-        if tag.segment_size != 0 && !self.config.superframes {
-            self.counters.rx_unsegmented += 1;
-            return None;
-        }
         let packet_max = if tag.segment_size == 0 { self.config.mtu.into() } else { PACKET_MAX };
         if len > packet_max + ETHERNET_HEADER_LEN + VLAN_TAG_LEN || len > room {
             self.counters.rx_too_long += 1;
@@ -429,11 +425,11 @@ impl Port for Wire {
     }
 
     fn features(&self) -> Features {
-        let packet_max = if self.config.superframes { PACKET_MAX as u32 } else { 0 };
+        let packet_max = PACKET_MAX as u32;
         Features {
             rx_checksum: true,
             tx_checksum: self.config.superframes,
-            tx_segmentation_max: packet_max,
+            tx_segmentation_max: if self.config.superframes { packet_max } else { 0 },
             rx_segmentation_max: packet_max,
             multi_queue: false,
         }
@@ -498,7 +494,7 @@ impl Port for Wire {
         };
         let frames = match self.config.superframes {
             true => "frames up to 64 KiB, checksums left unfinished",
-            false => "complete frames only",
+            false => "complete frames sent",
         };
         format!("{place}, MTU {}, one queue, shared memory, {frames}", self.config.mtu)
     }

@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use haypile_engine::{Cidr, Route};
+use haypile_link::fault::FaultSpec;
 use haypile_link::steering::QUEUES_MAX;
 use haypile_link::tap::Offload;
 use haypile_link::wire;
@@ -37,6 +38,8 @@ pub struct Config {
     pub queues: u16,
     /// Which servers run which components.
     pub plan: Plan,
+    /// A bad path behind the link, and its seed.
+    pub fault: Option<(FaultSpec, u64)>,
     /// Bounds on memory, sockets and time.
     pub limits: ServiceLimits,
     /// Where the sockets for applications and for commands are.
@@ -109,6 +112,10 @@ pub struct Flags {
     pub queues: Option<u16>,
     /// `--plan`.
     pub plan: Option<String>,
+    /// `--fault`.
+    pub fault: Option<String>,
+    /// `--fault-seed`.
+    pub fault_seed: Option<u64>,
     /// `--control-dir`.
     pub control_dir: Option<PathBuf>,
     /// Where wires have their sockets; no flag, but the same base as that of control directories.
@@ -130,6 +137,8 @@ struct File {
     offload: Option<String>,
     queues: Option<u16>,
     plan: Option<String>,
+    fault: Option<String>,
+    fault_seed: Option<u64>,
     control_dir: Option<PathBuf>,
     #[serde(default)]
     route: Vec<FileRoute>,
@@ -220,6 +229,8 @@ impl File {
             Some(text) => text.parse()?,
             None => Plan::combined(),
         };
+        let fault = flags.fault.as_deref().or(self.fault.as_deref());
+        let seed = flags.fault_seed.or(self.fault_seed).unwrap_or(1);
         let link = flags.link.as_deref().or(self.link.as_deref()).unwrap_or("tap:");
         let link = parse_link(link, flags.wires.as_deref())?;
         let host_addresses = match host_addresses.is_empty() {
@@ -240,6 +251,7 @@ impl File {
             offload: check_offload(flags.offload.as_deref().or(self.offload.as_deref()))?,
             queues: check_queues(flags.queues.or(self.queues).unwrap_or(1))?,
             plan,
+            fault: fault.map(parse_fault).transpose()?.map(|spec| (spec, seed)),
             limits: self.limits.into_limits()?,
             control_dir: flags
                 .control_dir
@@ -324,7 +336,11 @@ fn choose<'a>(flags: &'a [String], file: &'a [String]) -> &'a [String] {
     if flags.is_empty() { file } else { flags }
 }
 
-fn parse_link(text: &str, wires: Option<&Path>) -> Result<LinkChoice, Error> {
+/// A link by its name on the command line; `wires`: where wires have their sockets.
+///
+/// # Errors
+/// What is wrong with the name, and what is right.
+pub fn parse_link(text: &str, wires: Option<&Path>) -> Result<LinkChoice, Error> {
     let fail = |why: String, remedy: &str| Err(Error::new(format!("link \"{text}\""), why, remedy));
     let Some((kind, name)) = text.split_once(':') else {
         return fail("has no kind".into(), "write tap:NAME, tap: or wire:NAME");
@@ -359,6 +375,16 @@ fn parse_link(text: &str, wires: Option<&Path>) -> Result<LinkChoice, Error> {
     Ok(LinkChoice::Tap(Some(name.to_string())))
 }
 
+/// The faults of a path.
+///
+/// # Errors
+/// What is wrong with the text.
+pub fn parse_fault(text: &str) -> Result<FaultSpec, Error> {
+    text.parse().map_err(|why: String| {
+        Error::new(format_args!("fault \"{text}\""), why, "see haypile help serve")
+    })
+}
+
 /// Both ends of a wire are services: neither can choose free addresses for the other.
 fn check_wire_addresses(addresses: &[Cidr]) -> Result<(), Error> {
     match addresses.is_empty() {
@@ -371,7 +397,11 @@ fn check_wire_addresses(addresses: &[Cidr]) -> Result<(), Error> {
     }
 }
 
-fn parse_cidrs(what: &str, texts: &[String]) -> Result<Vec<Cidr>, Error> {
+/// Addresses with their prefixes; `what` names them in errors.
+///
+/// # Errors
+/// Which one is wrong, and how to write it.
+pub fn parse_cidrs(what: &str, texts: &[String]) -> Result<Vec<Cidr>, Error> {
     texts.iter().map(|text| parse_cidr(what, text)).collect()
 }
 
@@ -473,7 +503,11 @@ fn check_offload(text: Option<&str>) -> Result<Offload, Error> {
     }
 }
 
-fn check_mtu(mtu: u16) -> Result<u16, Error> {
+/// Whether links can have this MTU, in bytes.
+///
+/// # Errors
+/// What is possible.
+pub fn check_mtu(mtu: u16) -> Result<u16, Error> {
     if (MTU_MIN..=MTU_MAX).contains(&mtu) {
         return Ok(mtu);
     }

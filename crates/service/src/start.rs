@@ -12,6 +12,7 @@ use haypile_engine::Cidr;
 use haypile_link::LinkError;
 use haypile_link::address_plan::{self, Reservation};
 use haypile_link::capture::Capture;
+use haypile_link::fault::Fault;
 use haypile_link::port::{Port, local_mac};
 use haypile_link::tap::{Offload, Tap, TapConfig, TapQueues};
 use haypile_link::wire::{Wire, WireConfig};
@@ -128,13 +129,17 @@ fn open_link(config: &Config) -> Result<Box<dyn Port>, Error> {
     let seed: Vec<String> =
         config.addresses.iter().map(|address| address.addr.to_string()).collect();
     let mac = local_mac(&seed.join(" "));
-    match &config.link {
-        LinkChoice::Tap(name) => open_tap(config, name.clone(), mac),
+    let port: Box<dyn Port> = match &config.link {
+        LinkChoice::Tap(name) => open_tap(config, name.clone(), mac)?,
         LinkChoice::Wire { directory, name } => {
             let superframes = config.offload == Offload::Segmentation;
             let wire = WireConfig { mtu: config.mtu, mac, superframes };
-            Ok(Box::new(Wire::open(directory, name, &wire).map_err(link_error)?))
+            Box::new(Wire::open(directory, name, &wire).map_err(link_error)?)
         }
+    };
+    match &config.fault {
+        None => Ok(port),
+        Some((spec, seed)) => Ok(Box::new(Fault::new(port, spec, *seed).map_err(link_error)?)),
     }
 }
 
@@ -151,7 +156,8 @@ fn open_tap(config: &Config, name: Option<String>, mac: [u8; 6]) -> Result<Box<d
     Ok(Box::new(queues.map_err(link_error)?))
 }
 
-fn link_error(error: LinkError) -> Error {
+/// The error of a link, in the service's form.
+pub fn link_error(error: LinkError) -> Error {
     let what = format!("cannot {}", error.attempt());
     let whole = error.to_string();
     // The error prints as "WHAT: WHY; ADVICE"; the parts are wanted here.
@@ -179,7 +185,10 @@ fn bind_attach(path: &Path) -> Result<Fd, Error> {
 }
 
 /// SIGTERM and SIGINT become bytes on a socket; SIGHUP ends a service like the others.
-fn catch_signals() -> Result<UnixStream, Error> {
+///
+/// # Errors
+/// When the process may open no more descriptors.
+pub fn catch_signals() -> Result<UnixStream, Error> {
     let fail = |error: std::io::Error| Error::new("catch signals", error, "raise the limits");
     let (ours, theirs) = UnixStream::pair().map_err(fail)?;
     ours.set_nonblocking(true).map_err(fail)?;

@@ -13,6 +13,7 @@ mod command_line;
 mod death;
 mod guardian;
 mod hostile;
+mod join;
 mod kinds_of_servers;
 mod load;
 mod other_programs;
