@@ -88,6 +88,7 @@ impl Connection {
                 self.send_again(now, piece, counters)
             }
             Transmission::New(piece) => {
+                self.end_pause(now);
                 let piece = self.grow_piece(piece, payload_max);
                 self.send_new(now, piece, counters)
             }
@@ -283,8 +284,8 @@ impl Connection {
         self.send_piece(now, piece, counters)
     }
 
-    /// Sends new data, a FIN, or both.
-    fn send_new(&mut self, now: Instant, piece: Piece, counters: &mut TcpCounters) -> Outgoing {
+    /// New data is about to go out, perhaps after a pause.
+    fn end_pause(&mut self, now: Instant) {
         if self.in_flight() == 0 {
             self.waiting_since = now;
             // RFC 5681 section 4.1: a window that was not used for a while says little.
@@ -292,6 +293,10 @@ impl Connection {
             let mss = self.segment_payload_max();
             self.congestion.restart_after_idle(idle_us, self.rtt.rto_us, mss);
         }
+    }
+
+    /// Sends new data, a FIN, or both.
+    fn send_new(&mut self, now: Instant, piece: Piece, counters: &mut TcpCounters) -> Outgoing {
         self.loss.new_data_sent_us = now.us() as u32;
         counters.data_segments_sent += self.segments_in(piece.len);
         counters.data_bytes_sent += piece.len;

@@ -9,3 +9,4 @@ mod pair;
 mod repair;
 mod sack;
 mod soak;
+mod superframe;
