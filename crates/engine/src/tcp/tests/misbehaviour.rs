@@ -236,6 +236,7 @@ proptest! {
             (any::<i16>(), any::<i16>(), any::<u8>(), any::<u16>(), 0usize..300, any::<bool>()),
             1..60,
         ),
+        blocks in prop::collection::vec((any::<u16>(), -100i16..3_000), 1..40),
         wire_start: u32,
     ) {
         let mut pair = Pair::new();
@@ -247,7 +248,13 @@ proptest! {
         let base = next_of_a(&mut pair);
         pair.a.connection = None;
         pair.a.memory.sent = vec![5; 1000];
+        let mut told = blocks.iter().cycle();
         for (seq, ack, flags, window, payload_len, timestamps) in pieces {
+            let mut sack = [(SeqNumber::default(), SeqNumber::default()); 4];
+            for (block, (from, len)) in sack.iter_mut().zip(&mut told) {
+                let from = base.ack + u32::from(*from);
+                *block = (from, SeqNumber::new(from.value().wrapping_add_signed((*len).into())));
+            }
             let option = Timestamps { value: wire_start.rotate_left(7) + 1100, echo: 0 };
             let segment = Outgoing {
                 seq: SeqNumber::new(base.seq.value().wrapping_add_signed(seq.into())),
@@ -256,6 +263,8 @@ proptest! {
                 window,
                 options: Options {
                     timestamps: timestamps.then_some(option),
+                    sack,
+                    sack_len: (flags >> 5).min(4),
                     ..Options::default()
                 },
                 payload_position: 0,
