@@ -56,6 +56,7 @@ counters! {
     DhcpMessagesSent => "DHCP messages sent",
     DhcpLeases => "DHCP leases got or prolonged",
     DhcpLeasesLost => "DHCP leases that ended",
+    DnsQueriesSent => "questions sent to name servers",
     FragmentsReceived => "fragments received",
     DatagramsReassembled => "datagrams put together from fragments",
     ReassemblyTimeouts => "datagrams whose fragments did not all come in time",

@@ -77,6 +77,7 @@ drop_reasons! {
     UdpNoPort => "no UDP socket has this port",
     UdpReceiveFull => "no memory is left at the UDP sockets that the datagram is for",
     DhcpIgnored => "DHCP message that is malformed or answers nothing we asked",
+    DnsIgnored => "answer of a name server that is malformed or answers another question",
     // Group management
     GroupMalformed => "IGMP or MLD message is malformed",
     GroupNotLocal => "IGMP or MLD message has passed a router",

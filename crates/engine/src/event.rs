@@ -6,6 +6,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::error::SocketError;
+use crate::resolver::QueryId;
 use crate::socket_id::SocketId;
 
 /// One thing the owner of a shard has to know.
@@ -39,6 +40,11 @@ pub enum Event {
     },
     /// Addresses, routers or name servers have changed: ask [`crate::Shard::addresses`] and the like.
     NetworkChanged,
+    /// A name was looked up, or cannot be: [`crate::Shard::take_answer`] has the outcome.
+    Resolved {
+        /// Which question.
+        id: QueryId,
+    },
     /// An ICMP error about a datagram of a UDP socket. A connected socket hears of errors that are
     /// final, one with `receive_errors` of all, as on Linux.
     DatagramError {

@@ -16,6 +16,7 @@ pub mod error;
 pub mod event;
 pub mod limits;
 pub mod options;
+pub mod resolver;
 pub mod shard;
 pub mod socket_id;
 pub mod streams;

@@ -64,6 +64,7 @@ the program's. HAYPILE_SHIM names another preload library than the built-in one.
   haypile serve --addr 198.18.0.1/24
   haypile serve --link tap:pile0 --addr 10.9.0.2/24 --addr fd00:9::2/64 --gateway 10.9.0.1
   haypile serve --addr 10.9.0.2/24 --queues 4
+  haypile serve --link tap:pile0 --addr dhcp --addr auto
   haypile serve --config /etc/haypile.toml
   haypile serve --addr 198.18.0.1/24 --fault loss=1%,delay=5ms,rate=50mbit
   haypile serve --name a --link wire:x --addr 10.9.0.1/24
@@ -87,6 +88,13 @@ killed, the kernel removes the interface and a guardian process the files.")]
   haypile status
   haypile status --json | jq .drops")]
     Status(StatusArgs),
+    /// Look up a name, or the names of an address, with the service's own resolver.
+    #[command(after_help = "Examples:
+  haypile resolve www.example.org
+  haypile resolve 192.0.2.1 --json
+
+Asks the name servers given with --nameserver, then those learned from DHCP and routers.")]
+    Resolve(ResolveArgs),
     /// Show what a plan means and whether it runs here.
     #[command(after_help = "Examples:
   haypile plan TS1LS1CM1
@@ -171,7 +179,8 @@ pub struct ServiceArgs {
     /// other end
     #[arg(long, value_name = "KIND:NAME")]
     pub link: Option<String>,
-    /// An address of the service with its prefix; may be repeated
+    /// An address of the service with its prefix; may be repeated. dhcp asks a DHCP server for an
+    /// IPv4 address, auto takes IPv6 addresses from router advertisements
     #[arg(long = "addr", value_name = "CIDR")]
     pub addresses: Vec<String>,
     /// An address for the host's end of the link; may be repeated [default: another address of
@@ -181,6 +190,9 @@ pub struct ServiceArgs {
     /// A default gateway, one for each family
     #[arg(long = "gateway", value_name = "IP")]
     pub gateways: Vec<String>,
+    /// A name server for `haypile resolve`, before those learned from DHCP and routers; may be repeated
+    #[arg(long = "nameserver", value_name = "IP")]
+    pub name_servers: Vec<String>,
     /// Largest IP packet of the link, in bytes
     #[arg(long, value_name = "BYTES")]
     pub mtu: Option<u16>,
@@ -218,6 +230,7 @@ impl ServiceArgs {
             addresses,
             host_addresses,
             gateways,
+            name_servers,
             mtu,
             offload,
             queues,
@@ -241,6 +254,9 @@ impl ServiceArgs {
         }
         for gateway in gateways {
             flag("--gateway", gateway.into());
+        }
+        for server in name_servers {
+            flag("--nameserver", server.into());
         }
         if let Some(mtu) = mtu {
             flag("--mtu", mtu.to_string().into());
@@ -397,6 +413,20 @@ pub struct StatusArgs {
     #[command(flatten)]
     pub control: ControlArgs,
     /// One JSON object instead of the tables
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `haypile resolve`.
+#[derive(Debug, Args)]
+pub struct ResolveArgs {
+    /// The service to ask.
+    #[command(flatten)]
+    pub control: ControlArgs,
+    /// A name, or an address whose names are wanted
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// One JSON object instead of lines
     #[arg(long)]
     pub json: bool,
 }

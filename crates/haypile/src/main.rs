@@ -18,6 +18,7 @@ mod join;
 mod place;
 mod plan;
 mod preload;
+mod resolve;
 mod run;
 mod serve;
 mod ss;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         Command::Serve(arguments) => serve::run(&arguments),
         Command::Ss(arguments) => ss::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
+        Command::Resolve(arguments) => resolve::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::BenchPart(arguments) => bench::run_part(&arguments),

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use haypile_service::control::{Request, ask};
 use haypile_service::error::Error;
-use haypile_service::report::{CountRow, Status};
+use haypile_service::report::{CountRow, Network, Status};
 
 use crate::cli::StatusArgs;
 use crate::{place, table};
@@ -32,6 +32,7 @@ fn show(status: &Status) {
     ));
     table::say(&format!("link {}", status.link));
     table::say(&format!("addresses {}", status.addresses.join(", ")));
+    show_network(&status.network);
     table::say(&format!("host end {}", status.host_addresses.join(", ")));
     let memory = &status.memory;
     table::say(&format!(
@@ -46,6 +47,26 @@ fn show(status: &Status) {
     show_processes(status);
     show_counts("Dropped", &status.drops);
     show_counts("Counted", &status.counters);
+}
+
+/// What was learned or waits for something; what is merely configured stands above.
+fn show_network(network: &Network) {
+    for row in network.addresses.iter().filter(|row| row.origin != "configured") {
+        let until = row.valid_s.map_or(String::new(), |s| format!(", {s} s left"));
+        table::say(&format!("address {}: {} ({}{until})", row.address, row.state, row.origin));
+    }
+    if let Some(lease) = &network.lease {
+        table::say(&format!(
+            "lease {} from {}, renewed in {} s, ends in {} s",
+            lease.address, lease.server, lease.renew_s, lease.expires_s
+        ));
+    }
+    if !network.gateways.is_empty() {
+        table::say(&format!("gateways {}", network.gateways.join(", ")));
+    }
+    if !network.name_servers.is_empty() {
+        table::say(&format!("nameservers {}", network.name_servers.join(", ")));
+    }
 }
 
 fn show_servers(status: &Status) {

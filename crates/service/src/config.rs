@@ -23,8 +23,12 @@ use crate::plan::Plan;
 pub struct Config {
     /// The link to open.
     pub link: LinkChoice,
-    /// The service's own addresses with the prefix of their network; never empty.
+    /// The service's own addresses with the prefix of their network.
     pub addresses: Vec<Cidr>,
+    /// Addresses that it finds by itself.
+    pub automatic: Automatic,
+    /// Name servers to ask before those that were learned.
+    pub name_servers: Vec<IpAddr>,
     /// Addresses that the kernel's end of a TAP link gets, so that the host reaches the service.
     /// Unless they are given, one other address of each network of `addresses`.
     pub host_addresses: Vec<Cidr>,
@@ -44,6 +48,22 @@ pub struct Config {
     pub limits: ServiceLimits,
     /// Where the sockets for applications and for commands are.
     pub control_dir: PathBuf,
+}
+
+/// How a service finds addresses by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Automatic {
+    /// `--addr dhcp`: IPv4 from a DHCP server.
+    pub dhcp: bool,
+    /// `--addr auto`: IPv6 from router advertisements.
+    pub slaac: bool,
+}
+
+impl Automatic {
+    /// Whether there is anything to wait for.
+    pub fn any(self) -> bool {
+        self.dhcp || self.slaac
+    }
 }
 
 /// A link as named by `--link`.
@@ -104,6 +124,8 @@ pub struct Flags {
     pub host_addresses: Vec<String>,
     /// `--gateway`, one for each family.
     pub gateways: Vec<String>,
+    /// `--nameserver`, repeatable.
+    pub name_servers: Vec<String>,
     /// `--mtu`.
     pub mtu: Option<u16>,
     /// `--offload`.
@@ -133,6 +155,8 @@ struct File {
     host_addresses: Vec<String>,
     #[serde(default)]
     gateways: Vec<String>,
+    #[serde(default)]
+    nameservers: Vec<String>,
     mtu: Option<u16>,
     offload: Option<String>,
     queues: Option<u16>,
@@ -216,7 +240,12 @@ impl File {
         let host_addresses = choose(&flags.host_addresses, &self.host_addresses);
         let host_addresses = parse_cidrs("host address", host_addresses)?;
         let gateways = choose(&flags.gateways, &self.gateways);
-        let addresses = parse_cidrs("address", addresses)?;
+        let name_servers = choose(&flags.name_servers, &self.nameservers);
+        let name_servers = name_servers
+            .iter()
+            .map(|text| parse_ip("nameserver", text))
+            .collect::<Result<_, _>>()?;
+        let (automatic, addresses) = parse_addresses(addresses)?;
         let mut routes = Vec::new();
         for route in &self.route {
             routes.push(parse_route(route)?);
@@ -224,7 +253,9 @@ impl File {
         for gateway in gateways {
             routes.push(default_route(gateway)?);
         }
-        check_gateways(&routes, &addresses)?;
+        if !automatic.any() {
+            check_gateways(&routes, &addresses)?;
+        }
         let plan = match flags.plan.as_ref().or(self.plan.as_ref()) {
             Some(text) => text.parse()?,
             None => Plan::combined(),
@@ -236,7 +267,7 @@ impl File {
         let host_addresses = match host_addresses.is_empty() {
             // A wire has no host at its other end.
             true if matches!(link, LinkChoice::Wire { .. }) => {
-                check_wire_addresses(&addresses)?;
+                check_wire_addresses(&addresses, automatic)?;
                 Vec::new()
             }
             true => addresses.iter().filter_map(|own| neighbour_of(own, &addresses)).collect(),
@@ -245,6 +276,8 @@ impl File {
         Ok(Config {
             link,
             addresses,
+            automatic,
+            name_servers,
             host_addresses,
             routes,
             mtu: check_mtu(flags.mtu.or(self.mtu).unwrap_or(MTU_DEFAULT))?,
@@ -386,8 +419,8 @@ pub fn parse_fault(text: &str) -> Result<FaultSpec, Error> {
 }
 
 /// Both ends of a wire are services: neither can choose free addresses for the other.
-fn check_wire_addresses(addresses: &[Cidr]) -> Result<(), Error> {
-    match addresses.is_empty() {
+fn check_wire_addresses(addresses: &[Cidr], automatic: Automatic) -> Result<(), Error> {
+    match addresses.is_empty() && !automatic.any() {
         false => Ok(()),
         true => Err(Error::new(
             "a service on a wire",
@@ -415,10 +448,28 @@ fn parse_cidr(what: &str, text: &str) -> Result<Cidr, Error> {
     })
 }
 
+/// Addresses, and the words that stand for those to be found.
+fn parse_addresses(texts: &[String]) -> Result<(Automatic, Vec<Cidr>), Error> {
+    let mut automatic = Automatic::default();
+    let mut addresses = Vec::new();
+    for text in texts {
+        match text.as_str() {
+            "dhcp" => automatic.dhcp = true,
+            "auto" => automatic.slaac = true,
+            _ => addresses.push(parse_cidr("address", text)?),
+        }
+    }
+    Ok((automatic, addresses))
+}
+
 fn parse_gateway(text: &str) -> Result<IpAddr, Error> {
+    parse_ip("gateway", text)
+}
+
+fn parse_ip(what: &str, text: &str) -> Result<IpAddr, Error> {
     text.parse().map_err(|_| {
         Error::new(
-            format_args!("gateway \"{text}\""),
+            format_args!("{what} \"{text}\""),
             "not an address",
             "write it like 198.18.0.254",
         )

@@ -51,6 +51,11 @@ pub enum Request {
     },
     /// Ends a capture.
     CaptureStop {},
+    /// Looks a name up, or the names of an address; answered when the name servers have answered.
+    Resolve {
+        /// A name or an address.
+        name: String,
+    },
     /// Closes all connections and ends the service.
     Shutdown {},
 }

@@ -20,6 +20,7 @@ use crate::control::{self, ControlSocket, Request};
 use crate::error::Error;
 use crate::poller::Token;
 use crate::report::{Facts, SocketChoice};
+use crate::resolve::{Lookup, Resolved};
 use crate::server::Server;
 
 /// A service that runs: one server, its sockets, and what ends it.
@@ -39,6 +40,8 @@ pub struct Service<P: Port> {
     ending: Ending,
     tokens: Vec<Token>,
     looked: Instant,
+    /// Clients that wait for name servers.
+    lookups: Vec<Lookup>,
 }
 
 /// The process that a private service was started for, until it ends.
@@ -82,6 +85,8 @@ enum Ending {
 /// Time without work before the loop sleeps, where it has a core to spare and work does not usually
 /// come so soon that a longer spin pays: the time in which a program that was woken answers.
 const SPIN_NS: u64 = 50_000;
+/// Clients whose names are looked up at a time.
+const LOOKUPS_MAX: usize = 16;
 /// Turns or time between two looks at the kernel's descriptors while there is work.
 const LOOK_TURNS: u32 = 64;
 const LOOK_US: u64 = 100;
@@ -144,6 +149,7 @@ impl<P: Port> Service<P> {
             ending: Ending::No,
             tokens: Vec::new(),
             looked: now(),
+            lookups: Vec::new(),
         })
     }
 
@@ -175,6 +181,9 @@ impl<P: Port> Service<P> {
         loop {
             let start = now();
             let work = self.server.step(start)?;
+            if !self.lookups.is_empty() {
+                self.finish_lookups();
+            }
             let end = now();
             let busy = !work.is_none();
             self.server.load.turn(start, end, busy);
@@ -282,21 +291,24 @@ impl<P: Port> Service<P> {
         let fd = self.control.client_fd(id);
         let mut unsent = self.control.flush(id);
         for request in self.control.read(id) {
-            let answer = self.answer(request);
-            unsent = self.control.answer(id, &answer);
+            if let Some(answer) = self.answer(id, request) {
+                unsent = self.control.answer(id, &answer);
+            }
         }
         if let Some(fd) = fd.filter(|_| self.control.client_fd(id).is_some()) {
             self.server.poller.set_writable(fd, Token::Client(id), unsent);
         }
     }
 
-    fn answer(&mut self, request: Request) -> Value {
-        match request {
+    /// The answer to a request, unless it has to wait.
+    fn answer(&mut self, client: control::ClientId, request: Request) -> Option<Value> {
+        Some(match request {
+            Request::Resolve { name } => return self.begin_lookup(client, &name),
             Request::Version {} => control::acceptance(json!({
                 "version": env!("CARGO_PKG_VERSION"),
                 "protocol": haypile_shm::PROTOCOL_VERSION,
                 "pid": std::process::id(),
-                "addresses": self.facts.addresses,
+                "addresses": self.server.core.usable_addresses(),
             })),
             Request::Status {} => control::acceptance(self.server.status(&self.facts, now())),
             Request::Ss { listening, all, tcp, udp } => {
@@ -309,7 +321,38 @@ impl<P: Port> Service<P> {
                 self.end();
                 control::acceptance(json!({}))
             }
+        })
+    }
+
+    /// Asks the name servers; the answer now if that is impossible, else later.
+    fn begin_lookup(&mut self, client: control::ClientId, name: &str) -> Option<Value> {
+        if self.lookups.len() >= LOOKUPS_MAX {
+            return Some(control::refusal("too many names are being looked up"));
         }
+        let servers = &self.facts.name_servers;
+        let shard = &mut self.server.core.shard;
+        match Lookup::start(client, name, servers, shard, now()) {
+            Ok(lookup) => {
+                self.lookups.push(lookup);
+                None
+            }
+            Err(error) => Some(control::acceptance(Resolved::failure(name, error))),
+        }
+    }
+
+    /// Answers whose name servers have answered.
+    fn finish_lookups(&mut self) {
+        let mut lookups = std::mem::take(&mut self.lookups);
+        lookups.retain_mut(|lookup| {
+            let Some(outcome) = lookup.poll(&mut self.server.core.shard) else { return true };
+            let answer = control::acceptance(outcome);
+            let unsent = self.control.answer(lookup.client, &answer);
+            if let Some(fd) = self.control.client_fd(lookup.client) {
+                self.server.poller.set_writable(fd, Token::Client(lookup.client), unsent);
+            }
+            false
+        });
+        self.lookups = lookups;
     }
 
     fn start_capture(&mut self, path: &std::path::Path, max_bytes: u64) -> Value {

@@ -29,6 +29,7 @@ pub mod processes;
 pub mod readiness;
 pub mod report;
 pub mod requests;
+pub mod resolve;
 pub mod server;
 pub mod slab;
 pub mod sockets;

@@ -3,8 +3,10 @@
 //! Owns the shapes of these answers on the control socket, so that the command line reads the same
 //! types that the service writes. Called by `event_loop`; never on the data path.
 
+use std::net::IpAddr;
+
 use haypile_engine::shard::{SocketState, SocketSummary};
-use haypile_engine::{Instant, SocketId, State};
+use haypile_engine::{AddressState, AddressSummary, Instant, Origin, SocketId, State};
 use haypile_link::port::Port;
 use haypile_shm::limits::CHUNK_SIZE;
 use serde::{Deserialize, Serialize};
@@ -54,6 +56,45 @@ pub struct Sockets {
     pub sockets: Vec<SocketRow>,
 }
 
+/// Addresses and what is needed beside them, configured or learned.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// One row each.
+    pub addresses: Vec<AddressRow>,
+    /// Default routers.
+    pub gateways: Vec<String>,
+    /// Name servers.
+    pub name_servers: Vec<String>,
+    /// What a DHCP server gave.
+    pub lease: Option<LeaseRow>,
+}
+
+/// One address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressRow {
+    /// With its prefix.
+    pub address: String,
+    /// `configured`, `dhcp`, `link-local` or `router`.
+    pub origin: String,
+    /// `tentative`, `preferred`, `deprecated` or `duplicate`.
+    pub state: String,
+    /// Seconds until it ends; `None` for never.
+    pub valid_s: Option<u64>,
+}
+
+/// A DHCP lease.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseRow {
+    /// The address with its prefix.
+    pub address: String,
+    /// Who gave it.
+    pub server: String,
+    /// Seconds until it is prolonged.
+    pub renew_s: u64,
+    /// Seconds until it ends.
+    pub expires_s: u64,
+}
+
 /// The answer to `haypile status`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
@@ -67,8 +108,10 @@ pub struct Status {
     pub plan: String,
     /// The link and its mode, in one line.
     pub link: String,
-    /// The service's addresses.
+    /// The service's addresses that are in use.
     pub addresses: Vec<String>,
+    /// All of them, with where they came from.
+    pub network: Network,
     /// The link's other end.
     pub host_addresses: Vec<String>,
     /// One row each.
@@ -152,6 +195,8 @@ pub struct Facts {
     pub addresses: Vec<String>,
     /// The link's other end.
     pub host_addresses: Vec<String>,
+    /// Configured name servers.
+    pub name_servers: Vec<IpAddr>,
 }
 
 impl Core {
@@ -209,6 +254,48 @@ impl Core {
         stream.map_or(0, |stream| stream.rx_waiting())
     }
 
+    /// The addresses that can be used now.
+    pub fn usable_addresses(&self) -> Vec<String> {
+        let usable = self.shard.addresses().filter(|address| {
+            matches!(address.state, AddressState::Preferred | AddressState::Deprecated)
+        });
+        usable.map(|address| address.cidr.to_string()).collect()
+    }
+
+    fn network(&self, configured: &[IpAddr]) -> Network {
+        let seconds = |at: Instant| at.since(self.now) / 1_000_000;
+        let row = |address: AddressSummary| AddressRow {
+            address: address.cidr.to_string(),
+            origin: match address.origin {
+                Origin::Static => "configured",
+                Origin::Dhcp => "dhcp",
+                Origin::LinkLocal => "link-local",
+                Origin::RouterAdvertisement => "router",
+            }
+            .to_string(),
+            state: match address.state {
+                AddressState::Tentative => "tentative",
+                AddressState::Preferred => "preferred",
+                AddressState::Deprecated => "deprecated",
+                AddressState::Duplicate => "duplicate",
+            }
+            .to_string(),
+            valid_s: address.valid_until.map(seconds),
+        };
+        let name_servers = configured.iter().copied().chain(self.shard.name_servers());
+        Network {
+            addresses: self.shard.addresses().map(row).collect(),
+            gateways: self.shard.gateways().map(|gateway| gateway.to_string()).collect(),
+            name_servers: name_servers.map(|server| server.to_string()).collect(),
+            lease: self.shard.lease().map(|lease| LeaseRow {
+                address: lease.cidr.to_string(),
+                server: lease.server.to_string(),
+                renew_s: seconds(lease.renew_at),
+                expires_s: seconds(lease.expires_at),
+            }),
+        }
+    }
+
     fn owner_of(&self, id: SocketId) -> Option<&crate::processes::Process> {
         let key = self.store.key_of(id)?;
         self.processes.get(self.store.sockets.get(key)?.owner?)
@@ -260,7 +347,8 @@ impl<P: Port> Server<P> {
             uptime_s: self.load.uptime_us(now) / 1_000_000,
             plan: facts.plan.clone(),
             link: port.describe(),
-            addresses: facts.addresses.clone(),
+            addresses: self.core.usable_addresses(),
+            network: self.core.network(&facts.name_servers),
             host_addresses: facts.host_addresses.clone(),
             servers: vec![row],
             drops: self.drops(),

@@ -138,9 +138,15 @@ impl<P: Port> Server<P> {
             offloads: link_server::offloads(port.features()),
         };
         let ports = Ports::new(shard_config.seed.rotate_left(17));
-        let shard = Shard::new(shard_config, now).map_err(|error| {
+        let mut shard = Shard::new(shard_config, now).map_err(|error| {
             Error::new("set up the network", error, "correct the addresses and routes")
         })?;
+        if config.automatic.dhcp {
+            shard.start_dhcp(now);
+        }
+        if config.automatic.slaac {
+            shard.start_slaac(now);
+        }
         let refused = |errno: Errno| {
             let error = std::io::Error::from(errno);
             Error::new("set up the service", error, "raise the limits of memory and descriptors")

@@ -59,6 +59,7 @@ pub fn start(mut config: Config, owner: Option<i32>) -> Result<Started, Error> {
         plan: config.plan.to_string(),
         addresses: config.addresses.iter().map(ToString::to_string).collect(),
         host_addresses: config.host_addresses.iter().map(ToString::to_string).collect(),
+        name_servers: config.name_servers.clone(),
     };
     let service = Service::new(server, attach, control, facts, signals, owner)?;
     Ok(Started { service, lines, attach_path, _reservation: reservation })
@@ -113,7 +114,7 @@ impl Drop for Started {
 
 /// Without addresses in the configuration, a free network of the range kept for benchmarks.
 fn choose_addresses(config: &mut Config) -> Result<Option<Reservation>, Error> {
-    if !config.addresses.is_empty() {
+    if !config.addresses.is_empty() || config.automatic.any() {
         return Ok(None);
     }
     let reservation = address_plan::plan().map_err(link_error)?;
@@ -126,8 +127,13 @@ fn choose_addresses(config: &mut Config) -> Result<Option<Reservation>, Error> {
 }
 
 fn open_link(config: &Config) -> Result<Box<dyn Port>, Error> {
-    let seed: Vec<String> =
+    let mut seed: Vec<String> =
         config.addresses.iter().map(|address| address.addr.to_string()).collect();
+    if config.automatic.any() {
+        // Servers tell clients apart by this address: one for each service of each machine.
+        let machine = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+        seed.push(format!("{} {}", config.control_dir.display(), machine.trim()));
+    }
     let mac = local_mac(&seed.join(" "));
     let port: Box<dyn Port> = match &config.link {
         LinkChoice::Tap(name) => open_tap(config, name.clone(), mac)?,
@@ -216,6 +222,15 @@ fn queue_count(config: &Config) -> String {
     }
 }
 
+/// What is configured, and what is still to be found.
+fn addresses_line(config: &Config, join: &dyn Fn(&[Cidr]) -> String) -> String {
+    let fixed = (!config.addresses.is_empty()).then(|| join(&config.addresses));
+    let dhcp = config.automatic.dhcp.then(|| "IPv4 from DHCP".to_string());
+    let slaac = config.automatic.slaac.then(|| "IPv6 from router advertisements".to_string());
+    let all: Vec<String> = [fixed, dhcp, slaac].into_iter().flatten().collect();
+    if all.is_empty() { "none".to_string() } else { all.join(", ") }
+}
+
 fn describe(config: &Config, mode: &str, attach: &Path, control: &Path) -> Vec<String> {
     let join = |list: &[Cidr]| {
         let texts: Vec<String> = list.iter().map(ToString::to_string).collect();
@@ -232,7 +247,7 @@ fn describe(config: &Config, mode: &str, attach: &Path, control: &Path) -> Vec<S
     let mut lines = vec![
         format!("plan      {}: 1 server, {}", config.plan, queue_count(config)),
         format!("link      {mode}"),
-        format!("addresses {}", join(&config.addresses)),
+        format!("addresses {}", addresses_line(config, &join)),
         format!("host end  {}", join(&config.host_addresses)),
         format!("control   {}", control.display()),
         format!("attach    {}", attach.display()),

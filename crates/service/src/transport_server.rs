@@ -30,8 +30,8 @@ impl Core {
                 }
                 Some(Event::Progress { id, progress }) => self.progress(id, progress),
                 Some(Event::Released { id }) => self.released(id),
-                // Addresses are looked up when they are shown.
-                Some(Event::NetworkChanged) => {}
+                // Addresses are looked up when they are shown, answers by who waits for them.
+                Some(Event::NetworkChanged | Event::Resolved { .. }) => {}
                 Some(Event::DatagramError {
                     id,
                     error,

@@ -132,7 +132,7 @@ impl Host {
                         program.observe(progress);
                     }
                 }
-                Event::DatagramError { .. } | Event::NetworkChanged => {}
+                Event::DatagramError { .. } | Event::NetworkChanged | Event::Resolved { .. } => {}
                 Event::Released { id } => {
                     self.memory.forget(id);
                     if self.programs.contains_key(&key(id)) {

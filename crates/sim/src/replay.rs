@@ -355,7 +355,10 @@ impl<'a> Player<'a> {
                     self.shard.claimed(id);
                     self.open.push(id);
                 }
-                Event::Progress { .. } | Event::DatagramError { .. } | Event::NetworkChanged => {}
+                Event::Progress { .. }
+                | Event::DatagramError { .. }
+                | Event::NetworkChanged
+                | Event::Resolved { .. } => {}
                 Event::Released { id } => {
                     assert!(!self.open.contains(&id), "{id:?} was released before its close");
                 }

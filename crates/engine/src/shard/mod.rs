@@ -20,6 +20,7 @@ mod lifecycle;
 mod ndp;
 mod network;
 mod receive;
+mod resolver;
 mod tcp;
 mod timers;
 mod transmit;
@@ -51,6 +52,7 @@ use crate::path_mtu::PathMtus;
 use crate::ports::Ports;
 use crate::rate_limit::RateLimit;
 use crate::reassembly::Reassembly;
+use crate::resolver::Resolver;
 use crate::routing::Routing;
 use crate::slab::Slab;
 use crate::socket_id::SocketId;
@@ -112,6 +114,7 @@ pub struct Shard {
     /// The tables made from `network`.
     routing: Routing,
     network_event_queued: bool,
+    resolver: Resolver,
     dhcp: Option<Box<crate::dhcp::Client>>,
     keys: Keys,
     neighbours: Neighbours,
@@ -175,6 +178,7 @@ impl Shard {
             routing: network.routing(),
             network,
             network_event_queued: false,
+            resolver: Resolver::default(),
             dhcp: None,
             keys: Keys::new(&secret),
             neighbours: Neighbours::new(now, seed, &limits),

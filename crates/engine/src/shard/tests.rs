@@ -8,6 +8,7 @@ mod fragments;
 mod harness;
 mod icmp;
 mod multicast;
+mod names;
 mod neighbours;
 mod oracle;
 mod random_frames;

@@ -38,6 +38,7 @@ impl Shard {
         self.groups.handle_timers(now);
         self.handle_network_timers();
         self.handle_dhcp_timers();
+        self.handle_resolver_timers();
         for _ in 0..LOOPBACK_PER_CALL {
             if !self.handle_next_own_packet(streams) {
                 break;
@@ -58,6 +59,7 @@ impl Shard {
             self.neighbours.next_timeout(),
             self.groups.next_timeout(),
             self.network.next_timeout(),
+            self.resolver.next_timeout(),
             self.dhcp.as_ref().map(|client| client.next_timeout()),
         ];
         timeouts.into_iter().flatten().min()

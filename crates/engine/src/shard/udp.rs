@@ -86,6 +86,9 @@ impl Shard {
             self.send_error(packet, IcmpCause::PortUnreachable);
             return Err(DropReason::UdpNoPort);
         };
+        if self.resolver.owns(id) {
+            return self.handle_name_answer(id, header.payload());
+        }
         if self.deliver(id, &datagram, header.payload(), streams) {
             Ok(())
         } else {

@@ -101,6 +101,10 @@ impl Shard {
             false => meaning_v6(report.kind, report.code, mode),
         };
         let Meaning { error, fatal } = meaning.ok_or(DropReason::IcmpUnknownType)?;
+        if self.resolver.owns(id) {
+            self.handle_name_error(id);
+            return Ok(());
+        }
         if options.receive_errors || (connected && fatal) {
             self.counters.count(Counter::UdpErrorsReported);
             self.events.push_back(QueuedEvent::Ready(Event::DatagramError {

@@ -7,6 +7,7 @@
 //! `HAYPILE_E2E_KILLS`, `HAYPILE_E2E_IDLE` (seconds), `HAYPILE_E2E_SEED`.
 #![forbid(unsafe_code)]
 
+mod autoconfiguration;
 mod bench;
 mod clients;
 mod command_line;

@@ -243,7 +243,7 @@ impl Peer {
                     self.streams.progress.insert(id, progress);
                 }
                 Event::Released { id } => self.released.push(id),
-                Event::DatagramError { .. } | Event::NetworkChanged => {}
+                Event::DatagramError { .. } | Event::NetworkChanged | Event::Resolved { .. } => {}
             }
         }
         let sent = self.link.transmit(now, &mut self.shard, &mut self.streams).unwrap();

@@ -1,0 +1,32 @@
+//! `haypile resolve`: a name looked up by a service's own resolver. Called by `main`.
+
+use std::process::ExitCode;
+
+use haypile_service::control::{Request, ask};
+use haypile_service::error::Error;
+use haypile_service::resolve::Resolved;
+
+use crate::cli::ResolveArgs;
+use crate::{place, table};
+
+/// Prints addresses or names, one a line.
+///
+/// # Errors
+/// When no service answers, or nothing was found.
+pub fn run(arguments: &ResolveArgs) -> Result<ExitCode, Error> {
+    let directory = place::directory_of(&arguments.control)?;
+    let answer = ask(&directory, &Request::Resolve { name: arguments.name.clone() })?;
+    let resolved: Resolved = table::parse(answer)?;
+    if arguments.json {
+        table::print(&resolved);
+        return Ok(if resolved.error.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS });
+    }
+    if let Some(why) = resolved.error {
+        let remedy = "check the name, and the name servers with haypile status";
+        return Err(Error::new(format_args!("resolve {}", arguments.name), why, remedy));
+    }
+    for line in resolved.addresses.iter().chain(&resolved.names) {
+        table::say(line);
+    }
+    Ok(ExitCode::SUCCESS)
+}
