@@ -3,8 +3,8 @@
 //!
 //! Until a socket is known to be Haypile's, an option goes to the placeholder, which checks it as
 //! the kernel does, and is kept here to be replayed. Afterwards the options of the service's list
-//! go there; of the others most need no effect, and the placeholder keeps them. Connections that
-//! were accepted share one placeholder's file, so their options are kept here alone.
+//! go there; of the others most need no effect, and the placeholder checks and keeps them. Connections
+//! that were accepted share one placeholder's file; one gets its own when such an option is set.
 
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
@@ -16,7 +16,12 @@ use haypile_shm::sys;
 use libc::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, SOL_SOCKET};
 
 use crate::entry::{self, Phase, Pinned, Socket, flag};
-use crate::{attach, datagram};
+use crate::{attach, datagram, placeholder, socket};
+
+/// Bytes of the name of a congestion control, with its end (`TCP_CA_NAME_MAX`).
+const CONGESTION_BYTES: usize = 16;
+/// What connections of the service do.
+const CONGESTION_USUAL: [u8; CONGESTION_BYTES] = *b"cubic\0\0\0\0\0\0\0\0\0\0\0";
 
 /// What an option does here.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -98,8 +103,10 @@ const REFUSED: [(i32, i32); 7] = [
 ];
 const TCP_ZEROCOPY_RECEIVE: i32 = 35;
 
-/// `SO_LINGER` with time: the value kept is the time plus one, 0 is off.
-const LINGER_OFF: i32 = 0;
+/// `SO_LINGER` as kept: the time plus one; negative if it is off, when Linux remembers the time.
+fn kept_linger(on: bool, time_s: i32, before: i32) -> i32 {
+    if on { time_s.clamp(0, i32::MAX - 1) + 1 } else { -before.abs() }
+}
 
 fn place(level: i32, name: i32) -> Option<usize> {
     TABLE.iter().position(|(of, known, _)| (*of, *known) == (level, name))
@@ -116,17 +123,42 @@ pub(crate) struct Stored {
     values: [AtomicI32; TABLE.len()],
     /// One bit a place: a value was set.
     set: AtomicU64,
+    /// `TCP_CONGESTION`: the name that was set, filled up with 0.
+    congestion: [AtomicU64; 2],
 }
 
 impl Default for Stored {
     fn default() -> Self {
-        Stored { values: [const { AtomicI32::new(0) }; TABLE.len()], set: AtomicU64::new(0) }
+        Stored {
+            values: [const { AtomicI32::new(0) }; TABLE.len()],
+            set: AtomicU64::new(0),
+            congestion: [const { AtomicU64::new(0) }; 2],
+        }
     }
 }
 
 impl Stored {
     pub(crate) fn reset(&self) {
         self.set.store(0, Ordering::Relaxed);
+        self.put_congestion(&[]);
+    }
+
+    fn put_congestion(&self, name: &[u8]) {
+        let mut padded = [0; CONGESTION_BYTES];
+        let len = name.len().min(CONGESTION_BYTES - 1);
+        padded[..len].copy_from_slice(&name[..len]);
+        for (word, bytes) in self.congestion.iter().zip(padded.as_chunks::<8>().0) {
+            word.store(u64::from_ne_bytes(*bytes), Ordering::Relaxed);
+        }
+    }
+
+    /// The name, filled up with 0; `None` if none was set.
+    fn congestion(&self) -> Option<[u8; CONGESTION_BYTES]> {
+        let mut name = [0; CONGESTION_BYTES];
+        for (word, bytes) in self.congestion.iter().zip(name.as_chunks_mut::<8>().0) {
+            *bytes = word.load(Ordering::Relaxed).to_ne_bytes();
+        }
+        (name[0] != 0).then_some(name)
     }
 
     fn put(&self, place: usize, value: i32) {
@@ -158,10 +190,22 @@ impl Stored {
         self.is_on(IPPROTO_IPV6, libc::IPV6_V6ONLY)
     }
 
+    /// Sets `IPV6_V6ONLY` if `only`; else leaves it.
+    pub(crate) fn note_v6only(&self, only: bool) {
+        if let Some(place) = place(IPPROTO_IPV6, libc::IPV6_V6ONLY).filter(|_| only) {
+            self.put(place, 1);
+        }
+    }
+
     /// `SO_LINGER`: the time in seconds, `None` if off.
     pub(crate) fn linger_s(&self) -> Option<u32> {
-        let value = self.get(place(SOL_SOCKET, libc::SO_LINGER)?)?;
-        (value != LINGER_OFF).then(|| (value - 1).max(0) as u32)
+        let value = self.linger_word();
+        (value > 0).then(|| (value - 1) as u32)
+    }
+
+    fn linger_word(&self) -> i32 {
+        let place = place(SOL_SOCKET, libc::SO_LINGER);
+        place.and_then(|place| self.get(place)).unwrap_or(0)
     }
 
     /// Whether an option was set that the service must know before the SYN.
@@ -179,6 +223,9 @@ impl Stored {
             }
         }
         self.set.store(set, Ordering::Release);
+        for (own, theirs) in self.congestion.iter().zip(&listener.congestion) {
+            own.store(theirs.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
     }
 }
 
@@ -224,7 +271,7 @@ pub(crate) fn read_linger(socket: &Socket, placeholder: RawFd) {
     if let (Ok(on), Ok(time_s)) = (integer(&value), integer(&value[4..]))
         && on != 0
     {
-        socket.stored.put(place, time_s.clamp(0, i32::MAX - 1) + 1);
+        socket.stored.put(place, kept_linger(true, time_s, 0));
     }
 }
 
@@ -258,9 +305,19 @@ pub fn setsockopt(fd: RawFd, level: i32, name: i32, value: &[u8]) -> Result<(), 
         (SOL_SOCKET, libc::SO_SNDBUFFORCE) => libc::SO_SNDBUF,
         _ => name,
     };
-    let Some(place) = place(level, name) else { return set_unknown(&socket, level, name, value) };
+    let Some(place) = place(level, name) else {
+        placeholder::materialise(&socket)?;
+        sys::setsockopt(fd, level, name, value)?;
+        if (level, name) == (IPPROTO_TCP, libc::TCP_CONGESTION) {
+            socket.stored.put_congestion(value.split(|byte| *byte == 0).next().unwrap_or_default());
+        }
+        return Ok(());
+    };
     if level == IPPROTO_IPV6 && socket.domain() != libc::AF_INET6 {
         return Err(Errno::ENOPROTOOPT);
+    }
+    if TABLE[place].2 == Kept {
+        return keep(&socket, fd, place, value);
     }
     if (level, name) == (SOL_SOCKET, libc::SO_LINGER) {
         return set_linger(&socket, place, value);
@@ -274,9 +331,11 @@ pub fn setsockopt(fd: RawFd, level: i32, name: i32, value: &[u8]) -> Result<(), 
         [byte] if level == IPPROTO_IP => i32::from(*byte),
         _ => integer(value)?,
     };
-    if let Service(low, high) | ServiceEarly(low, high) = TABLE[place].2
-        && !(low..=high).contains(&value)
-    {
+    let (low, high) = match TABLE[place].2 {
+        Service(low, high) | ServiceEarly(low, high) => (low, high),
+        Local | Kept => (i32::MIN, i32::MAX),
+    };
+    if !(low..=high).contains(&value) || (level, name, value) == (IPPROTO_IP, libc::IP_TTL, 0) {
         return Err(Errno::EINVAL);
     }
     socket.stored.put(place, value);
@@ -294,10 +353,25 @@ pub fn setsockopt(fd: RawFd, level: i32, name: i32, value: &[u8]) -> Result<(), 
     Ok(())
 }
 
+/// An option without effect here: the placeholder, if need be made this socket's own, checks the
+/// value and says what has become of it.
+fn keep(socket: &Pinned, fd: RawFd, place: usize, value: &[u8]) -> Result<(), Errno> {
+    let (level, name, _) = TABLE[place];
+    let opens = matches!(name, libc::TCP_FASTOPEN | libc::TCP_FASTOPEN_CONNECT);
+    if level == IPPROTO_TCP && opens && socket.phase() == Phase::Stream {
+        return Err(Errno::EINVAL);
+    }
+    placeholder::materialise(socket)?;
+    sys::setsockopt(fd, level, name, value)?;
+    let mut kept = [0; 4];
+    sys::getsockopt(fd, level, name, &mut kept)?;
+    socket.stored.put(place, i32::from_ne_bytes(kept));
+    Ok(())
+}
+
 fn set_linger(socket: &Pinned, place: usize, value: &[u8]) -> Result<(), Errno> {
     let (on, time_s) = (integer(value)?, integer(value.get(4..).unwrap_or_default())?);
-    let kept = if on == 0 { LINGER_OFF } else { time_s.clamp(0, i32::MAX - 1) + 1 };
-    socket.stored.put(place, kept);
+    socket.stored.put(place, kept_linger(on != 0, time_s, socket.stored.linger_word()));
     if socket.has_record() {
         tell_linger(socket)?;
     }
@@ -318,6 +392,9 @@ fn set_receive_low(socket: &Pinned, value: i32) -> Result<(), Errno> {
     });
     let low = wanted.min(limit);
     socket.receive_low.store(low, Ordering::Relaxed);
+    if let Some(place) = place(SOL_SOCKET, libc::SO_RCVLOWAT) {
+        socket.stored.put(place, low as i32);
+    }
     if chosen.is_none() && low > RECEIVE_LOW_FREE && socket.has_record() {
         let option = number(SOL_SOCKET, libc::SO_RCVBUF);
         socket.tell(RequestBody::SetOption { option, value: i64::from(low) })?;
@@ -330,18 +407,9 @@ const RECEIVE_LOW_MIN: u32 = 2048;
 const RECEIVE_LOW_FREE: u32 = 128 * 1024;
 const RECEIVE_LOW_MAX: u32 = 480 * 1024;
 
-/// Options outside the table: the placeholder's, if it has one of its own; else accepted as known
-/// to have no effect.
-fn set_unknown(socket: &Pinned, level: i32, name: i32, value: &[u8]) -> Result<(), Errno> {
-    if has_own_placeholder(socket) {
-        return sys::setsockopt(socket.number(), level, name, value);
-    }
-    match (level, name) {
-        (IPPROTO_TCP, libc::TCP_CONGESTION) => Ok(()),
-        (SOL_SOCKET | IPPROTO_TCP | IPPROTO_IP | IPPROTO_IPV6, _) => Ok(()),
-        _ => Err(Errno::ENOPROTOOPT),
-    }
-}
+/// What a negative time limit is kept as: the shortest there is. Linux tells it as 0.
+const NEGATIVE_US: u64 = 1;
+const LONGEST_S: i64 = 1 << 43;
 
 pub(crate) fn set_timeout(socket: &Pinned, name: i32, value: &[u8]) -> Result<(), Errno> {
     let word = |at: usize| {
@@ -354,10 +422,12 @@ pub(crate) fn set_timeout(socket: &Pinned, name: i32, value: &[u8]) -> Result<()
     if !(0..1_000_000).contains(&micros) {
         return Err(Errno(libc::EDOM));
     }
-    // A negative time is the shortest, as on Linux.
     let time_us = match seconds {
-        ..0 => 1,
-        _ => (seconds as u64).saturating_mul(1_000_000).saturating_add(micros as u64),
+        ..0 => NEGATIVE_US,
+        // Longer than the kernel can count: no limit.
+        LONGEST_S.. => 0,
+        0 if micros == 1 => 2,
+        _ => seconds as u64 * 1_000_000 + micros as u64,
     };
     let place = if name == libc::SO_RCVTIMEO {
         &socket.receive_timeout_us
@@ -392,7 +462,25 @@ pub fn getsockopt(fd: RawFd, level: i32, name: i32, out: &mut [u8]) -> Result<us
     if socket.has(flag::DATAGRAM) {
         return datagram::options::get(&socket, fd, level, name, out);
     }
+    if level == IPPROTO_IPV6 && socket.domain() != libc::AF_INET6 {
+        return Err(Errno::EOPNOTSUPP);
+    }
     match (level, name) {
+        // Its identity: the placeholder must be its own.
+        (SOL_SOCKET, libc::SO_COOKIE) => {
+            placeholder::materialise(&socket)?;
+            sys::getsockopt(fd, level, name, out)
+        }
+        (SOL_SOCKET, libc::SO_PEERNAME) => {
+            let mut encoded = [0; sys::ADDRESS_BYTES];
+            let len = sys::encode_address(&socket::remote_address(fd)?, &mut encoded);
+            if len < out.len() { Err(Errno::EINVAL) } else { give(&encoded[..len], out) }
+        }
+        // A name that was set; else that of what is done.
+        (IPPROTO_TCP, libc::TCP_CONGESTION) if socket.has_record() => {
+            give(&socket.stored.congestion().unwrap_or(CONGESTION_USUAL), out)
+        }
+        (IPPROTO_TCP, libc::TCP_LINGER2) => give_integer(linger_2(&socket), out),
         (SOL_SOCKET, libc::SO_ERROR) => give_integer(take_error(&socket), out),
         (SOL_SOCKET, libc::SO_ACCEPTCONN) => {
             give_integer(i32::from(socket.phase() == Phase::Listening), out)
@@ -400,8 +488,8 @@ pub fn getsockopt(fd: RawFd, level: i32, name: i32, out: &mut [u8]) -> Result<us
         (SOL_SOCKET, libc::SO_RCVTIMEO) => give_timeout(&socket.receive_timeout_us, out),
         (SOL_SOCKET, libc::SO_SNDTIMEO) => give_timeout(&socket.send_timeout_us, out),
         (SOL_SOCKET, libc::SO_LINGER) => {
-            let linger_s = socket.stored.linger_s();
-            let value = [i32::from(linger_s.is_some()), linger_s.unwrap_or(0) as i32];
+            let word = socket.stored.linger_word();
+            let value = [i32::from(word > 0), (word.abs() - 1).max(0)];
             give(&value.map(i32::to_ne_bytes).concat(), out)
         }
         (IPPROTO_TCP, libc::TCP_INFO) if socket.has_record() => tcp_info(&socket, out),
@@ -419,6 +507,20 @@ pub fn getsockopt(fd: RawFd, level: i32, name: i32, out: &mut [u8]) -> Result<us
 }
 
 const IP_PKTOPTIONS: i32 = 9;
+
+/// `TCP_LINGER2` as Linux tells it: the usual time instead of 0, and never more than the longest.
+fn linger_2(socket: &Socket) -> i32 {
+    let place = place(IPPROTO_TCP, libc::TCP_LINGER2);
+    match place.and_then(|place| socket.stored.get(place)).unwrap_or(0) {
+        ..0 => -1,
+        0 => FIN_WAIT_2_USUAL_S,
+        time_s => time_s.min(FIN_WAIT_2_MAX_S),
+    }
+}
+
+/// `net.ipv4.tcp_fin_timeout`, and the kernel's limit for the option.
+const FIN_WAIT_2_USUAL_S: i32 = 60;
+const FIN_WAIT_2_MAX_S: i32 = 120;
 
 fn get_known(
     socket: &Pinned,
@@ -452,7 +554,10 @@ pub(crate) fn take_error(socket: &Socket) -> i32 {
 }
 
 fn give_timeout(place: &AtomicU64, out: &mut [u8]) -> Result<usize, Errno> {
-    let time_us = place.load(Ordering::Relaxed);
+    let time_us = match place.load(Ordering::Relaxed) {
+        NEGATIVE_US => 0,
+        time_us => time_us,
+    };
     let words = [(time_us / 1_000_000) as i64, (time_us % 1_000_000) as i64];
     give(&words.map(i64::to_ne_bytes).concat(), out)
 }

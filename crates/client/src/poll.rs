@@ -26,6 +26,8 @@ const POOL: usize = 16;
 const REMEMBERED: usize = 64;
 /// Without a watcher to sleep on, the sockets are looked at so often.
 const BLIND_SLICE: Duration = Duration::from_millis(2);
+/// The longest sleep without a service.
+const GONE_SLICE: Duration = Duration::from_secs(1);
 
 /// A watcher and what it has been told to watch.
 #[derive(Debug)]
@@ -239,7 +241,14 @@ fn wait(
             Duration::from_nanos(deadline_ns.saturating_sub(sys::clock_monotonic_ns()))
         });
         let blind = lookout.is_none() && !set.ours.is_empty();
-        let slice = if blind { Some(left.unwrap_or(BLIND_SLICE).min(BLIND_SLICE)) } else { left };
+        let slice = if blind {
+            Some(left.unwrap_or(BLIND_SLICE).min(BLIND_SLICE))
+        } else if attachment.is_gone() {
+            // Nobody rings any more.
+            Some(left.unwrap_or(GONE_SLICE).min(GONE_SLICE))
+        } else {
+            left
+        };
         let slept = sleep(&mut set.kernel, slice);
         if let Some(lookout) = &lookout {
             lookout.watcher.awake();
@@ -255,6 +264,8 @@ fn wait(
                 return Err(Errno::EINTR);
             }
             attachment.note_gone();
+            // Its end can be read for ever: poll leaves negative numbers out.
+            set.kernel[place].fd = -1;
         }
         let ready = set.copy_kernel(fds) + set.look(fds);
         let over = deadline_ns.is_some_and(|deadline_ns| sys::clock_monotonic_ns() >= deadline_ns);

@@ -109,6 +109,10 @@ fn bind_to(socket: &Pinned, fd: RawFd, address: SocketAddr) -> Result<(), Errno>
         match both {
             Ok(()) => {
                 options::replay(socket);
+                if address.is_ipv6() && address.ip() == address.ip().to_canonical() {
+                    // As on Linux: a name of its own binds the socket to the family.
+                    socket.stored.note_v6only(!address.ip().is_unspecified());
+                }
                 socket.set_phase(Phase::Bound);
                 placeholder::born(socket);
                 return Ok(());

@@ -96,7 +96,10 @@ pub fn value(option: u16, options: &SocketOptions, mss: Option<u16>) -> Result<i
         TCP_KEEPIDLE => number(options.keep_idle_s),
         TCP_KEEPINTVL => number(options.keep_interval_s),
         TCP_KEEPCNT => number(options.keep_count),
-        TCP_SYNCNT => i32::from(options.syn_count),
+        TCP_SYNCNT => match options.syn_count {
+            0 => SYN_COUNT_USUAL,
+            chosen => i32::from(chosen),
+        },
         TCP_LINGER2 => number(options.fin_wait_2_s),
         TCP_DEFER_ACCEPT => number(options.defer_accept_s),
         TCP_USER_TIMEOUT => number(options.user_timeout_ms),
@@ -105,6 +108,9 @@ pub fn value(option: u16, options: &SocketOptions, mss: Option<u16>) -> Result<i
         _ => return Err(libc::ENOPROTOOPT),
     })
 }
+
+/// What Linux says when nothing was chosen (`net.ipv4.tcp_syn_retries`).
+const SYN_COUNT_USUAL: i32 = 6;
 
 /// What Linux says of an unconnected socket's segment size.
 const MSS_UNCONNECTED: u16 = 536;

@@ -138,6 +138,11 @@ pub unsafe extern "C-unwind" fn sendto(
     settle(unsafe { send_bytes(fd, data, len, flags) }, kernel)
 }
 
+/// What messages answer where vectors answer EINVAL: too many buffers.
+fn too_long(errno: Errno) -> Errno {
+    if errno == Errno::EINVAL { Errno::EMSGSIZE } else { errno }
+}
+
 /// `sendmsg(2)`. Descriptors sent over a kernel socket are first told to the service if they are
 /// Haypile's.
 ///
@@ -164,6 +169,7 @@ pub unsafe extern "C-unwind" fn sendmsg(
     }
     // SAFETY: the application's message.
     let sent = unsafe { vectors::slices((*message).msg_iov, (*message).msg_iovlen) }
+        .map_err(too_long)
         .and_then(|data| send_slices(fd, data, flags));
     settle(sent, kernel)
 }
@@ -282,6 +288,7 @@ pub unsafe extern "C-unwind" fn recvmsg(fd: c_int, message: *mut msghdr, flags: 
     }
     // SAFETY: the application's message.
     let received = unsafe { vectors::slices_mut((*message).msg_iov, (*message).msg_iovlen) }
+        .map_err(too_long)
         .and_then(|out| client::receive(fd, out, flags));
     if received.is_ok() {
         // SAFETY: the application's message: no name, no ancillary data, no flags.
@@ -565,8 +572,9 @@ fn send_file(out: c_int, input: c_int, start: i64, count: usize) -> Result<usize
         let got = raw!(SYS_pread64, input, buffer.as_mut_ptr(), want, start + done as i64);
         if got < 0 {
             let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
-            // What cannot be read at a position (a pipe) is no file: let the caller copy.
-            let errno = if errno == libc::ESPIPE { libc::EINVAL } else { errno };
+            // What cannot be read at a position (a pipe, a folder) is no file: let the caller copy.
+            let no_file = matches!(errno, libc::ESPIPE | libc::EISDIR);
+            let errno = if no_file { libc::EINVAL } else { errno };
             return if done > 0 { Ok(done) } else { Err(Errno(errno)) };
         }
         let got = got as usize;
@@ -609,7 +617,10 @@ pub unsafe extern "C-unwind" fn sendfile(
     let start = match given {
         Some(start) => start,
         None => match raw!(SYS_lseek, input, 0, libc::SEEK_CUR) {
-            -1 => return finish(Err(Errno::EINVAL)),
+            -1 => {
+                let bad = std::io::Error::last_os_error().raw_os_error() == Some(libc::EBADF);
+                return finish(Err(if bad { Errno::EBADF } else { Errno::EINVAL }));
+            }
             start => start as i64,
         },
     };

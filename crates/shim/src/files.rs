@@ -5,6 +5,7 @@ use core::ffi::{c_int, c_uint};
 use haypile_client as client;
 
 use crate::raw::{finish, raw, settle_int, unit};
+use crate::stdio;
 
 /// `close(2)`.
 #[unsafe(no_mangle)]
@@ -51,7 +52,7 @@ pub extern "C-unwind" fn dup(fd: c_int) -> c_int {
         client::forget_number(new);
         return new;
     }
-    settle_int(client::duplicate(fd, 0, false).map(|fd| fd as usize), kernel)
+    stdio::made(settle_int(client::duplicate(fd, 0, false).map(|fd| fd as usize), kernel))
 }
 
 /// `dup2(2)`.
@@ -81,5 +82,5 @@ fn duplicate_to(old: c_int, new: c_int, flags: c_int) -> c_int {
     if client::is_kernel(old) && client::is_kernel(new) {
         return kernel() as c_int;
     }
-    settle_int(client::duplicate_to(old, new, flags).map(|fd| fd as usize), kernel)
+    stdio::made(settle_int(client::duplicate_to(old, new, flags).map(|fd| fd as usize), kernel))
 }

@@ -8,7 +8,8 @@
 //! * `std` is used for memory and synchronisation only, never for input and output, whose functions
 //!   would come back here. Lower crates make raw system calls.
 //! * Variadic functions are defined with fixed register arguments, which is the same calling
-//!   convention on x86-64 and AArch64 Linux for integers and pointers.
+//!   convention on x86-64 and AArch64 Linux for integers and pointers; those with any number of
+//!   arguments are in `variadic.rs`.
 //! * `extern "C-unwind"`, so that `pthread_cancel` and long jumps may pass through.
 //! * Libc's cancellation points are no cancellation points here.
 //!
@@ -25,5 +26,7 @@ mod raw;
 mod rights;
 mod signals;
 mod start;
+mod stdio;
+mod variadic;
 mod vectors;
 mod wait;

@@ -6,13 +6,13 @@ use haypile_client as client;
 use libc::{sockaddr, socklen_t};
 
 use crate::raw::{raw, settle_int, unit};
-use crate::{signals, vectors};
+use crate::{signals, stdio, vectors};
 
 /// `socket(2)`.
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int {
     let made = client::socket(domain, kind, protocol).map(|fd| fd as usize);
-    settle_int(made, || raw!(SYS_socket, domain, kind, protocol))
+    stdio::made(settle_int(made, || raw!(SYS_socket, domain, kind, protocol)))
 }
 
 /// `bind(2)`.
@@ -83,7 +83,7 @@ pub unsafe extern "C-unwind" fn accept4(
                 }
             }
         });
-    settle_int(accepted, kernel)
+    stdio::made(settle_int(accepted, kernel))
 }
 
 /// `connect(2)`.

@@ -6,7 +6,7 @@ use haypile_client::{self as client, Errno};
 use libc::socklen_t;
 
 use crate::raw::{finish, raw, settle_int, unit};
-use crate::vectors;
+use crate::{stdio, vectors};
 
 /// `setsockopt(2)`.
 ///
@@ -23,6 +23,9 @@ pub unsafe extern "C-unwind" fn setsockopt(
     let kernel = move || raw!(SYS_setsockopt, fd, level, name, value, len);
     if client::is_kernel(fd) {
         return kernel() as c_int;
+    }
+    if len > c_int::MAX as socklen_t {
+        return finish(Err(Errno::EINVAL)) as c_int;
     }
     // SAFETY: the application's value.
     let set = unsafe { vectors::bytes(value.cast(), len as usize) }
@@ -51,7 +54,10 @@ pub unsafe extern "C-unwind" fn getsockopt(
     }
     // SAFETY: the application's length and value.
     let got = unsafe {
-        vectors::bytes_mut(value.cast(), (*len as usize).min(i32::MAX as usize))
+        if *len > c_int::MAX as socklen_t {
+            return finish(Err(Errno::EINVAL)) as c_int;
+        }
+        vectors::bytes_mut(value.cast(), *len as usize)
             .and_then(|value| client::getsockopt(fd, level, name, value))
             .map(|used| {
                 *len = used as socklen_t;
@@ -90,10 +96,15 @@ pub unsafe extern "C-unwind" fn ioctl(fd: c_int, request: c_ulong, argument: usi
             unsafe { *pointer = bytes.min(c_int::MAX as usize) as c_int };
             0
         }),
+        // How much of that is unsent the service does not tell; the placeholder says 0.
+        SIOCOUTQNSD => client::unsent_bytes(fd).and(Err(client::TO_KERNEL)),
         _ => Err(client::TO_KERNEL),
     };
     settle_int(result, kernel)
 }
+
+/// `SIOCOUTQNSD` of linux/sockios.h.
+const SIOCOUTQNSD: c_ulong = 0x894b;
 
 /// `fcntl(2)`.
 ///
@@ -110,9 +121,10 @@ pub unsafe extern "C-unwind" fn fcntl(fd: c_int, command: c_int, argument: usize
         return result;
     }
     let result = match command {
-        libc::F_DUPFD => client::duplicate(fd, argument as c_int, false).map(|fd| fd as usize),
-        libc::F_DUPFD_CLOEXEC => {
-            client::duplicate(fd, argument as c_int, true).map(|fd| fd as usize)
+        libc::F_DUPFD | libc::F_DUPFD_CLOEXEC => {
+            let close_on_exec = command == libc::F_DUPFD_CLOEXEC;
+            client::duplicate(fd, argument as c_int, close_on_exec)
+                .map(|new| stdio::made(new) as usize)
         }
         libc::F_GETFL => client::status_flags(fd).map(|flags| flags as usize),
         libc::F_SETFL => unit(client::set_status_flags(fd, argument as c_int)),

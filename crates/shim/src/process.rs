@@ -1,11 +1,6 @@
 //! Calls that make processes or replace them. Forks run the client's three hooks (registered with
 //! `pthread_atfork` in `start.rs`); calls that start another program first tell the service which
 //! sockets it may inherit, and hand the library on in the environment.
-//!
-//! `execl`, `execlp` and `execle` are variadic with any number of arguments, which stable Rust cannot
-//! define, and stay libc's, whose call of execve passes us by. The first two keep `environ`, which
-//! has our variables. Sockets that came through `fork` are marked as shared by then, so the usual
-//! fork and execl work; a socket made by the same process without a fork between ends with it.
 
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -23,12 +18,12 @@ pub struct Behind {
 }
 
 impl Behind {
-    const fn new(name: &'static CStr) -> Behind {
+    pub const fn new(name: &'static CStr) -> Behind {
         Behind { name, address: AtomicUsize::new(0) }
     }
 
     /// Looks the function up; done for all of them in the constructor.
-    fn address(&self) -> usize {
+    pub fn address(&self) -> usize {
         let known = self.address.load(Ordering::Acquire);
         if known != 0 {
             return known;
@@ -58,6 +53,7 @@ pub fn resolve() {
         &OPEN_PIPE,
         &EXEC_BY_NAME,
         &CLOSE_FILE,
+        &crate::stdio::OPEN_NUMBER,
     ];
     for function in all {
         function.address();
@@ -187,7 +183,8 @@ unsafe extern "C" {
     static environ: Strings;
 }
 
-fn current_environment() -> Strings {
+/// `environ`.
+pub fn current_environment() -> Strings {
     // SAFETY: libc's own variable; reading the pointer is what its functions do.
     unsafe { environ }
 }
@@ -408,7 +405,8 @@ pub unsafe extern "C-unwind" fn popen(command: *const c_char, mode: *const c_cha
     result.cast()
 }
 
-/// `fclose(3)`: libc closes the descriptor inside, so what was known of it is forgotten first.
+/// `fclose(3)`: libc closes the descriptor inside, so what was known of it is forgotten first, unless the
+/// stream is ours and closes it through us.
 ///
 /// # Safety
 /// As libc's.
@@ -421,7 +419,8 @@ pub unsafe extern "C-unwind" fn fclose(file: *mut FILE) -> c_int {
     if client::is_attached() {
         // SAFETY: the application's own file.
         let fd = unsafe { libc::fileno(file) };
-        if !client::is_kernel(fd) && !client::is_internal(fd) {
+        let known = !client::is_kernel(fd) && !client::is_internal(fd);
+        if known && !crate::stdio::is_ours(fd) {
             client::forget_number(fd);
         }
     }

@@ -14,8 +14,8 @@ use haypile_client as client;
 use haypile_shm::control::{ATTACH_VARIABLE, DOMAIN_VARIABLE};
 use haypile_shm::messages::DOMAIN_TOKEN_BYTES;
 
-use crate::process;
 use crate::raw::raw;
+use crate::{process, stdio};
 
 const PRELOAD_VARIABLE: &str = "LD_PRELOAD";
 
@@ -81,6 +81,7 @@ extern "C" fn start() {
     watch_for_forks();
     hand_on(path);
     client::adopt_inherited();
+    stdio::prepare();
     // SAFETY: the hooks may run in any thread at any time after this.
     unsafe {
         libc::pthread_atfork(

@@ -16,9 +16,9 @@ fn answers(finished: Finished, where_run: &str) -> BTreeMap<String, String> {
     pairs.map(|(situation, answer)| (situation.to_string(), answer.to_string())).collect()
 }
 
-fn compare(stage: &Stage, loopback: &str, address: &str) {
+fn compare(stage: &Stage, program: &str, loopback: &str, address: &str) {
     let _service = stage.serve();
-    let program = script("semantics.py");
+    let program = script(program);
     let on_kernel = stage.output(&[python(), &program, loopback, "7000"], LIMIT);
     let want = answers(on_kernel, "on the kernel's stack");
     let on_haypile = stage.run(&[python(), &program, address, "7001"]).finish(LIMIT);
@@ -42,13 +42,27 @@ fn compare(stage: &Stage, loopback: &str, address: &str) {
 #[test]
 fn calls_answer_as_the_kernels_do() {
     on_stage("calls_answer_as_the_kernels_do", &["python3"], |stage| {
-        compare(stage, "127.0.0.1", "198.18.0.2");
+        compare(stage, "semantics.py", "127.0.0.1", "198.18.0.2");
     });
 }
 
 #[test]
 fn calls_answer_as_the_kernels_do_over_ipv6() {
     on_stage("calls_answer_as_the_kernels_do_over_ipv6", &["python3"], |stage| {
-        compare(stage, "::1", "2001:2::2");
+        compare(stage, "semantics.py", "::1", "2001:2::2");
+    });
+}
+
+#[test]
+fn options_answer_as_the_kernels_do() {
+    on_stage("options_answer_as_the_kernels_do", &["python3"], |stage| {
+        compare(stage, "semantics_options.py", "127.0.0.1", "198.18.0.2");
+    });
+}
+
+#[test]
+fn options_answer_as_the_kernels_do_over_ipv6() {
+    on_stage("options_answer_as_the_kernels_do_over_ipv6", &["python3"], |stage| {
+        compare(stage, "semantics_options.py", "::1", "2001:2::2");
     });
 }

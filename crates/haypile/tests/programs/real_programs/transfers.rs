@@ -1,4 +1,4 @@
-//! Programs that move much: iperf3, rsync, git.
+//! Programs that move much: iperf3, nuttcp, rsync, git.
 
 use super::world::World;
 use crate::support::content;
@@ -33,6 +33,23 @@ pub fn iperf3_parallel(world: &World<'_>) -> String {
 
 pub fn iperf3_sendfile(world: &World<'_>) -> String {
     iperf(world, &["-Z", "-F", &world.page().display().to_string()])
+}
+
+/// A program that talks through `FILE` on its control connection.
+pub fn nuttcp(world: &World<'_>) -> String {
+    let (address, port) = (world.address().to_string(), world.port.to_string());
+    let data = (world.port + 1).to_string();
+    let _server = world.serve(&["nuttcp", "-S", "--nofork", "-P", &port], world.port);
+    let mut figures = Vec::new();
+    for direction in ["-t", "-r"] {
+        let words = ["nuttcp", direction, "-P", &port, "-p", &data, "-T1", "-fparse", &address];
+        let told = world.ask(&words).out;
+        let rate = told.split_whitespace().find_map(|word| word.strip_prefix("rate_Mbps="));
+        let rate: f64 = rate.and_then(|text| text.parse().ok()).unwrap_or(0.0);
+        assert!(rate > 1.0, "nuttcp {direction}: {told}");
+        figures.push(format!("{:.2}", rate / 1000.0));
+    }
+    format!("{} Gbit/s there, back", figures.join(", "))
 }
 
 /// A tree down from a daemon and up to it.

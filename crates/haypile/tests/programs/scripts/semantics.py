@@ -943,4 +943,5 @@ def main():
             print(f"{function.__name__} stopped: {type(error).__name__} {error}", flush=True)
 
 
-main()
+if __name__ == "__main__":
+    main()
