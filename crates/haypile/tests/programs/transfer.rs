@@ -1,8 +1,9 @@
 //! Bytes arrive as they were sent: files of all sizes from python and nginx on Haypile, uploads too.
 
-use crate::support::stage::{INTERFACE, on_stage, service, service6};
-use crate::support::{content, http, inspect, nginx, python, setting};
+use crate::support::stage::{INTERFACE, Stage, on_stage, service, service6};
+use crate::support::{content, http, inspect, nginx, python, setting, wait_until};
 use haypile_link::netlink::Netlink;
+use serde_json::Value;
 use std::fs;
 use std::time::Duration;
 
@@ -130,7 +131,8 @@ fn a_short_queue_loses_frames_but_no_bytes() {
         let _server = nginx::start(stage, 8080);
         let mut netlink = Netlink::open().expect("a route socket");
         let index = netlink.link_by_name(INTERFACE).expect("the interface").index;
-        netlink.set_queue_len(index, 64).expect("shorten the queue");
+        // A window of superframes is only a few frames.
+        netlink.set_queue_len(index, 2).expect("shorten the queue");
         let url = http::url(service(8080), "big");
         // The kernel drops what does not fit: data of the upload, acknowledgements of the download.
         http::fetch(stage, &url, &stage.path("fetched"), 60);
@@ -144,5 +146,90 @@ fn a_short_queue_loses_frames_but_no_bytes() {
             assert!(dropped > 0, "the queue was long enough after all");
         }
         inspect::wait_for_rest(stage, Duration::from_secs(10));
+    });
+}
+
+/// What the link of the running service has counted.
+fn link_counter(stage: &Stage, name: &str) -> u64 {
+    let status = stage.ask("status", &[]).expect("the service answers");
+    let counters = status["counters"].as_array().cloned().unwrap_or_default();
+    let of_name = |counter: &&Value| counter["name"] == name;
+    counters.iter().find(of_name).and_then(|counter| counter["count"].as_u64()).unwrap_or(0)
+}
+
+#[test]
+fn superframes_leave_a_clean_capture() {
+    on_stage("superframes_leave_a_clean_capture", &["nginx", "curl", "tshark"], |stage| {
+        let size = 3_000_001;
+        content::write(&stage.served("big"), size);
+        let _service = stage.serve();
+        let _server = nginx::start_on(stage, "nginx", &[service(8080), service6(8080)]);
+        let file = stage.text("all.pcapng");
+        let command = |words: &[&str]| {
+            let mut command = stage.haypile("capture");
+            command.args(words);
+            let done = stage.start_command("capture", command).finish(Duration::from_secs(10));
+            done.expect_success("command a capture");
+        };
+        command(&["-w", &file]);
+        for address in [service(8080), service6(8080)] {
+            http::fetch(stage, &http::url(address, "big"), &stage.path("fetched"), 60);
+            content::assert_same(&stage.served("big"), &stage.path("fetched"));
+            if nginx::can_put() {
+                let target = http::url(address, "up/big");
+                http::upload(stage, &target, &stage.served("big"), 60);
+                content::assert_same(&stage.served("big"), &stage.served("up/big"));
+                fs::remove_file(stage.served("up/big")).expect("remove the upload");
+            }
+        }
+        assert!(link_counter(stage, "tx_superframes") > 10, "sent in superframes");
+        assert!(!nginx::can_put() || link_counter(stage, "rx_superframes") > 10);
+        command(&["--stop"]);
+        // Every checksum in the file is right, and nothing is malformed. Status 1 is "good".
+        let bad = "tcp.checksum.status != 1 || ip.checksum.status != 1 || _ws.malformed";
+        let count = |filter: &str| {
+            let checks = ["-o", "tcp.check_checksum:TRUE", "-o", "ip.check_checksum:TRUE"];
+            let words = [&["tshark", "-n", "-r", &file][..], &checks, &["-Y", filter]].concat();
+            stage.output(&words, Duration::from_secs(60)).out.lines().count()
+        };
+        wait_until("the capture's file is whole", Duration::from_secs(20), || {
+            (count("tcp.len > 10000 && ip") > 10 && count("tcp.len > 10000 && ipv6") > 10)
+                .then_some(())
+        });
+        assert_eq!(count(bad), 0);
+    });
+}
+
+#[test]
+fn bytes_arrive_whatever_the_link_does() {
+    on_stage("bytes_arrive_whatever_the_link_does", &["nginx", "curl"], |stage| {
+        let size = 5_000_003;
+        content::write(&stage.served("big"), size);
+        let links: [&[&str]; 6] = [
+            &["--offload", "none"],
+            &["--offload", "checksum", "--mtu", "9000"],
+            &["--queues", "4"],
+            &["--mtu", "1280"],
+            &["--mtu", "65521"],
+            &["--mtu", "65521", "--offload", "none", "--queues", "2"],
+        ];
+        for link in links {
+            let service_process = stage.serve_with(link);
+            let server = nginx::start_on(stage, "nginx", &[service(8080), service6(8080)]);
+            for address in [service(8080), service6(8080)] {
+                let seconds =
+                    http::fetch(stage, &http::url(address, "big"), &stage.path("fetched"), 60);
+                content::assert_same(&stage.served("big"), &stage.path("fetched"));
+                stage.say(&format!("{link:?}: {:.0} MB/s", size as f64 / seconds / 1e6));
+                if nginx::can_put() {
+                    let target = http::url(address, "up/big");
+                    http::upload(stage, &target, &stage.served("big"), 60);
+                    content::assert_same(&stage.served("big"), &stage.served("up/big"));
+                    fs::remove_file(stage.served("up/big")).expect("remove the upload");
+                }
+            }
+            server.terminate();
+            service_process.terminate();
+        }
     });
 }

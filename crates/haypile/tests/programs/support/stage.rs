@@ -142,7 +142,13 @@ impl Stage {
 
     /// Starts a service that stays, and waits until it answers.
     pub fn serve(&self) -> Process {
+        self.serve_with(&[])
+    }
+
+    /// The same with more flags.
+    pub fn serve_with(&self, more: &[&str]) -> Process {
         let mut command = self.haypile("serve");
+        command.args(more);
         command.args(["--link", &format!("tap:{INTERFACE}")]);
         command.args(ADDRESSES);
         let mut service = self.start_command("serve", command);
