@@ -124,7 +124,7 @@ fn doubled(value: i64) -> u32 {
 }
 
 /// Bytes of [`tcp_info`].
-pub const TCP_INFO_BYTES: usize = 248;
+pub const TCP_INFO_BYTES: usize = 280;
 
 /// `struct tcp_info` of linux/tcp.h. What the engine does not know is 0.
 pub fn tcp_info(info: &TcpInfo) -> [u8; TCP_INFO_BYTES] {
