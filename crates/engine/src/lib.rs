@@ -22,6 +22,7 @@ pub mod socket_id;
 pub mod streams;
 pub mod tcp;
 pub mod time;
+pub mod trace;
 
 mod datagram_table;
 mod flow_table;
@@ -55,5 +56,6 @@ pub use options::{Close, ListenOptions, SocketOption, SocketOptions};
 pub use shard::{Shard, SocketState, SocketSummary};
 pub use socket_id::SocketId;
 pub use streams::{PartialChecksum, RxMeta, Streams, TxMeta};
-pub use tcp::{State, TcpCounters, TcpInfo, TcpLimits};
+pub use tcp::{State, TcpCounters, TcpInfo, TcpLimits, Vitals};
 pub use time::Instant;
+pub use trace::{Reason, TraceKind, TraceRecord, TracedSegment};

@@ -100,6 +100,18 @@ Asks the name servers given with --nameserver, then those learned from DHCP and 
   haypile plan TS1LS1CM1
   haypile plan TS8LS8+CM2 --json")]
     Plan(PlanArgs),
+    /// Show what happened to connections: segments, states, windows, timers, drops.
+    #[command(after_help = "Examples:
+  haypile trace                              what is kept
+  haypile trace --follow port=8080           live, of one port
+  haypile trace event=again                  what was sent again, and why
+  haypile trace host=198.18.0.1 --json       one object an event, for scripts
+
+Filters, all of which must fit: port=N and host=ADDRESS (either end), event=KIND (received, sent,
+again, timer, ended, dropped, or state: events that changed the state), connection=NAME. The service
+keeps the last 16384 events (limits.trace_records in the configuration, 0 = off) at the cost of a few
+nanoseconds each. Windows are as on the wire; cwnd, ssthresh, rtt and rto are those after the event.")]
+    Trace(TraceArgs),
     /// Join two links over a path with faults, like one bad cable.
     #[command(after_help = "Examples:
   haypile join tap:one tap:two --netns-b 4711 --addr-a 10.9.0.1/24 --addr-b 10.9.0.2/24 \\
@@ -348,6 +360,23 @@ pub struct ServeArgs {
     /// Start as the private service of this process: used by `run`
     #[arg(long, value_name = "PID", hide = true)]
     pub private_for: Option<i32>,
+}
+
+/// `haypile trace`.
+#[derive(Debug, Args)]
+pub struct TraceArgs {
+    /// The service to ask.
+    #[command(flatten)]
+    pub control: ControlArgs,
+    /// What to show: port=N, host=ADDRESS, event=KIND, connection=NAME [default: everything]
+    #[arg(value_name = "FILTER")]
+    pub filters: Vec<String>,
+    /// Go on with what happens, until interrupted
+    #[arg(long, short)]
+    pub follow: bool,
+    /// One JSON object an event
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `haypile join`.

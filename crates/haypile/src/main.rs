@@ -24,6 +24,7 @@ mod serve;
 mod ss;
 mod status;
 mod table;
+mod trace;
 
 use cli::{Cli, Command};
 
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::BenchPart(arguments) => bench::run_part(&arguments),
+        Command::Trace(arguments) => trace::run(&arguments),
         Command::Join(arguments) => join::run(&arguments),
         Command::Capture(arguments) => capture::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),

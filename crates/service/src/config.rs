@@ -97,6 +97,8 @@ pub struct ServiceLimits {
     pub orphan_timeout_us: u64,
     /// How long connections may take to close when the service is shut down.
     pub shutdown_timeout_us: u64,
+    /// Events that the trace keeps; 0 = it is off.
+    pub trace_records: u32,
 }
 
 impl Default for ServiceLimits {
@@ -109,6 +111,7 @@ impl Default for ServiceLimits {
             claim_timeout_us: 200_000,
             orphan_timeout_us: 60_000_000,
             shutdown_timeout_us: 2_000_000,
+            trace_records: 1 << 14,
         }
     }
 }
@@ -187,6 +190,7 @@ struct FileLimits {
     claim_timeout_ms: Option<u64>,
     orphan_timeout_s: Option<u64>,
     shutdown_timeout_ms: Option<u64>,
+    trace_records: Option<u64>,
 }
 
 /// Default IP MTU of a TAP link.
@@ -360,6 +364,13 @@ impl FileLimits {
                 0,
                 60_000,
             )? * 1000,
+            trace_records: within(
+                "trace_records",
+                self.trace_records,
+                default.trace_records.into(),
+                0,
+                1 << 22,
+            )? as u32,
         })
     }
 }

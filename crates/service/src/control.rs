@@ -41,6 +41,12 @@ pub enum Request {
         #[serde(default)]
         udp: bool,
     },
+    /// What happened to connections.
+    Trace {
+        /// Number of the first event wanted; 0 = the oldest there is.
+        #[serde(default)]
+        since: u64,
+    },
     /// Writes every frame to a pcapng file until stopped.
     CaptureStart {
         /// Absolute path of the file; it must not exist.

@@ -22,6 +22,7 @@ use crate::poller::Token;
 use crate::report::{Facts, SocketChoice};
 use crate::resolve::{Lookup, Resolved};
 use crate::server::Server;
+use crate::trace;
 
 /// A service that runs: one server, its sockets, and what ends it.
 pub struct Service<P: Port> {
@@ -315,6 +316,12 @@ impl<P: Port> Service<P> {
                 let choice = SocketChoice { listening, all, tcp, udp };
                 control::acceptance(self.server.core.socket_rows(&choice))
             }
+            Request::Trace { since } => match trace::part(&self.server.core.shard, since) {
+                Some(part) => control::acceptance(part),
+                None => control::refusal(
+                    "the trace is off: set limits.trace_records in the configuration",
+                ),
+            },
             Request::CaptureStart { path, max_bytes } => self.start_capture(&path, max_bytes),
             Request::CaptureStop {} => self.stop_capture(),
             Request::Shutdown {} => {

@@ -35,6 +35,7 @@ pub mod slab;
 pub mod sockets;
 pub mod start;
 pub mod stats;
+pub mod trace;
 pub mod transport_server;
 
 #[cfg(test)]

@@ -400,6 +400,11 @@ fn protocol(summary: &SocketSummary) -> &'static str {
     if summary.state == SocketState::Datagram { "udp" } else { "tcp" }
 }
 
+/// The name of ss(8) for a connection's state.
+pub fn state_of(state: State) -> &'static str {
+    state_name(SocketState::Tcp(state), true)
+}
+
 /// The names of ss(8).
 fn state_name(state: SocketState, has_peer: bool) -> &'static str {
     match state {

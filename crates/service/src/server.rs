@@ -147,6 +147,7 @@ impl<P: Port> Server<P> {
         if config.automatic.slaac {
             shard.start_slaac(now);
         }
+        shard.set_trace(config.limits.trace_records as usize);
         let refused = |errno: Errno| {
             let error = std::io::Error::from(errno);
             Error::new("set up the service", error, "raise the limits of memory and descriptors")

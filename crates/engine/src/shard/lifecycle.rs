@@ -11,6 +11,7 @@ use crate::flow_table::FlowOwner;
 use crate::socket_id::SocketId;
 use crate::tcp::{State, TcpInfo};
 use crate::time_wait_table::Waiting;
+use crate::trace::TraceKind;
 
 /// An event that waits to be fetched.
 #[derive(Copy, Clone, Debug)]
@@ -151,6 +152,7 @@ impl Shard {
 
     /// A connection has no flow any more: it sends nothing and waits for nothing.
     fn retire(&mut self, id: SocketId) {
+        self.trace_event(id, TraceKind::Ended);
         self.stop_sending(id);
         self.wheel.cancel(id.index());
         let Some(entry) = self.sockets.get_mut(id).and_then(Socket::connection_mut) else { return };

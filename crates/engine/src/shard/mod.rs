@@ -23,6 +23,7 @@ mod receive;
 mod resolver;
 mod tcp;
 mod timers;
+mod tracing;
 mod transmit;
 mod udp;
 mod udp_commands;
@@ -60,6 +61,7 @@ use crate::tcp::State;
 use crate::time::Instant;
 use crate::time_wait_table::{TimeWaitTable, Waiting};
 use crate::timer_wheel::TimerWheel;
+use crate::trace::Trace;
 
 /// What a socket is doing, for display.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -158,6 +160,8 @@ pub struct Shard {
     echo_limit: RateLimit,
     /// `poll_transmit` gave up its turn with work left.
     unfinished: bool,
+    /// The event trace, while it is on.
+    trace: Option<Box<Trace>>,
 }
 
 impl Shard {
@@ -223,6 +227,7 @@ impl Shard {
                 limits.echo_replies_per_second,
             ),
             unfinished: false,
+            trace: None,
             limits,
         })
     }

@@ -51,11 +51,14 @@ impl Shard {
         let local = SocketAddr::new(destination, segment.destination_port);
         let remote = SocketAddr::new(source, segment.source_port);
         let key = FlowKey::new(local, remote);
-        match self.flows.lookup(&key) {
+        let owner = self.flows.lookup(&key);
+        let handled = match owner {
             Some(FlowOwner::Connection(id)) => self.handle_segment(id, &segment, streams),
             Some(FlowOwner::TimeWait(name)) => self.handle_late_segment(name, key, &segment),
             None => self.handle_stray_segment(key, &segment),
-        }
+        };
+        self.trace_received(owner, key, &segment, handled.err());
+        handled
     }
 
     /// A segment of a connection.

@@ -12,3 +12,4 @@ mod names;
 mod neighbours;
 mod oracle;
 mod random_frames;
+mod tracing;

@@ -11,6 +11,7 @@ use crate::socket_id::SocketId;
 use crate::streams::Streams;
 use crate::tcp::TimerOutcome;
 use crate::time::Instant;
+use crate::trace::TraceKind;
 
 impl Shard {
     /// Handles what is due, a bounded part of it: while more is left, [`Shard::poll_timeout`] stays
@@ -68,7 +69,9 @@ impl Shard {
     fn handle_connection_timer(&mut self, id: SocketId) {
         let Some(entry) = self.sockets.get_mut(id).and_then(Socket::connection_mut) else { return };
         let half_open = matches!(entry.stage, Stage::HalfOpen(_));
-        match entry.connection.handle_timers(self.now, &mut self.counters.tcp) {
+        let outcome = entry.connection.handle_timers(self.now, &mut self.counters.tcp);
+        self.trace_event(id, TraceKind::Timer);
+        match outcome {
             TimerOutcome::Continue => {}
             TimerOutcome::Closed(reset) => {
                 if half_open {

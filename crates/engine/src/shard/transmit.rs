@@ -338,6 +338,7 @@ impl Shard {
         let headers = header_len(entry.key.remote().ip()) + HEADER_LEN_MAX;
         let payload_max = packet_max.saturating_sub(headers as u32);
         let counters = &mut self.counters.tcp;
+        let before = self.trace.as_ref().map(|_| entry.connection.vitals());
         let outgoing = entry.connection.poll_superframe(self.now, payload_max, counters);
         let segments = outgoing.as_ref().map_or(1, Outgoing::count);
         entry.turn = entry.turn.saturating_add(segments);
@@ -346,7 +347,8 @@ impl Shard {
             self.ready_links.remove(&mut self.ready, id.index());
         }
         let found = outgoing.map(|outgoing| (outgoing, entry.key, header_of(entry)));
-        if found.is_some() {
+        if let Some((outgoing, ..)) = &found {
+            self.trace_sent(id, before, outgoing);
             self.counters.add(Counter::TcpSegmentsSent, u64::from(segments));
             self.settle(id);
         } else {
@@ -381,6 +383,7 @@ impl Shard {
     pub(super) fn reply_for(&mut self, id: SocketId, reply: &Outgoing) {
         let Some(entry) = self.sockets.get(id).and_then(Socket::connection) else { return };
         let (key, header) = (entry.key, header_of(entry));
+        self.trace_sent(id, None, reply);
         self.reply_segment(&key, reply, header.type_of_service, header.hop_limit);
     }
 

@@ -17,7 +17,7 @@ use super::assembler::Assembler;
 use super::congestion::{Congestion, CongestionControl};
 use super::loss::Loss;
 use super::rtt::RoundTrip;
-use super::seam::{Parameters, Setup, State, TcpInfo};
+use super::seam::{Parameters, Setup, State, TcpInfo, Vitals};
 use super::segment::{SeqNumber, TIMESTAMPS_LEN};
 use super::sequence_space::{FIRST_DATA, SYN_OFFSET, SequenceSpace, offset_of_position, position};
 use super::time_wait::TimeWait;
@@ -447,6 +447,20 @@ impl Connection {
             bytes_received: position(self.receive.nxt.min(self.receive.fin_at)),
             last_data_sent_us: now.since(self.data_sent_at),
             last_data_received_us: now.since(self.data_received_at),
+        }
+    }
+
+    /// What the event trace keeps.
+    pub fn vitals(&self) -> Vitals {
+        Vitals {
+            state: self.state,
+            congestion_state: self.loss.linux_state(),
+            backoff: self.loss.backoff,
+            cwnd: self.congestion.cwnd,
+            ssthresh: self.congestion.ssthresh,
+            srtt_us: self.rtt.srtt_us,
+            rto_us: self.rto_us().min(u64::from(u32::MAX)) as u32,
+            retransmits: self.loss.retransmits,
         }
     }
 

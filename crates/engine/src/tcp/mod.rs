@@ -29,7 +29,7 @@ pub use congestion::CongestionControl;
 pub use connection::Connection;
 pub use seam::{
     Disposition, IcmpError, Setup, State, TcpCounters, TcpInfo, TcpLimits, TimerOutcome,
-    Unreachable,
+    Unreachable, Vitals,
 };
 pub use segment::{Flags, Malformed, Options, Outgoing, Segment, SeqNumber, Timestamps};
 pub use time_wait::{TimeWait, TimeWaitAnswer};

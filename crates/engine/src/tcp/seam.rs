@@ -166,6 +166,43 @@ pub enum State {
     Closed,
 }
 
+/// The few figures of a connection that the event trace keeps.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct Vitals {
+    /// State.
+    pub state: State,
+    /// As [`TcpInfo::congestion_state`].
+    pub congestion_state: u8,
+    /// Time-outs in a row.
+    pub backoff: u8,
+    /// Congestion window in bytes.
+    pub cwnd: u32,
+    /// Slow start threshold in bytes; `u32::MAX` before the first loss.
+    pub ssthresh: u32,
+    /// Smoothed round trip in microseconds, zero before the first sample.
+    pub srtt_us: u32,
+    /// Retransmission time-out in microseconds.
+    pub rto_us: u32,
+    /// Segments sent again over the connection's life.
+    pub retransmits: u32,
+}
+
+impl Default for Vitals {
+    /// Of no connection.
+    fn default() -> Vitals {
+        Vitals {
+            state: State::Closed,
+            congestion_state: 0,
+            backoff: 0,
+            cwnd: 0,
+            ssthresh: u32::MAX,
+            srtt_us: 0,
+            rto_us: 0,
+            retransmits: 0,
+        }
+    }
+}
+
 /// What the shard has to do after a segment. After every one of them it looks at
 /// [`super::Connection::take_changed`], [`super::Connection::wants_transmit`] and
 /// [`super::Connection::next_timeout`].

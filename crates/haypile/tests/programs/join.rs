@@ -112,6 +112,30 @@ fn a_kernel_reaches_haypile_over_a_bad_path() {
     });
 }
 
+/// What `haypile trace` tells of the transfers: their handshakes, their states, what was sent again.
+fn check_trace(stage: &Stage) {
+    let trace = |filters: &[&str]| -> Vec<Value> {
+        let mut command = stage.haypile("trace");
+        command.arg("--json").args(filters);
+        let finished = stage.start_command("trace", command).finish(PATIENCE);
+        let out = finished.expect_success("trace").out;
+        out.lines().map(|line| serde_json::from_str(line).expect("an object")).collect()
+    };
+    let all = trace(&["port=8080"]);
+    let again = trace(&["port=8080", "event=again"]);
+    let sent = all.iter().filter(|event| event["event"] == "sent").count();
+    assert!(!again.is_empty() && again.len() < sent, "{} of {sent} again", again.len());
+    for event in &again {
+        let reason = event["reason"].as_str().unwrap_or_default();
+        assert!(["timeout", "recovery", "probe"].contains(&reason), "{event}");
+        assert!(event["retransmits"].as_u64() > Some(0), "{event}");
+    }
+    let states = trace(&["event=state"]);
+    assert!(states.iter().any(|event| event["state"] == "ESTAB"), "{states:?}");
+    assert!(trace(&["port=1"]).is_empty());
+    stage.say(&format!("{} events traced, {} segments sent again", all.len(), again.len()));
+}
+
 #[test]
 fn a_service_behaves_on_a_link_with_faults() {
     let needs = ["nginx", "curl"];
@@ -134,6 +158,7 @@ fn a_service_behaves_on_a_link_with_faults() {
         for name in ["fault_tx_lost", "fault_tx_reordered", "fault_tx_duplicated"] {
             assert!(counters.iter().any(|row| row["name"] == name), "{name} in {counters:?}");
         }
+        check_trace(stage);
         let mut bad = stage.haypile("serve");
         bad.args(["--addr", "198.18.0.9/24", "--fault", "los=1%"]);
         let finished = stage.start_command("bad", bad).finish(PATIENCE);
