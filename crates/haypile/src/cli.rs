@@ -454,7 +454,7 @@ pub struct ResolveArgs {
     pub control: ControlArgs,
     /// A name, or an address whose names are wanted
     #[arg(value_name = "NAME")]
-    pub name: String,
+    pub wanted: String,
     /// One JSON object instead of lines
     #[arg(long)]
     pub json: bool,

@@ -15,7 +15,7 @@ use crate::{place, table};
 /// When no service answers, or nothing was found.
 pub fn run(arguments: &ResolveArgs) -> Result<ExitCode, Error> {
     let directory = place::directory_of(&arguments.control)?;
-    let answer = ask(&directory, &Request::Resolve { name: arguments.name.clone() })?;
+    let answer = ask(&directory, &Request::Resolve { name: arguments.wanted.clone() })?;
     let resolved: Resolved = table::parse(answer)?;
     if arguments.json {
         table::print(&resolved);
@@ -23,7 +23,7 @@ pub fn run(arguments: &ResolveArgs) -> Result<ExitCode, Error> {
     }
     if let Some(why) = resolved.error {
         let remedy = "check the name, and the name servers with haypile status";
-        return Err(Error::new(format_args!("resolve {}", arguments.name), why, remedy));
+        return Err(Error::new(format_args!("resolve {}", arguments.wanted), why, remedy));
     }
     for line in resolved.addresses.iter().chain(&resolved.names) {
         table::say(line);
