@@ -1,8 +1,9 @@
 //! ICMP and ICMPv6 in: echo requests are answered, errors about our segments go to their
 //! connections, neighbour discovery goes to `ndp.rs`.
 //!
-//! Errors about datagrams go to `udp_errors.rs`. Called by `receive.rs`. Read first: RFC 792, RFC 1122 section 3.2.2, RFC 4443; for errors about
-//! TCP, RFC 5927 and RFC 1191. Errors that we send are in `icmp_errors.rs`.
+//! Errors about datagrams go to `udp_errors.rs`. Called by `receive.rs`. Read first: RFC 792, RFC
+//! 1122 section 3.2.2, RFC 4443; for errors about TCP, RFC 5927 and RFC 1191. Errors that we send are
+//! in `icmp_errors.rs`.
 
 use std::net::IpAddr;
 
