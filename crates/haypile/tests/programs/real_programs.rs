@@ -63,6 +63,7 @@ const CASES: &[Case] = &[
     case("iperf3 -P 4", &["iperf3"], EVERY, transfers::iperf3_parallel),
     case("iperf3 -Z", &["iperf3"], EVERY, transfers::iperf3_sendfile),
     case("rsync", &["rsync"], EVERY, transfers::rsync),
+    case("iperf3 -u", &["iperf3"], EVERY, transfers::iperf3_datagrams),
     case("nuttcp", &["nuttcp"], EVERY, transfers::nuttcp),
     case("git", &["git"], EVERY, transfers::git),
     case("nginx", &["nginx", "curl"], SERVER, web::nginx),
@@ -85,9 +86,7 @@ const CASES: &[Case] = &[
     // sshd's filter of system calls for the time before the log-in refuses what a new process of ours
     // asks the kernel for.
     case("ssh", &["ssh", "sshd", "ssh-keygen"], CLIENT_ONLY, shells::ssh),
-    // dnsmasq takes questions at addresses of the kernel's interfaces only, or of sockets it has bound
-    // for datagrams.
-    case("dig +tcp", &["dnsmasq", "dig"], CLIENT_ONLY, names::over_tcp),
+    case("dnsmasq, dig", &["dnsmasq", "dig"], EVERY, names::dnsmasq),
 ];
 
 /// Bytes of the file that programs move.
@@ -162,7 +161,7 @@ fn in_words(payload: &(dyn std::any::Any + Send)) -> String {
 fn run_all(stage: &Stage, link: Link) -> Vec<Line> {
     let jobs: Vec<(&Case, Role)> = CASES
         .iter()
-        .filter(|case| is_wanted(case))
+        .filter(|case| is_wanted(case) && (link == Link::Tap || case.roles.contains(&Role::Both)))
         .flat_map(|case| link.roles(case.roles).iter().map(move |role| (case, *role)))
         .collect();
     let (next, lines) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
@@ -205,6 +204,16 @@ fn report(stage: &Stage, lines: &[Line]) {
         })
         .collect();
     assert!(failed.is_empty(), "{} failed:\n{}", failed.len(), failed.join("\n"));
+}
+
+#[test]
+fn real_programs_over_wire() {
+    on_stage("real_programs_over_wire", &[], |stage| {
+        content::write(&stage.served("page"), PAGE_BYTES);
+        content::write(&stage.served("small"), SMALL_BYTES);
+        let _services = world::join(stage);
+        report(stage, &run_all(stage, Link::Wire));
+    });
 }
 
 #[test]

@@ -19,7 +19,8 @@ fn start_dnsmasq(world: &World<'_>) -> Process {
         "--no-hosts",
         "--conf-file=/dev/null",
     ];
-    words.extend(["--user=root", "--pid-file=", &hosts, &port]);
+    let listen = format!("--listen-address={}", world.address());
+    words.extend(["--user=root", "--pid-file=", "--bind-interfaces", &listen, &hosts, &port]);
     words.extend(long.iter().map(String::as_str));
     world.serve(&words, world.port)
 }
@@ -30,14 +31,16 @@ fn ask(world: &World<'_>, more: &[&str]) -> String {
     world.ask(&[&words[..], more].concat()).out
 }
 
-/// Single questions and one answer of several segments.
-pub fn over_tcp(world: &World<'_>) -> String {
+/// Single questions by datagrams and by TCP, and one answer of several segments.
+pub fn dnsmasq(world: &World<'_>) -> String {
     let _server = start_dnsmasq(world);
     for number in [1, 7, 50] {
-        let told = ask(world, &["+tcp", "+short", &format!("host{number}.test")]);
-        assert_eq!(told.trim(), format!("192.0.2.{number}"));
+        for way in ["+notcp", "+tcp"] {
+            let told = ask(world, &[way, "+short", &format!("host{number}.test")]);
+            assert_eq!(told.trim(), format!("192.0.2.{number}"));
+        }
     }
     let told = ask(world, &["+tcp", "+short", "long.test", "TXT"]);
     assert_eq!(told.lines().filter(|line| line.len() > 200).count(), 12, "{told}");
-    "4 answers, all as expected".to_string()
+    "7 answers, all as expected".to_string()
 }

@@ -35,6 +35,21 @@ pub fn iperf3_sendfile(world: &World<'_>) -> String {
     iperf(world, &["-Z", "-F", &world.page().display().to_string()])
 }
 
+/// A modest rate of datagrams; iperf3 counts those that are lost, which a busy machine may make some.
+pub fn iperf3_datagrams(world: &World<'_>) -> String {
+    let (address, port) = (world.address().to_string(), world.port.to_string());
+    let _server = world.serve(&["iperf3", "-s", "-B", &address, "-p", &port], world.port);
+    let words = ["iperf3", "-J", "-c", &address, "-p", &port, "-t", "1", "-u", "-b", "20M"];
+    let told = world.ask(&words).out;
+    let told: Value = serde_json::from_str(&told).expect("iperf3 writes JSON");
+    assert!(told["error"].is_null(), "iperf3: {}", told["error"]);
+    let sum = &told["end"]["sum"];
+    let (packets, lost) = (sum["packets"].as_u64(), sum["lost_packets"].as_u64());
+    let (packets, lost) = (packets.unwrap_or(0), lost.unwrap_or(u64::MAX));
+    assert!(packets > 500 && lost < packets / 20, "{lost} of {packets} datagrams lost");
+    format!("{packets} datagrams, {lost} lost")
+}
+
 /// A program that talks through `FILE` on its control connection.
 pub fn nuttcp(world: &World<'_>) -> String {
     let (address, port) = (world.address().to_string(), world.port.to_string());

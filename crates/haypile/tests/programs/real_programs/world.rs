@@ -1,10 +1,11 @@
 //! The world of one case: where its server and its client run, under which addresses, and files of its own. The
 //! link is a parameter: on a TAP link one of the two programs is on Haypile and the other on the kernel's side,
-//! or both are on Haypile.
+//! or both are on Haypile; on a wire the server is on one service and the client on another.
 
 use crate::support::process::{Finished, Process};
 use crate::support::stage::{HOST, SERVICE, Stage};
 use crate::support::{content, inspect, wait_until};
+use serde_json::Value;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -16,12 +17,15 @@ use std::time::Duration;
 pub enum Link {
     /// A TAP interface between the service and the kernel.
     Tap,
+    /// Two services joined by memory: servers on one, clients on the other.
+    Wire,
 }
 
 impl Link {
     pub fn name(self) -> &'static str {
         match self {
             Link::Tap => "tap",
+            Link::Wire => "wire",
         }
     }
 
@@ -29,6 +33,7 @@ impl Link {
     pub fn roles(self, wanted: &'static [Role]) -> &'static [Role] {
         match self {
             Link::Tap => wanted,
+            Link::Wire => &[Role::Both],
         }
     }
 }
@@ -59,6 +64,10 @@ impl Role {
 enum Place {
     /// On the test's service.
     Haypile,
+    /// On the first service of a wire.
+    Near,
+    /// On the second.
+    Far,
     /// On the kernel's stack.
     Kernel,
 }
@@ -82,6 +91,7 @@ impl<'a> World<'a> {
             (Link::Tap, Role::Server) => (Place::Haypile, Place::Kernel),
             (Link::Tap, Role::Client) => (Place::Kernel, Place::Haypile),
             (Link::Tap, Role::Both) => (Place::Haypile, Place::Haypile),
+            (Link::Wire, _) => (Place::Far, Place::Near),
         };
         let folder = stage.path(&format!("{}-{number}", link.name()));
         fs::create_dir_all(&folder).expect("make a folder for the case");
@@ -148,8 +158,8 @@ impl<'a> World<'a> {
     fn command(&self, place: Place, words: &[&str]) -> Command {
         let mut command = match place {
             Place::Kernel => Command::new(words[0]),
-            Place::Haypile => {
-                let mut command = self.stage.haypile("run");
+            Place::Haypile | Place::Near | Place::Far => {
+                let mut command = haypile(self.stage, place, "run");
                 command.args(["--quiet", "--", words[0]]);
                 command
             }
@@ -186,18 +196,11 @@ impl<'a> World<'a> {
         wait_until(&format!("a server listens at port {port}"), LIMIT, || {
             server.assert_alive();
             let listens = match place {
-                Place::Haypile => self.service_listens(port),
                 Place::Kernel => kernel_listens(port),
+                _ => service_listens(self.stage, place, port),
             };
             listens.then_some(())
         });
-    }
-
-    fn service_listens(&self, port: u16) -> bool {
-        inspect::sockets(self.stage).iter().any(|socket| {
-            let local = socket["local"].as_str().unwrap_or_default();
-            inspect::state(socket) == "LISTEN" && local.ends_with(&format!(":{port}"))
-        })
     }
 
     /// Runs a client to its end; it must succeed.
@@ -238,9 +241,51 @@ impl<'a> World<'a> {
 
 fn address_of(place: Place) -> IpAddr {
     match place {
-        Place::Haypile => SERVICE.into(),
-        Place::Kernel => HOST.into(),
+        Place::Haypile | Place::Far => SERVICE.into(),
+        Place::Kernel | Place::Near => HOST.into(),
     }
+}
+
+/// The command for the service of a place.
+fn haypile(stage: &Stage, place: Place, subcommand: &str) -> Command {
+    match place {
+        Place::Near => at(stage, "near", subcommand),
+        Place::Far => at(stage, "far", subcommand),
+        Place::Haypile | Place::Kernel => stage.haypile(subcommand),
+    }
+}
+
+fn at(stage: &Stage, name: &str, subcommand: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_haypile"));
+    command.arg(subcommand).arg("--control-dir").arg(stage.path(name));
+    command
+}
+
+/// Starts the two services of a wire and waits until both answer.
+pub fn join(stage: &Stage) -> [Process; 2] {
+    [(Place::Near, "198.18.0.1/24"), (Place::Far, "198.18.0.2/24")].map(|(place, address)| {
+        let mut command = haypile(stage, place, "serve");
+        command.args(["--link", &format!("wire:programs{}", std::process::id())]);
+        command.args(["--addr", address]);
+        let mut service = stage.start_command("serve", command);
+        wait_until("a service of the wire answers", LIMIT, || {
+            service.assert_alive();
+            let status = haypile(stage, place, "status").output().ok()?;
+            status.status.success().then_some(())
+        });
+        service
+    })
+}
+
+/// Whether a service has a listener at a port.
+fn service_listens(stage: &Stage, place: Place, port: u16) -> bool {
+    let output = haypile(stage, place, "ss").args(["--all", "--json"]).output();
+    let Ok(output) = output else { return false };
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    told["sockets"].as_array().into_iter().flatten().any(|socket| {
+        let local = socket["local"].as_str().unwrap_or_default();
+        inspect::state(socket) == "LISTEN" && local.ends_with(&format!(":{port}"))
+    })
 }
 
 /// Whether somebody listens on a TCP port of the kernel's stack in this namespace.
