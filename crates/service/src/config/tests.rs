@@ -109,3 +109,34 @@ fn a_missing_file_says_what_to_do() {
     let error = error.unwrap_err().to_string();
     assert!(error.contains("--config"), "{error}");
 }
+
+#[test]
+fn wires_and_faults_are_named_like_links() {
+    let wires = Some(PathBuf::from("/run/x/wires"));
+    let load = |link: &str, addresses: &[&str], fault: Option<&str>| {
+        let flags = Flags {
+            link: Some(link.into()),
+            addresses: addresses.iter().map(|text| (*text).to_string()).collect(),
+            fault: fault.map(str::to_string),
+            wires: wires.clone(),
+            ..Flags::default()
+        };
+        Config::from_text("", &flags, Path::new("/run/x"))
+    };
+    let config = load("wire:a-1", &["10.9.0.1/24"], Some("loss=1%")).unwrap();
+    let LinkChoice::Wire { directory, name } = &config.link else { panic!("{:?}", config.link) };
+    assert_eq!((directory.as_path(), name.as_str()), (Path::new("/run/x/wires"), "a-1"));
+    assert!(config.host_addresses.is_empty(), "no host is at the other end");
+    let (spec, seed) = config.fault.unwrap();
+    assert_eq!((spec.outgoing.loss_ppm, seed), (10_000, 1));
+    for (link, addresses, fault, why) in [
+        ("wire:", &["10.9.0.1/24"][..], None, "not a name for a wire"),
+        ("wire:a/b", &["10.9.0.1/24"], None, "not a name for a wire"),
+        ("wire:a", &[], None, "has no address"),
+        ("wave:a", &["10.9.0.1/24"], None, "use tap:NAME or wire:NAME"),
+        ("wire:a", &["10.9.0.1/24"], Some("loss=2"), "is no chance"),
+    ] {
+        let error = load(link, addresses, fault).unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    }
+}
