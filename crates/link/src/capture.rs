@@ -2,7 +2,8 @@
 //! file with nanosecond times and directions. Called by the service around its port; costs one
 //! branch a burst while off. A full disk, a slow disk or the byte limit ends or thins the capture,
 //! never the traffic. Superframes are recorded whole; checksums that their senders left to the link
-//! are finished in the recorded copy, so that a reader finds no errors. Read `capture/recorder.rs` for that, `capture/pcapng.rs` for the format.
+//! are finished in the recorded copy, so that a reader finds no errors. Read
+//! `capture/recorder.rs` for that, `capture/pcapng.rs` for the format.
 
 mod pcapng;
 mod recorder;

@@ -302,17 +302,6 @@ impl File {
 impl FileLimits {
     fn into_limits(self) -> Result<ServiceLimits, Error> {
         let default = ServiceLimits::default();
-        let within = |name: &str, value: Option<u64>, default: u64, low: u64, high: u64| {
-            let value = value.unwrap_or(default);
-            if (low..=high).contains(&value) {
-                return Ok(value);
-            }
-            Err(Error::new(
-                format_args!("limits.{name} = {value}"),
-                "out of range",
-                format_args!("choose {low} to {high}"),
-            ))
-        };
         let mib = |bytes: u64| bytes / MEBIBYTE;
         Ok(ServiceLimits {
             processes: within(
@@ -373,6 +362,19 @@ impl FileLimits {
             )? as u32,
         })
     }
+}
+
+/// The value of a limit, or its default.
+fn within(name: &str, value: Option<u64>, default: u64, low: u64, high: u64) -> Result<u64, Error> {
+    let value = value.unwrap_or(default);
+    if (low..=high).contains(&value) {
+        return Ok(value);
+    }
+    Err(Error::new(
+        format_args!("limits.{name} = {value}"),
+        "out of range",
+        format_args!("choose {low} to {high}"),
+    ))
 }
 
 /// A list on the command line replaces the file's list as a whole.
