@@ -1,6 +1,6 @@
 //! Owns which queue of a multi-queue TAP a frame comes on: a symmetric, keyed hash of addresses and
 //! ports names one of 4096 buckets, the bucket a queue. The same function exists twice: here, and as
-//! a program for the kernel ([`Steering::program`], `steering/assembler.rs`), which runs it for each
+//! a program for the kernel (`Steering::program`, `steering/assembler.rs`), which runs it for each
 //! frame. Called by `tap/setup.rs`; tests compare both. Pure.
 //!
 //! Both directions of a flow fall into one bucket. Fragments go by addresses alone, whether or not

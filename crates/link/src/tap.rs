@@ -152,7 +152,7 @@ impl Tap {
         Ok(Tap { device, facts, counters: PortCounters::default() })
     }
 
-    /// As [`Tap::open`], with `count` queues, 1..=[`QUEUES_MAX`], over which the kernel spreads flows
+    /// As [`Tap::open`], with `count` queues, 1..=[`crate::steering::QUEUES_MAX`], over which the kernel spreads flows
     /// by [`Steering`]; where it takes no program (loading one needs privileges that root of a user
     /// namespace has not), by the queue that last sent a frame of the flow.
     ///
