@@ -121,8 +121,8 @@ pub fn measure(
 fn run_once(stage: &mut Stage, index: usize, spec: &Spec) -> Result<Run, String> {
     let (side, launcher) = stage.side_and_launcher(index);
     let spec = Spec { target: side.target, ..spec.clone() };
-    let words =
-        side.client_words(launcher.program(), Part::Load(spec.clone()).words(launcher.program()));
+    let part = Part::Load { spec: spec.clone(), over: side.over.clone() };
+    let words = side.client_words(launcher.program(), part.words(launcher.program()));
     let mut load = launcher.start("load", &side.client, &words, true)?;
     let limit = LOAD_LIMIT + Duration::from_secs_f64(spec.warmup_s + spec.duration_s);
     let watched = watch(&mut load, limit);

@@ -36,6 +36,16 @@ pub enum LinkKind {
     Wire,
 }
 
+/// What makes the load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientKind {
+    /// A program over sockets.
+    Sockets,
+    /// A stack of the generator's own, straight on a link: it costs the same against both sides.
+    Engine,
+}
+
 /// The server program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -55,6 +65,8 @@ pub struct Options {
     pub against_linux: bool,
     /// How Haypile's side is joined.
     pub link: LinkKind,
+    /// What makes the load.
+    pub client: ClientKind,
     /// Rounds; each measures every side once.
     pub repeat: usize,
     /// Seconds that each measurement counts.
@@ -79,6 +91,8 @@ pub struct Options {
     pub cores: Option<String>,
     /// How often a disturbed measurement is repeated.
     pub retries: usize,
+    /// Where wires meet.
+    pub wires: Option<PathBuf>,
     /// Where the JSON report goes.
     pub json: Option<PathBuf>,
 }

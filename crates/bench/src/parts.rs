@@ -3,8 +3,8 @@
 //! probe, and the keeper. Started by `process`.
 
 use std::fs;
-use std::io::{self, BufRead, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{self, BufRead, Write};
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -14,6 +14,7 @@ use haypile_link::netns::{self, Namespace};
 use haypile_shm::sys;
 use serde::{Deserialize, Serialize};
 
+use crate::load::engine::{Engine, Link};
 use crate::load::generator::{self, Window};
 use crate::load::kernel::Sockets;
 use crate::load::{Outcome, Spec};
@@ -30,11 +31,25 @@ pub const END: &str = "end";
 const AUTOGROUP_NICE: &str = "-5";
 /// The longest that a server may take to answer for the first time.
 const PROBE_LIMIT: Duration = Duration::from_secs(20);
-const PROBE_STEP: Duration = Duration::from_secs(1);
 /// What the keeper gives processes to end by themselves.
 const KEEPER_PATIENCE: Duration = Duration::from_secs(5);
 const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
+
+/// What carries a load.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Over {
+    /// Sockets of the system: the kernel's, or Haypile's under the preload library.
+    Sockets,
+    /// A stack of the generator's own, straight on a link.
+    Engine {
+        /// The link.
+        link: Link,
+        /// The generator's address on it.
+        local: IpAddr,
+    },
+}
 
 /// One part.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -50,7 +65,12 @@ pub enum Part {
         words: Vec<String>,
     },
     /// Makes a load, tells of its window and its outcome on standard output.
-    Load(Spec),
+    Load {
+        /// What load.
+        spec: Spec,
+        /// What carries it.
+        over: Over,
+    },
     /// The built-in server.
     Respond {
         /// Where to listen.
@@ -62,8 +82,13 @@ pub enum Part {
         /// Never sleep.
         polling: bool,
     },
-    /// Ends once a server answers.
-    Probe(SocketAddr),
+    /// Ends once a server answers such a load.
+    Probe {
+        /// The load.
+        spec: Spec,
+        /// What carries it.
+        over: Over,
+    },
     /// Outlives the experiment only to clean up after it.
     Keep(PathBuf),
 }
@@ -86,14 +111,18 @@ pub fn run(text: &str) -> Result<ExitCode, String> {
         serde_json::from_str(text).map_err(|error| format!("{SUBCOMMAND}: {error}"))?;
     match part {
         Part::Exec { namespace, cores, words } => exec(namespace.as_deref(), &cores, &words),
-        Part::Load(spec) => load(&spec),
+        Part::Load { spec, over } => {
+            let outcome = load(&spec, &over, &mut Lines)?;
+            Lines::say(&serde_json::to_string(&outcome).map_err(|error| error.to_string())?);
+            Ok(())
+        }
         Part::Respond { address, workers, service_us, polling } => {
             let service = Duration::from_micros(service_us);
             let config = responder::Config { address, workers, service, polling };
             let ended = responder::serve(&config, |_| {});
             ended.map_err(|error| format!("cannot serve at {address}: {error}"))
         }
-        Part::Probe(target) => probe(target),
+        Part::Probe { spec, over } => probe(&spec, &over),
         Part::Keep(folder) => {
             keep(&folder);
             Ok(())
@@ -141,12 +170,16 @@ impl Window for Lines {
     }
 }
 
-fn load(spec: &Spec) -> Result<(), String> {
-    let outcome = Sockets::new(spec.target, spec.connections, spec.polling)
-        .and_then(|mut sockets| generator::run(spec, &mut sockets, &mut Lines))
-        .map_err(|error| format!("the load on {} failed: {error}", spec.target))?;
-    Lines::say(&serde_json::to_string(&outcome).map_err(|error| error.to_string())?);
-    Ok(())
+fn load(spec: &Spec, over: &Over, window: &mut impl Window) -> Result<Outcome, String> {
+    let outcome = match over {
+        Over::Sockets => Sockets::new(spec.target, spec.connections, spec.polling)
+            .and_then(|mut sockets| generator::run(spec, &mut sockets, window)),
+        Over::Engine { link, local } => {
+            let mut engine = Engine::new(link, *local, spec.target, spec.connections)?;
+            generator::run(spec, &mut engine, window)
+        }
+    };
+    outcome.map_err(|error| format!("the load on {} failed: {error}", spec.target))
 }
 
 /// The outcome in the last line of a load generator.
@@ -157,25 +190,19 @@ pub fn parse_outcome(line: &str) -> Result<Outcome, String> {
     serde_json::from_str(line).map_err(|error| format!("the load generator said '{line}': {error}"))
 }
 
-/// Asks for a page until one comes, whatever it is: a server that only listens does not answer yet.
-fn probe(target: SocketAddr) -> Result<(), String> {
+/// Makes the load until it is answered: a server may listen before it answers.
+fn probe(spec: &Spec, over: &Over) -> Result<(), String> {
     let started = Instant::now();
     loop {
-        match ask(target) {
-            Ok(()) => return Ok(()),
-            Err(error) if started.elapsed() > PROBE_LIMIT => {
-                return Err(format!("nobody answers at {target}: {error}"));
+        match load(spec, over, &mut ()) {
+            Ok(outcome) if outcome.completed > 0 => return Ok(()),
+            Err(why) if started.elapsed() > PROBE_LIMIT => return Err(why),
+            Ok(_) if started.elapsed() > PROBE_LIMIT => {
+                return Err(format!("nobody answers at {}", spec.target));
             }
-            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            _ => std::thread::sleep(Duration::from_millis(20)),
         }
     }
-}
-
-fn ask(target: SocketAddr) -> io::Result<()> {
-    let mut stream = TcpStream::connect_timeout(&target, PROBE_STEP)?;
-    stream.set_read_timeout(Some(PROBE_STEP))?;
-    stream.write_all(b"GET /1 HTTP/1.1\r\nHost: haypile\r\nConnection: close\r\n\r\n")?;
-    stream.read_exact(&mut [0])
 }
 
 /// Reads `group PID` and `gone PID` until the end of standard input, which comes with that of the

@@ -138,6 +138,22 @@ impl Reading {
         Use { cores, parts, others_s, steal_s }
     }
 
+    /// Processor time of each root with its descendants until now, seconds, exact to the nanosecond where the kernel
+    /// keeps it (`/proc/PID/task/TID/schedstat`): for what is too little for hundredths. Ended threads are not in it.
+    pub fn exact_s(&self, roots: &[u32]) -> Vec<f64> {
+        let mut times = vec![0.0; roots.len()];
+        for process in self.processes.values() {
+            let Some(index) = self.root_of(process, roots) else { continue };
+            let threads = fs::read_dir(format!("/proc/{}/task", process.pid));
+            for thread in threads.into_iter().flatten().flatten() {
+                let text = fs::read_to_string(thread.path().join("schedstat")).unwrap_or_default();
+                let ran_ns: Option<f64> = text.split(' ').next().and_then(|word| word.parse().ok());
+                times[index] += ran_ns.unwrap_or(0.0) / 1e9;
+            }
+        }
+        times
+    }
+
     /// The nearest ancestor, itself included, that is a root, or the root that leads its session.
     fn root_of(&self, process: &Process, roots: &[u32]) -> Option<usize> {
         let mut at = Some(process);

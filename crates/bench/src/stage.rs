@@ -5,6 +5,10 @@
 //! tap, haypile:  client on the kernel [near] -- TAP -- service <- server program
 //! wire, haypile: client program -> service a == wire == service b <- server program
 //! linux:         client on the kernel [near] -- veth -- [far] server program on the kernel
+//!
+//! with the generator on a stack of its own:
+//! haypile:       generator == wire == service b <- server program
+//! linux:         generator -- TAP -- [far] server program on the kernel
 //! ```
 
 use std::fs;
@@ -19,14 +23,20 @@ use haypile_link::netns::{self, Namespace};
 
 use crate::cores::Cores;
 use crate::load::conversation::patterned;
-use crate::options::{LinkKind, ServerKind};
-use crate::parts::Part;
+use crate::load::engine::Link;
+use crate::load::{Pace, Spec, Work};
+use crate::options::{ClientKind, LinkKind, ServerKind};
+use crate::parts::{Over, Part};
 use crate::process::{Launcher, Place, Process, namespace_path};
 
 /// Interface of Haypile's side in the namespace of the client.
 const TAP: &str = "haypile0";
 const VETH_NEAR: &str = "bench0";
 const VETH_FAR: &str = "bench1";
+/// Interface of the generator's own stack in the namespace of the kernel's server.
+const TAP_FAR: &str = "bench2";
+/// The kernel's end of that interface; the server's address is on the loopback interface.
+const LINUX_GATE: Ipv4Addr = Ipv4Addr::new(198, 19, 0, 3);
 const HAYPILE_NEAR: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 const HAYPILE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
 const LINUX_NEAR: Ipv4Addr = Ipv4Addr::new(198, 19, 0, 1);
@@ -40,6 +50,10 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 pub struct Wanted {
     /// How Haypile's side is joined.
     pub link: LinkKind,
+    /// What makes the load.
+    pub client: ClientKind,
+    /// Where wires meet.
+    pub wires: Option<PathBuf>,
     /// With a side on the kernel.
     pub linux: bool,
     /// The server.
@@ -61,6 +75,8 @@ pub struct Side {
     pub target: SocketAddr,
     /// Where its client runs.
     pub client: Place,
+    /// What carries its load.
+    pub over: Over,
     /// The service that the client program uses.
     pub client_control: Option<PathBuf>,
     /// Its processes with the names of their parts, the server program first.
@@ -133,7 +149,7 @@ impl Stage {
             stage.build_linux(wanted)?;
         }
         for index in 0..stage.sides.len() {
-            stage.wait_until_it_answers(index)?;
+            stage.wait_until_it_answers(index, wanted.body_bytes)?;
         }
         Ok(stage)
     }
@@ -149,42 +165,79 @@ impl Stage {
     }
 
     fn build_haypile(&mut self, wanted: &Wanted) -> Result<(), String> {
-        if wanted.link == LinkKind::Wire {
-            return Err(
-                "--link wire: services cannot be joined by a wire yet; use --link tap".into()
-            );
+        match (wanted.link, wanted.client) {
+            (LinkKind::Tap, ClientKind::Sockets) => self.build_tap(wanted),
+            (LinkKind::Wire, ClientKind::Sockets) => self.build_wire(wanted),
+            (LinkKind::Wire, ClientKind::Engine) => self.build_wire_to_engine(wanted),
+            (LinkKind::Tap, ClientKind::Engine) => {
+                Err("--client engine reaches Haypile over a wire only; add --link wire".into())
+            }
         }
-        let near = Some(namespace_path(&self.near));
+    }
+
+    fn build_tap(&mut self, wanted: &Wanted) -> Result<(), String> {
         let control = self.launcher.folder().join("control");
-        let mut service = self.start_service(
-            "service",
-            &wanted.cores.service,
-            &control,
-            &[
-                "--link",
-                &format!("tap:{TAP}"),
-                "--addr",
-                &format!("{HAYPILE}/{PREFIX}"),
-                "--host-addr",
-                &format!("{HAYPILE_NEAR}/{PREFIX}"),
-            ],
-        )?;
-        wait_for_socket(&control, &mut service)?;
+        let link = format!("tap:{TAP}");
+        let (ours, hosts) = (format!("{HAYPILE}/{PREFIX}"), format!("{HAYPILE_NEAR}/{PREFIX}"));
+        let flags = ["--link", &link, "--addr", &ours, "--host-addr", &hosts];
+        let service = self.start_service("service", &wanted.cores.service, &control, &flags)?;
         netns::run_in(self.near.as_fd(), || route(TAP, HAYPILE.into(), &wanted.congestion))
             .and_then(|result| result)
             .map_err(text)?;
+        self.add_haypile_side(wanted, &control, vec![("service", service)], None, Over::Sockets)
+    }
+
+    fn build_wire(&mut self, wanted: &Wanted) -> Result<(), String> {
+        let service = self.start_wired_service(wanted)?;
+        let control = self.launcher.folder().join("client-control");
+        let (link, ours) = (format!("wire:{}", wire_name()), format!("{HAYPILE_NEAR}/{PREFIX}"));
+        let flags = ["--link", &link, "--addr", &ours];
+        let cores = &wanted.cores.client_service;
+        let client_service = self.start_service("client-service", cores, &control, &flags)?;
+        let parts = vec![("service", service), ("client service", client_service)];
+        self.add_haypile_side(wanted, &self.server_control(), parts, Some(control), Over::Sockets)
+    }
+
+    fn build_wire_to_engine(&mut self, wanted: &Wanted) -> Result<(), String> {
+        let directory =
+            wanted.wires.clone().ok_or("no directory for wires; set XDG_RUNTIME_DIR")?;
+        let service = self.start_wired_service(wanted)?;
+        let link = Link::Wire { directory, name: wire_name() };
+        let over = Over::Engine { link, local: HAYPILE_NEAR.into() };
+        let parts = vec![("service", service)];
+        self.add_haypile_side(wanted, &self.server_control(), parts, None, over)
+    }
+
+    fn server_control(&self) -> PathBuf {
+        self.launcher.folder().join("control")
+    }
+
+    /// The server's service, at one end of the wire.
+    fn start_wired_service(&mut self, wanted: &Wanted) -> Result<Process, String> {
+        let (link, ours) = (format!("wire:{}", wire_name()), format!("{HAYPILE}/{PREFIX}"));
+        let flags = ["--link", &link, "--addr", &ours];
+        self.start_service("service", &wanted.cores.service, &self.server_control(), &flags)
+    }
+
+    /// Starts the server program on the service of `control`, and adds the side.
+    fn add_haypile_side(
+        &mut self,
+        wanted: &Wanted,
+        control: &Path,
+        services: Vec<(&'static str, Process)>,
+        client_control: Option<PathBuf>,
+        over: Over,
+    ) -> Result<(), String> {
+        let near = Some(namespace_path(&self.near));
         let target = SocketAddr::new(HAYPILE.into(), PORT);
         let server = self.server_words(wanted, target, "haypile", wanted.cores.program.len())?;
-        let words = run_words(self.launcher.program(), &control, server);
+        let words = run_words(self.launcher.program(), control, server);
         let place = Place { namespace: near.clone(), cores: wanted.cores.program.clone() };
         let program = self.launcher.start("program", &place, &words, false)?;
-        self.sides.push(Side {
-            name: "haypile",
-            target,
-            client: Place { namespace: near, cores: wanted.cores.client.clone() },
-            client_control: None,
-            parts: vec![("program", program), ("service", service)],
-        });
+        let mut parts = vec![("program", program)];
+        parts.extend(services);
+        let client = Place { namespace: near, cores: wanted.cores.client.clone() };
+        self.sides.push(Side { name: "haypile", target, client, over, client_control, parts });
         Ok(())
     }
 
@@ -199,27 +252,32 @@ impl Stage {
         let mut words = vec![self.launcher.program().display().to_string(), "serve".into()];
         words.extend(["--control-dir".to_string(), control.display().to_string()]);
         words.extend(flags.iter().map(|flag| flag.to_string()));
-        self.launcher.start(name, &place, &words, false)
+        let mut service = self.launcher.start(name, &place, &words, false)?;
+        wait_for_socket(control, &mut service)?;
+        Ok(service)
     }
 
     fn build_linux(&mut self, wanted: &Wanted) -> Result<(), String> {
         let far = Namespace::create().map_err(text)?;
-        let peer = far.as_fd();
-        let near_side = netns::run_in(self.near.as_fd(), || {
-            let mut netlink = Netlink::open()?;
-            netlink.create_veth(VETH_NEAR, VETH_FAR, PeerNamespace::Descriptor(peer))?;
-            set_up(&mut netlink, VETH_NEAR, LINUX_NEAR.into())
-        });
-        near_side.and_then(|result| result).map_err(text)?;
-        let far_side = netns::run_in(far.as_fd(), || {
-            netns::loopback_up()?;
-            set_up(&mut Netlink::open()?, VETH_FAR, LINUX.into())?;
-            route(VETH_FAR, LINUX_NEAR.into(), &wanted.congestion)
-        });
-        far_side.and_then(|result| result).map_err(text)?;
-        netns::run_in(self.near.as_fd(), || route(VETH_NEAR, LINUX.into(), &wanted.congestion))
-            .and_then(|result| result)
-            .map_err(text)?;
+        netns::run_in(far.as_fd(), netns::loopback_up).and_then(|result| result).map_err(text)?;
+        let (client, over) = match wanted.client {
+            ClientKind::Sockets => {
+                self.join_by_veth(&far, &wanted.congestion).map_err(text)?;
+                (namespace_path(&self.near), Over::Sockets)
+            }
+            ClientKind::Engine => {
+                netns::run_in(far.as_fd(), || {
+                    let mut netlink = Netlink::open()?;
+                    let loopback = netlink.link_by_name("lo")?.index;
+                    netlink.add_address(loopback, LINUX.into(), 32)
+                })
+                .and_then(|result| result)
+                .map_err(text)?;
+                let congestion = wanted.congestion.clone();
+                let link = Link::Tap { name: TAP_FAR.into(), host: LINUX_GATE.into(), congestion };
+                (namespace_path(&far), Over::Engine { link, local: LINUX_NEAR.into() })
+            }
+        };
         let target = SocketAddr::new(LINUX.into(), PORT);
         let cores = wanted.cores.kernel_program();
         let words = self.server_words(wanted, target, "linux", cores.len())?;
@@ -229,14 +287,27 @@ impl Stage {
         self.sides.push(Side {
             name: "linux",
             target,
-            client: Place {
-                namespace: Some(namespace_path(&self.near)),
-                cores: wanted.cores.kernel_client(),
-            },
+            client: Place { namespace: Some(client), cores: wanted.cores.kernel_client() },
+            over,
             client_control: None,
             parts: vec![("program", program)],
         });
         Ok(())
+    }
+
+    /// Joins both namespaces; connections use this congestion control on both ends.
+    fn join_by_veth(&self, far: &Namespace, congestion: &str) -> Result<(), LinkError> {
+        let peer = far.as_fd();
+        netns::run_in(self.near.as_fd(), || {
+            let mut netlink = Netlink::open()?;
+            netlink.create_veth(VETH_NEAR, VETH_FAR, PeerNamespace::Descriptor(peer))?;
+            set_up(&mut netlink, VETH_NEAR, LINUX_NEAR.into())
+        })??;
+        netns::run_in(peer, || {
+            set_up(&mut Netlink::open()?, VETH_FAR, LINUX.into())?;
+            route(VETH_FAR, LINUX_NEAR.into(), congestion)
+        })??;
+        netns::run_in(self.near.as_fd(), || route(VETH_NEAR, LINUX.into(), congestion))?
     }
 
     /// The words that start the server, a worker for each of its cores.
@@ -266,16 +337,32 @@ impl Stage {
         }
     }
 
-    fn wait_until_it_answers(&mut self, index: usize) -> Result<(), String> {
+    fn wait_until_it_answers(&mut self, index: usize, body_bytes: usize) -> Result<(), String> {
         let side = &mut self.sides[index];
-        let words = Part::Probe(side.target).words(self.launcher.program());
-        let words = side.client_words(self.launcher.program(), words);
+        let spec = Spec {
+            target: side.target,
+            work: Work::Short,
+            pace: Pace::Closed,
+            connections: 1,
+            warmup_s: 0.0,
+            duration_s: 0.01,
+            polling: false,
+            body_bytes,
+        };
+        let part = Part::Probe { spec, over: side.over.clone() };
+        let program = self.launcher.program();
+        let words = side.client_words(program, part.words(program));
         let mut probe = self.launcher.start("probe", &side.client, &words, false)?;
         let answered = probe.finish(START_LIMIT);
         // A part that has ended says more than that nobody answers.
         side.assert_alive()?;
         answered.map_err(|error| format!("the {} side does not work: {error}", side.name))
     }
+}
+
+/// Name of this run's wire.
+fn wire_name() -> String {
+    format!("bench{}", std::process::id())
 }
 
 impl Drop for Stage {

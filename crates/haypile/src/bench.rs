@@ -5,9 +5,11 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use haypile_bench::cores::Placement;
-use haypile_bench::options::{Experiment, LinkKind, Options, ServerKind};
+use haypile_bench::options::{ClientKind, Experiment, LinkKind, Options, ServerKind};
 use haypile_bench::{experiments, parts};
 use haypile_service::error::Error;
+
+use crate::place;
 
 /// `haypile bench`.
 #[derive(Debug, Args)]
@@ -20,6 +22,9 @@ pub struct BenchArgs {
     /// How Haypile's side is joined: tap (client on the kernel) or wire (Haypile on both ends)
     #[arg(long, value_enum, default_value_t = LinkName::Tap)]
     pub link: LinkName,
+    /// What makes the load: a program over sockets, or a stack of its own straight on the link
+    #[arg(long, value_enum, default_value_t = ClientName::Program)]
+    pub client: ClientName,
     /// Rounds; each measures every side once. Six or more for a 95 % interval
     #[arg(long, value_name = "N", default_value_t = 6)]
     pub repeat: usize,
@@ -72,6 +77,12 @@ pub enum ExperimentName {
     Goodput,
     /// Small messages that come back, over kept connections
     Echo,
+    /// Messages through shared memory between two cores, in cycles
+    Messages,
+    /// What an idle service costs
+    Idle,
+    /// The load generator itself, against a responder of known service time
+    Generator,
 }
 
 /// The other side.
@@ -90,6 +101,15 @@ pub enum LinkName {
     Tap,
     /// In memory
     Wire,
+}
+
+/// Clients.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum ClientName {
+    /// A program over sockets
+    Program,
+    /// A stack of its own on the link, which costs the same against both sides
+    Engine,
 }
 
 /// Servers.
@@ -156,8 +176,16 @@ fn options(arguments: &BenchArgs) -> Result<Options, String> {
             ExperimentName::Latency => Experiment::Latency,
             ExperimentName::Goodput => Experiment::Goodput,
             ExperimentName::Echo => Experiment::Echo,
+            ExperimentName::Messages => Experiment::Messages,
+            ExperimentName::Idle => Experiment::Idle,
+            ExperimentName::Generator => Experiment::Generator,
         },
         against_linux: matches!(arguments.against, Against::Linux),
+        client: match arguments.client {
+            ClientName::Program => ClientKind::Sockets,
+            ClientName::Engine => ClientKind::Engine,
+        },
+        wires: place::wires(),
         link: match arguments.link {
             LinkName::Tap => LinkKind::Tap,
             LinkName::Wire => LinkKind::Wire,

@@ -158,6 +158,9 @@ half a second. The exit status is 0 if Haypile runs here.")]
   haypile bench http --rate 20000                       open loop: latency from the time a request was due
   haypile bench latency --tuned                         with idle states off for both sides
   haypile bench goodput --json /tmp/goodput.json
+  haypile bench http --link wire                        Haypile on both ends, against the kernel on both ends
+  haypile bench http --link wire --client engine        the generator on a stack of its own, against either
+  haypile bench messages                                cycles a message between two cores
   haypile bench echo --against none --cores client=1,program=2,service=3
 
 Needs root. Everything happens in network namespaces of its own and is removed at the end, also after

@@ -1,5 +1,8 @@
 //! The experiments: what each builds, which cases it measures, and what a reader must know. Called by the command.
 
+mod generator;
+mod idle;
+mod messages;
 mod network;
 
 use std::fs::{File, OpenOptions};
@@ -31,7 +34,9 @@ pub fn run(options: &Options) -> Result<(), String> {
         Experiment::Http | Experiment::Latency | Experiment::Goodput | Experiment::Echo => {
             network::run(options, &topology, &mut report)
         }
-        other => Err(format!("{other:?} is not there yet")),
+        Experiment::Messages => messages::run(options, &topology, &mut report),
+        Experiment::Idle => idle::run(options, &topology, &mut report),
+        Experiment::Generator => generator::run(options, &topology, &mut report),
     };
     outcome?;
     say(&report.foot());

@@ -33,6 +33,8 @@ pub fn run(options: &Options, topology: &[Core], report: &mut Report) -> Result<
         let cores = place(options, topology, placement)?;
         let wanted = Wanted {
             link: options.link,
+            client: options.client,
+            wires: options.wires.clone(),
             linux: options.against_linux,
             server,
             body_bytes: body_bytes(options),

@@ -3,11 +3,12 @@
 //! counts from that time).
 //!
 //! The same requests and the same state machine run over the kernel's sockets ([`kernel`]) and over
-//! Haypile's engine straight on a link (`engine`), so that the generator costs the same against
+//! Haypile's engine straight on a link ([`engine`]), so that the generator costs the same against
 //! both. Runs as a process of its own, started by `parts`; [`Spec`] and [`Outcome`] travel as JSON.
 //! Read [`generator`] for the loop, [`conversation`] for what is said.
 
 pub mod conversation;
+pub mod engine;
 pub mod generator;
 pub mod kernel;
 
@@ -153,6 +154,8 @@ pub trait Carrier {
     /// # Errors
     /// When the carrier is of no more use.
     fn wait(&mut self, until_ns: u64, events: &mut Vec<usize>) -> io::Result<()>;
+    /// The load is over: ends all connections, so that the server is as it was.
+    fn end(&mut self);
     /// The congestion control of its connections, where the kernel tells.
     fn congestion(&self) -> Option<String> {
         None

@@ -3,7 +3,7 @@
 use super::*;
 use crate::cores::{Placement, choose};
 use crate::load::{Outcome, Spec};
-use crate::options::{Experiment, LinkKind};
+use crate::options::{ClientKind, Experiment, LinkKind};
 use crate::processor_time::{CoreTime, Use, Used};
 
 fn options() -> Options {
@@ -11,6 +11,8 @@ fn options() -> Options {
         experiment: Experiment::Http,
         against_linux: true,
         link: LinkKind::Tap,
+        client: ClientKind::Sockets,
+        wires: None,
         repeat: 3,
         duration_s: 1.0,
         warmup_s: 0.5,

@@ -101,6 +101,44 @@ fn bench_http_with_nginx() {
 }
 
 #[test]
+fn bench_latency_goodput_and_echo() {
+    on_stage("bench_latency_goodput_and_echo", &[], |stage| {
+        // Two placements, each one at a time and after quiet.
+        assert_right(&run(stage, &["latency"]), 4, 2);
+        let report = run(stage, &["goodput", "--connections", "1,2"]);
+        assert_right(&report, 4, 2);
+        assert_eq!(report["cases"][0]["unit"], "Gb/s");
+        assert_right(&run(stage, &["echo", "--size", "1000"]), 1, 2);
+    });
+}
+
+#[test]
+fn bench_over_a_wire() {
+    on_stage("bench_over_a_wire", &[], |stage| {
+        let words = ["http", "--link", "wire", "--server", "builtin", "--connections", "8"];
+        assert_right(&run(stage, &words), 2, 2);
+        assert_right(&run(stage, &[&words[..], &["--client", "engine"]].concat()), 2, 2);
+        let report = run(stage, &["goodput", "--link", "wire", "--client", "engine"]);
+        assert_right(&report, 4, 2);
+    });
+}
+
+#[test]
+fn bench_messages_idle_and_generator() {
+    on_stage("bench_messages_idle_and_generator", &[], |stage| {
+        let several = std::thread::available_parallelism().is_ok_and(|cores| cores.get() > 1);
+        for (experiment, rows) in [("messages", 15), ("idle", 3), ("generator", 6)] {
+            if experiment == "messages" && !several {
+                continue;
+            }
+            let report = run(stage, &[experiment]);
+            let table = &report["tables"][0];
+            assert_eq!(table["rows"].as_array().map(Vec::len), Some(rows), "{experiment}: {table}");
+        }
+    });
+}
+
+#[test]
 fn a_killed_bench_leaves_nothing() {
     on_stage("a_killed_bench_leaves_nothing", &[], |stage| {
         for signal in ["INT", "KILL"] {
@@ -118,7 +156,8 @@ fn a_killed_bench_leaves_nothing() {
 #[test]
 fn bench_says_what_it_cannot_do() {
     on_stage("bench_says_what_it_cannot_do", &[], |stage| {
-        let mistakes: [&[&str]; 4] = [
+        let mistakes: [&[&str]; 5] = [
+            &["http", "--client", "engine"],
             &["http", "--cores", "client=9999"],
             &["echo", "--server", "nginx"],
             &["http", "--congestion", "no-such-algorithm"],

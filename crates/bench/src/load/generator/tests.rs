@@ -124,6 +124,10 @@ impl Carrier for World {
         self.sessions[session] = Connection::default();
     }
 
+    fn end(&mut self) {
+        self.sessions.iter_mut().for_each(|session| *session = Connection::default());
+    }
+
     fn wait(&mut self, until_ns: u64, events: &mut Vec<usize>) -> io::Result<()> {
         let next_ns = self.news.front().map_or(u64::MAX, |(at_ns, _)| *at_ns);
         self.now_ns = self.now_ns.max(next_ns.min(until_ns));
