@@ -134,6 +134,9 @@ pub fn accept_sleeping(
     sleep: poll::Sleep<'_>,
 ) -> Result<(RawFd, SocketAddr), Errno> {
     let listener = entry::ours(fd)?;
+    if listener.has(flag::DATAGRAM) {
+        return Err(Errno::EOPNOTSUPP);
+    }
     if flags & !(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC) != 0 {
         return Err(Errno::EINVAL);
     }

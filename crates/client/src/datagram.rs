@@ -55,6 +55,8 @@ pub(crate) struct State {
     /// `IP_MTU_DISCOVER`, `IPV6_MTU_DISCOVER`
     mtu_discover: AtomicI32,
     broadcast: AtomicBool,
+    /// `IPV6_V6ONLY`
+    v6only: AtomicBool,
     /// `UDP_CORK`
     corked: AtomicBool,
     /// Multicast goes out by an interface of the kernel's.
@@ -75,6 +77,7 @@ impl Default for State {
             segment: AtomicU32::new(0),
             mtu_discover: AtomicI32::new(libc::IP_PMTUDISC_WANT),
             broadcast: AtomicBool::new(false),
+            v6only: AtomicBool::new(false),
             corked: AtomicBool::new(false),
             multicast_by_kernel: AtomicBool::new(false),
             turn: AtomicU32::new(0),
@@ -90,7 +93,7 @@ impl State {
         self.wants.store(0, Ordering::Relaxed);
         self.segment.store(0, Ordering::Relaxed);
         self.mtu_discover.store(libc::IP_PMTUDISC_WANT, Ordering::Relaxed);
-        for flag in [&self.broadcast, &self.corked, &self.multicast_by_kernel] {
+        for flag in [&self.broadcast, &self.v6only, &self.corked, &self.multicast_by_kernel] {
             flag.store(false, Ordering::Relaxed);
         }
         if let Ok(mut cork) = self.cork.lock() {
@@ -190,7 +193,7 @@ fn bind_to(socket: &Pinned, fd: RawFd, address: SocketAddr, both: bool) -> Resul
         let reply = attachment.ask_socket(NO_SLOT, 0, body)?;
         match reply.errno {
             0 => {}
-            NOT_OURS => return socket::become_kernel(socket, fd),
+            NOT_OURS => return bind_by_kernel(socket, fd, &address),
             errno => return Err(Errno(errno)),
         }
         socket.open_record(attachment, reply.slot, reply.generation)?;
@@ -214,6 +217,19 @@ fn bind_to(socket: &Pinned, fd: RawFd, address: SocketAddr, both: bool) -> Resul
         }
     }
     Err(Errno::EADDRINUSE)
+}
+
+/// Binds to an address of the kernel's: the socket is the kernel's if that succeeds.
+fn bind_by_kernel(socket: &Pinned, fd: RawFd, address: &SocketAddr) -> Result<(), Errno> {
+    // Only the caller knows the interface of a link-local address.
+    let scoped = matches!(address.ip(), IpAddr::V6(v6) if v6.is_unicast_link_local());
+    if !scoped {
+        sys::bind(fd, address)?;
+    }
+    match socket::become_kernel(socket, fd) {
+        Err(TO_KERNEL) if !scoped => Ok(()),
+        other => other,
+    }
 }
 
 /// A socket that sends before it was bound gets a port, the same in both worlds if possible.

@@ -39,7 +39,7 @@ const IP_MULTICAST_ALL: i32 = 49;
 const IPV6_RECVORIGDSTADDR: i32 = 74;
 const UDP_CORK: i32 = 1;
 
-const TABLE: [(i32, i32, Effect); 30] = [
+const TABLE: [(i32, i32, Effect); 31] = [
     (SOL_SOCKET, libc::SO_RCVBUF, Service),
     (SOL_SOCKET, libc::SO_SNDBUF, Service),
     (SOL_SOCKET, libc::SO_BROADCAST, Service),
@@ -58,6 +58,7 @@ const TABLE: [(i32, i32, Effect); 30] = [
     (IPPROTO_IP, libc::IP_RECVTTL, Wants(want::TTL)),
     (IPPROTO_IP, libc::IP_RECVTOS, Wants(want::TOS)),
     (IPPROTO_IP, libc::IP_RECVORIGDSTADDR, Wants(want::ORIGDST)),
+    (IPPROTO_IPV6, libc::IPV6_V6ONLY, Local),
     (IPPROTO_IPV6, libc::IPV6_TCLASS, Service),
     (IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, Service),
     (IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, Service),
@@ -158,6 +159,7 @@ fn take(socket: &Pinned, fd: RawFd, place: usize) -> Option<i32> {
     match (level, name) {
         (SOL_UDP, UDP_SEGMENT) => state.segment.store(value.max(0) as u32, Ordering::Relaxed),
         (SOL_UDP, UDP_CORK) => state.corked.store(value != 0, Ordering::Relaxed),
+        (IPPROTO_IPV6, libc::IPV6_V6ONLY) => state.v6only.store(value != 0, Ordering::Relaxed),
         (SOL_SOCKET, libc::SO_BROADCAST) => state.broadcast.store(value != 0, Ordering::Relaxed),
         (IPPROTO_IP, libc::IP_MTU_DISCOVER) | (IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER) => {
             state.mtu_discover.store(value, Ordering::Relaxed);

@@ -50,7 +50,8 @@ pub fn send_to(
     control: &SendControl,
 ) -> Result<usize, Errno> {
     let socket = stream_io::connection(fd)?;
-    if flags & libc::MSG_OOB != 0 {
+    // IPv6 sockets ignore the flag, as on Linux.
+    if flags & libc::MSG_OOB != 0 && socket.domain() == libc::AF_INET {
         return Err(Errno::EOPNOTSUPP);
     }
     let len: usize = data.iter().map(|part| part.len()).sum();
@@ -58,6 +59,7 @@ pub fn send_to(
         return Err(Errno::EMSGSIZE);
     }
     let route = choose(&socket, fd, remote)?;
+    check_source(control)?;
     let Some(stream) = socket.stream() else { return Err(Errno::EAGAIN) };
     check_state(&socket, &stream)?;
     let header = DatagramHeader {
@@ -81,6 +83,15 @@ pub fn send_to(
     Ok(len)
 }
 
+/// A source address that the program chooses must be one of ours.
+fn check_source(control: &SendControl) -> Result<(), Errno> {
+    let Some(source) = control.source else { return Ok(()) };
+    match routes::find(source)? {
+        Route::Haypile(answer) if answer.local => Ok(()),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
 /// Finds out that the datagram is Haypile's, and gives the socket a record if it has none.
 fn choose(socket: &Pinned, fd: RawFd, remote: Option<SocketAddr>) -> Result<Option<Route>, Errno> {
     let Some(remote) = remote else {
@@ -95,6 +106,9 @@ fn choose(socket: &Pinned, fd: RawFd, remote: Option<SocketAddr>) -> Result<Opti
     }
     if remote.port() == 0 {
         return Err(Errno::EINVAL);
+    }
+    if remote.ip().to_canonical().is_ipv4() && socket.datagram.v6only.load(Ordering::Relaxed) {
+        return Err(Errno::ENETUNREACH);
     }
     let by_kernel = remote.ip().to_canonical().is_multicast()
         && socket.datagram.multicast_by_kernel.load(Ordering::Relaxed);

@@ -11,6 +11,7 @@ mod autoconfiguration;
 mod bench;
 mod clients;
 mod command_line;
+mod datagrams;
 mod death;
 mod guardian;
 mod hostile;

@@ -66,3 +66,17 @@ fn options_answer_as_the_kernels_do_over_ipv6() {
         compare(stage, "semantics_options.py", "::1", "2001:2::2");
     });
 }
+
+#[test]
+fn datagram_calls_answer_as_the_kernels_do() {
+    on_stage("datagram_calls_answer_as_the_kernels_do", &["python3"], |stage| {
+        compare(stage, "semantics_udp.py", "127.0.0.1", "198.18.0.2");
+    });
+}
+
+#[test]
+fn datagram_calls_answer_as_the_kernels_do_over_ipv6() {
+    on_stage("datagram_calls_answer_as_the_kernels_do_over_ipv6", &["python3"], |stage| {
+        compare(stage, "semantics_udp.py", "::1", "2001:2::2");
+    });
+}

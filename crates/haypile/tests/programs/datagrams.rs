@@ -1,0 +1,190 @@
+//! UDP programs of other makes, each with Haypile on one side and the kernel on the other: file copies,
+//! name servers and queries, measured streams. Those that are not installed are skipped.
+
+use crate::support::process::Process;
+use crate::support::stage::{Stage, on_stage};
+use crate::support::{PATIENCE, content, inspect, wait_until};
+use serde_json::Value;
+use std::fs;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// The two sides of a test: who listens, at which address, and who asks.
+#[derive(Copy, Clone)]
+enum Server {
+    OnHaypile,
+    OnKernel,
+}
+
+impl Server {
+    fn address(self) -> &'static str {
+        match self {
+            Server::OnHaypile => "198.18.0.2",
+            Server::OnKernel => "198.18.0.1",
+        }
+    }
+
+    fn start(self, stage: &Stage, words: &[&str]) -> Process {
+        match self {
+            Server::OnHaypile => stage.run(words),
+            Server::OnKernel => stage.start(words),
+        }
+    }
+
+    /// A command for the other side.
+    fn client(self, stage: &Stage, words: &[&str]) -> Command {
+        let mut command = match self {
+            Server::OnHaypile => Command::new(words[0]),
+            Server::OnKernel => {
+                let mut command = stage.haypile("run");
+                command.args(["--quiet", "--", words[0]]);
+                command
+            }
+        };
+        command.args(&words[1..]);
+        command
+    }
+}
+
+/// Waits until a UDP socket has the port, on either side.
+fn wait_for_port(stage: &Stage, server: &mut Process, port: u16) {
+    let name = format!(":{port}");
+    let in_kernel = format!(":{port:04X} ");
+    wait_until(&format!("a UDP socket has port {port}"), PATIENCE, || {
+        server.assert_alive();
+        let listed = stage.ask("ss", &["-l", "-u"]).ok()?;
+        let rows = listed["sockets"].as_array()?;
+        let ours = rows.iter().any(|row| {
+            row["protocol"] == "udp" && row["local"].as_str().is_some_and(|at| at.ends_with(&name))
+        });
+        let kernel = stage.output(&["cat", "/proc/net/udp"], PATIENCE).out.contains(&in_kernel);
+        (ours || kernel).then_some(())
+    });
+}
+
+fn check_echo(stage: &Stage, name: &str, mut command: Command) {
+    let sent = fs::File::open(stage.served("page")).expect("open the file to send");
+    command.stdin(Stdio::from(sent));
+    let echo = stage.start_reading(name, command);
+    let echoed = echo.out_file();
+    echo.finish(LIMIT).expect_success(name);
+    content::assert_same(&stage.served("page"), &echoed);
+}
+
+#[test]
+fn socat_echoes_datagrams_both_ways() {
+    on_stage("socat_echoes_datagrams_both_ways", &["socat"], |stage| {
+        content::write(&stage.served("page"), 8000);
+        let _service = stage.serve();
+        for (server, port) in [(Server::OnHaypile, 6001), (Server::OnKernel, 6002)] {
+            let listen = format!("UDP-LISTEN:{port},bind={},fork", server.address());
+            let mut echo = server.start(stage, &["socat", &listen, "EXEC:cat"]);
+            wait_for_port(stage, &mut echo, port);
+            let there = format!("UDP:{}:{port}", server.address());
+            for _ in 0..2 {
+                let words = ["socat", "-b", "1000", "-t", "1", "-", &there];
+                check_echo(stage, "socat", server.client(stage, &words));
+            }
+            echo.terminate();
+        }
+        inspect::wait_for_rest(stage, Duration::from_secs(10));
+    });
+}
+
+#[test]
+fn nc_talks_by_datagrams_both_ways() {
+    on_stage("nc_talks_by_datagrams_both_ways", &["nc", "sh"], |stage| {
+        let _service = stage.serve();
+        for (server, port) in [(Server::OnHaypile, 6003), (Server::OnKernel, 6004)] {
+            let port_text = port.to_string();
+            let words = ["nc", "-u", "-l", "-w", "3", server.address(), &port_text];
+            let mut listener = server.start(stage, &words);
+            wait_for_port(stage, &mut listener, port);
+            let words = ["nc", "-u", "-w", "1", server.address(), &port_text];
+            let mut command = server.client(stage, &words);
+            let text = stage.path("text");
+            fs::write(&text, "said by a client\n").expect("write the text");
+            command.stdin(Stdio::from(fs::File::open(&text).expect("open the text")));
+            stage.start_reading("nc", command).finish(LIMIT);
+            let heard = listener.finish(LIMIT).out;
+            assert_eq!(heard, "said by a client\n");
+        }
+    });
+}
+
+#[test]
+fn dig_asks_dnsmasq_both_ways() {
+    on_stage("dig_asks_dnsmasq_both_ways", &["dig", "dnsmasq"], |stage| {
+        let _service = stage.serve();
+        for (server, port) in [(Server::OnHaypile, 5301), (Server::OnKernel, 5302)] {
+            let six = match server {
+                Server::OnHaypile => "2001:2::2",
+                Server::OnKernel => "2001:2::1",
+            };
+            let port_text = port.to_string();
+            let listen = format!("--listen-address={},{six}", server.address());
+            let words = ["dnsmasq", "--keep-in-foreground", "--no-resolv", "--no-hosts"];
+            let where_run = ["--user=root", "--bind-interfaces", &listen, "--port", &port_text];
+            let names = ["--pid-file", "--address=/name.example/192.0.2.7"];
+            let words = [&words[..], &where_run, &names].concat();
+            let mut name_server = server.start(stage, &words);
+            wait_for_port(stage, &mut name_server, port);
+            for (address, more) in
+                [(server.address(), "+notcp"), (server.address(), "+tcp"), (six, "+notcp")]
+            {
+                let at = format!("@{address}");
+                let words = ["dig", "+short", "+tries=2", more, "-p", &port_text, &at];
+                let mut command = server.client(stage, &[&words[..], &["name.example"]].concat());
+                command.stdin(Stdio::null());
+                let answer = stage.start_reading("dig", command).finish(LIMIT);
+                assert_eq!(
+                    answer.expect_success("dig").out.trim(),
+                    "192.0.2.7",
+                    "{address} {more}"
+                );
+            }
+            name_server.terminate();
+        }
+        inspect::wait_for_rest(stage, Duration::from_secs(10));
+    });
+}
+
+/// Share of the datagrams that the receiver missed, and how many there were.
+fn loss(report: &str) -> (f64, u64) {
+    let report: Value = serde_json::from_str(report).expect("a report of iperf3");
+    let sum = &report["end"]["sum"];
+    let lost = sum["lost_percent"].as_f64().expect("a share of lost datagrams");
+    (lost, sum["packets"].as_u64().expect("a number of datagrams"))
+}
+
+#[test]
+fn iperf3_streams_datagrams_both_ways() {
+    on_stage("iperf3_streams_datagrams_both_ways", &["iperf3"], |stage| {
+        let _service = stage.serve();
+        for (server, port) in [(Server::OnHaypile, 5201), (Server::OnKernel, 5202)] {
+            let port_text = port.to_string();
+            let words = ["iperf3", "-s", "-B", server.address(), "-p", &port_text];
+            let mut iperf = server.start(stage, &words);
+            let at: std::net::SocketAddr =
+                format!("{}:{port}", server.address()).parse().expect("an address");
+            stage.wait_for_listener(at, &mut iperf);
+            for more in [&[][..], &["-R"], &["-P", "3"], &["-l", "20000"]] {
+                let words = ["iperf3", "-c", server.address(), "-p", &port_text, "-u", "-J"];
+                let words = [&words[..], &["-b", "20M", "-t", "1"], more].concat();
+                let mut command = server.client(stage, &words);
+                command.stdin(Stdio::null());
+                let report = stage.start_reading("iperf3", command).finish(LIMIT);
+                let (lost, count) = loss(&report.expect_success("iperf3").out);
+                stage
+                    .say(&format!("{} {more:?}: {count} sent, {lost:.2} % lost", server.address()));
+                assert!(count > 50, "only {count} datagrams");
+                // A busy machine loses some; a stack that does not work loses nearly all.
+                assert!(lost < 50.0, "{lost} % of {count} datagrams lost");
+            }
+            iperf.terminate();
+        }
+        inspect::wait_for_rest(stage, Duration::from_secs(10));
+    });
+}
