@@ -571,8 +571,11 @@ impl Core {
         }
     }
 
-    fn end_datagrams(&mut self, now: Instant, key: Key) {
-        if let Some(id) = self.store.sockets.get(key).and_then(|socket| socket.id) {
+    /// Forgets a socket that is closed, or came to nothing, here and in the shard.
+    pub(crate) fn end_datagrams(&mut self, now: Instant, key: Key) {
+        let socket = self.store.sockets.get(key);
+        let datagrams = socket.filter(|socket| socket.kind == SocketKind::Datagram);
+        if let Some(id) = datagrams.and_then(|socket| socket.id) {
             self.shard.close(now, id, Close::Abort);
         }
         self.forget(key);

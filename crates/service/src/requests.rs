@@ -205,7 +205,7 @@ impl Core {
                 SocketReply { errno, slot, generation, local }
             }
             (outcome, _) => {
-                self.forget(key);
+                self.end_datagrams(now, key);
                 SocketReply::failure(outcome.err().unwrap_or(libc::ENOBUFS))
             }
         }

@@ -362,7 +362,7 @@ impl App {
         self.channel.sender().send_now(&request.encode()).unwrap();
     }
 
-    fn call(
+    pub fn call(
         &self,
         world: &mut World,
         name: (u32, u32),
@@ -498,6 +498,58 @@ impl App {
         }
         world.settle();
         outcome.bytes
+    }
+
+    /// Opens a UDP socket.
+    pub fn bind_datagram(&self, world: &mut World, address: &str) -> Result<Sock, i32> {
+        let body = RequestBody::BindDatagram {
+            address: address.parse().unwrap(),
+            reuse_address: false,
+            reuse_port: false,
+            v6only: false,
+        };
+        self.ask(world, (NO_SLOT, 0), body).map(|(socket, _)| socket)
+    }
+
+    /// Sends a datagram, if there is room; whether there was.
+    pub fn send_to(&self, world: &mut World, socket: &Sock, to: Option<&str>, data: &[u8]) -> bool {
+        self.arena(world, 0);
+        let remote = to.map(|to| to.parse().unwrap());
+        let len = data.len() as u16;
+        let header = haypile_shm::DatagramHeader { len, remote, ..Default::default() };
+        let parts = [std::io::IoSlice::new(data)];
+        let outcome = socket.stream.write_record(&header, &parts, &self.chunks()).unwrap();
+        if outcome.kick {
+            self.say(socket, RequestBody::KickTx);
+        }
+        if outcome.want {
+            self.say(socket, RequestBody::WantTx);
+        }
+        world.settle();
+        outcome.bytes > 0
+    }
+
+    /// Writes a datagram without a word about it.
+    pub fn write_silently(&self, socket: &Sock, header: &haypile_shm::DatagramHeader, data: &[u8]) {
+        let parts = [std::io::IoSlice::new(data)];
+        assert!(socket.stream.write_record(header, &parts, &self.chunks()).unwrap().bytes > 0);
+    }
+
+    /// Receives a datagram: what it says, and its payload.
+    pub fn receive(
+        &self,
+        world: &mut World,
+        socket: &Sock,
+    ) -> Option<(haypile_shm::DatagramHeader, Vec<u8>)> {
+        self.arena(world, 0);
+        let mut bytes = vec![0; usize::from(u16::MAX)];
+        let mut parts = [std::io::IoSliceMut::new(&mut bytes)];
+        let read = socket.stream.read_record(&mut parts, &self.chunks()).unwrap()?;
+        if read.kick {
+            self.tell(world, socket, RequestBody::KickRx);
+        }
+        bytes.truncate(read.copied);
+        Some((read.header, bytes))
     }
 
     /// Opens a watcher.

@@ -3,6 +3,7 @@
 //! `haypile-shm`. Time is virtual; the processes of applications are real, but only sleep.
 
 mod accepting;
+mod datagrams;
 mod farewell;
 mod harness;
 mod hostile;
