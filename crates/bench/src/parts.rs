@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::load::engine::{Engine, Link};
 use crate::load::generator::{self, Window};
 use crate::load::kernel::Sockets;
-use crate::load::{Outcome, Spec};
+use crate::load::{Outcome, Pace, Spec};
 use crate::responder;
 
 /// The hidden subcommand.
@@ -173,6 +173,7 @@ impl Window for Lines {
 fn load(spec: &Spec, over: &Over, window: &mut impl Window) -> Result<Outcome, String> {
     let outcome = match over {
         Over::Sockets => Sockets::new(spec.target, spec.connections, spec.polling)
+            .map(|sockets| sockets.punctual(matches!(spec.pace, Pace::Open { .. })))
             .and_then(|mut sockets| generator::run(spec, &mut sockets, window)),
         Over::Engine { link, local } => {
             let mut engine = Engine::new(link, *local, spec.target, spec.connections)?;

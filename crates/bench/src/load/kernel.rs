@@ -26,6 +26,7 @@ pub struct Sockets {
     events: Events,
     started: Instant,
     polling: bool,
+    punctual: bool,
 }
 
 impl Sockets {
@@ -41,7 +42,14 @@ impl Sockets {
             events: Events::with_capacity(256),
             started: Instant::now(),
             polling,
+            punctual: false,
         })
+    }
+
+    /// Waits end on time, by polling at their ends: for an open loop. Without it they sleep, and so does the core.
+    pub fn punctual(mut self, punctual: bool) -> Sockets {
+        self.punctual = punctual;
+        self
     }
 
     fn stream(&mut self, session: usize) -> io::Result<&mut TcpStream> {
@@ -95,10 +103,12 @@ impl Carrier for Sockets {
 
     fn wait(&mut self, until_ns: u64, events: &mut Vec<usize>) -> io::Result<()> {
         let left = Duration::from_nanos(until_ns.saturating_sub(self.now_ns()));
-        let sleep = match left < POLL_BELOW || self.polling {
-            true => Duration::ZERO,
-            // Early rather than late: the rest is polled.
-            false => (left - POLL_BELOW).min(SLEEP_MAX),
+        let sleep = match (self.polling, self.punctual) {
+            (true, _) => Duration::ZERO,
+            (false, true) if left < POLL_BELOW => Duration::ZERO,
+            // Early rather than late, because epoll rounds milliseconds up: the rest is polled.
+            (false, true) => (left - POLL_BELOW).min(SLEEP_MAX),
+            (false, false) => left.min(SLEEP_MAX),
         };
         match self.poll.poll(&mut self.events, Some(sleep)) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
