@@ -76,6 +76,10 @@ pub struct Progress {
     pub rx_fin: bool,
     /// Bytes the peer has acknowledged: their memory may be used again.
     pub tx_acked: u64,
+    /// Bytes that are worth keeping unacknowledged, as of the last acknowledgement: twice the
+    /// congestion window, as on Linux (`tcp_sndbuf_expand`), so that one may be filled while the
+    /// other is on its way. 0 before the handshake.
+    pub tx_wish: u32,
     /// What ended the connection, if something did.
     pub error: Option<SocketError>,
     /// Both directions are done, or the connection failed: nothing will change any more.

@@ -5,7 +5,8 @@
 //! idle memory. Called by `server` after each burst and by `requests`. The bytes themselves move
 //! in `sockets` (`Streams`).
 
-use haypile_engine::{Close, Event, Instant, Progress, SocketId};
+use haypile_engine::limits::{SEND_BUFFER_DEFAULT, SEND_BUFFER_MAX};
+use haypile_engine::{Close, Event, Instant, Progress, SocketId, SocketOptions};
 use haypile_shm::messages::{Shutdown, SocketKind, ready};
 
 use crate::connection_manager::ProcessId;
@@ -78,7 +79,7 @@ impl Core {
         let domain = socket.domain.and_then(|domain| self.store.domains.get_mut(domain));
         if let (Some(stream), Some(domain)) = (&mut socket.stream, domain) {
             stream.commit_rx(progress.rx_end);
-            let send_buffer = u64::from(socket.options.send_buffer);
+            let send_buffer = send_buffer(&socket.options, &progress);
             writable = stream.acked(progress.tx_acked, send_buffer, &mut domain.arena);
             if let Some(error) = progress.error.filter(|_| before.error.is_none()) {
                 stream.set_error(errno::of_socket_error(error));
@@ -167,7 +168,8 @@ impl Core {
         }
         let domain = socket.domain.and_then(|domain| self.store.domains.get_mut(domain));
         let (Some(stream), Some(domain)) = (&mut socket.stream, domain) else { return };
-        match stream.want_tx(u64::from(socket.options.send_buffer), &mut domain.arena) {
+        let send_buffer = send_buffer(&socket.options, &socket.progress);
+        match stream.want_tx(send_buffer, &mut domain.arena) {
             Ok(true) => {
                 self.touch(key);
                 self.announce(key, ready::OUT);
@@ -370,6 +372,17 @@ impl Core {
     }
 }
 
+/// Most bytes that a connection may have unacknowledged: what the application chose, else as much as
+/// the congestion window asks for (`Progress::tx_wish`), so that a fast path is not held back and a
+/// slow one does not fill up memory.
+fn send_buffer(options: &SocketOptions, progress: &Progress) -> u64 {
+    let chosen = options.send_buffer;
+    match chosen {
+        SEND_BUFFER_DEFAULT => u64::from(progress.tx_wish.clamp(chosen, SEND_BUFFER_MAX)),
+        _ => u64::from(chosen),
+    }
+}
+
 /// The readiness that has come up between two states of a connection.
 fn changes(before: &Progress, after: &Progress, writable: bool) -> u32 {
     let mut bits = 0;
@@ -389,4 +402,21 @@ fn changes(before: &Progress, after: &Progress, writable: bool) -> u32 {
         bits |= ready::IN | ready::OUT | ready::RDHUP | ready::HUP;
     }
     bits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_send_buffer_follows_the_congestion_window_unless_chosen() {
+        let mut options = SocketOptions::default();
+        let wish = |tx_wish| Progress { tx_wish, ..Progress::default() };
+        let default = u64::from(SEND_BUFFER_DEFAULT);
+        assert_eq!(send_buffer(&options, &wish(0)), default, "never below the default");
+        assert_eq!(send_buffer(&options, &wish(SEND_BUFFER_DEFAULT + 1)), default + 1);
+        assert_eq!(send_buffer(&options, &wish(u32::MAX)), u64::from(SEND_BUFFER_MAX));
+        options.send_buffer = 9000;
+        assert_eq!(send_buffer(&options, &wish(u32::MAX)), 9000);
+    }
 }

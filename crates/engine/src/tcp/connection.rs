@@ -308,6 +308,7 @@ impl Connection {
             rx_end: position(received),
             rx_fin: self.fin_received(),
             tx_acked: position(self.send.una.min(self.send.tail)),
+            tx_wish: if self.connected { self.congestion.cwnd.saturating_mul(2) } else { 0 },
             error: self.error,
             finished: self.is_over(),
         }
