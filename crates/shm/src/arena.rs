@@ -110,13 +110,19 @@ impl Arena {
         self.segments.get(index as usize)
     }
 
-    /// Copies `data` into a chunk. False if it does not fit inside the chunk.
+    /// Copies `data` into a chunk, if wanted past the caches ([`Segment::copy_in_past_caches`]).
+    /// False if it does not fit inside the chunk.
     #[inline]
-    pub(crate) fn write(&self, chunk: u32, offset: usize, data: &[u8]) -> bool {
-        offset + data.len() <= CHUNK_SIZE
-            && self
-                .segment(chunk_arena(chunk))
-                .is_some_and(|segment| segment.copy_in(chunk_offset(chunk) + offset, data))
+    pub(crate) fn write(&self, chunk: u32, offset: usize, data: &[u8], past_caches: bool) -> bool {
+        if offset + data.len() > CHUNK_SIZE {
+            return false;
+        }
+        let Some(segment) = self.segment(chunk_arena(chunk)) else { return false };
+        let at = chunk_offset(chunk) + offset;
+        match past_caches {
+            true => segment.copy_in_past_caches(at, data),
+            false => segment.copy_in(at, data),
+        }
     }
 
     /// Copies from a chunk. False if it does not fit inside the chunk.

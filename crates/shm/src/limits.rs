@@ -2,7 +2,7 @@
 //! time. Changing any of them changes the layout: raise `PROTOCOL_VERSION` with it.
 
 /// Version of all shared layouts and messages; both sides compare it at attach.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// Bytes of one chunk of stream memory.
 pub const CHUNK_SIZE: usize = 64 * 1024;

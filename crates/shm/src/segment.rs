@@ -10,6 +10,8 @@ use std::os::fd::RawFd;
 
 use crate::sys::{self, Errno, Fd, Result};
 
+mod streaming;
+
 const SEALS: i32 = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
 
 /// Mapped shared memory. Every access is bounds-checked and panic-free.
@@ -143,6 +145,19 @@ impl Segment {
         }
         // SAFETY: the target is inside our mapping, the source is a live slice, and they are apart.
         unsafe { core::ptr::copy_nonoverlapping(data.as_ptr(), self.base.add(offset), data.len()) };
+        true
+    }
+
+    /// As [`Segment::copy_in`], past the caches: for many bytes that another core reads next and
+    /// held before. An ordinary copy has to fetch every line from that core first, only to write
+    /// over it. All is in place for others when this returns.
+    #[must_use]
+    pub fn copy_in_past_caches(&self, offset: usize, data: &[u8]) -> bool {
+        if !self.writable || !self.fits(offset, data.len()) {
+            return false;
+        }
+        // SAFETY: the target is inside our mapping, the source is a live slice, and they are apart.
+        unsafe { streaming::copy(data.as_ptr(), self.base.add(offset), data.len()) };
         true
     }
 

@@ -25,8 +25,8 @@ fn more_segments_come_on_demand() {
     let chunks: Vec<u32> = (0..ARENA_CHUNKS + 1).filter_map(|_| arena.allocate()).collect();
     assert_eq!(chunks.last().copied(), Some(ARENA_CHUNKS));
     assert_eq!(arena.segments(), 2);
-    assert!(arena.write(ARENA_CHUNKS, CHUNK_SIZE - 3, b"end"));
-    assert!(!arena.write(ARENA_CHUNKS, CHUNK_SIZE - 2, b"end"));
+    assert!(arena.write(ARENA_CHUNKS, CHUNK_SIZE - 3, b"end", false));
+    assert!(!arena.write(ARENA_CHUNKS, CHUNK_SIZE - 2, b"end", false));
     let mut out = [0; 3];
     assert!(arena.read(ARENA_CHUNKS, CHUNK_SIZE - 3, &mut out));
     assert_eq!(&out, b"end");
@@ -38,7 +38,7 @@ fn only_cold_chunks_give_their_memory_back() {
     let mut arena = Arena::new(1 << 22);
     let chunks: Vec<u32> = (0..4).filter_map(|_| arena.allocate()).collect();
     for chunk in &chunks {
-        assert!(arena.write(*chunk, 0, &[1; 64]));
+        assert!(arena.write(*chunk, 0, &[1; 64], false));
         arena.free(*chunk);
     }
     let first = |arena: &Arena, chunk: u32| {
@@ -74,7 +74,7 @@ proptest! {
                 0 | 1 => match arena.allocate() {
                     Some(chunk) => {
                         out.push(chunk);
-                        prop_assert!(arena.write(chunk, 0, &[chunk as u8 + 1]));
+                        prop_assert!(arena.write(chunk, 0, &[chunk as u8 + 1], false));
                     }
                     None => prop_assert_eq!(out.len(), 12),
                 },

@@ -72,3 +72,20 @@ fn holes_read_as_zero() {
     assert!(out[4096..8192].iter().all(|byte| *byte == 0));
     assert!(out[8192..].iter().all(|byte| *byte == 9));
 }
+
+#[test]
+fn copies_past_the_caches_are_copies() {
+    let segment = Segment::create("test", 8192).unwrap();
+    let data: Vec<u8> = (0..4000u32).map(|at| (at * 7 + at / 256) as u8).collect();
+    for (start, len) in [(0, 0), (3, 1), (5, 63), (64, 64), (1, 130), (63, 129), (17, 4000)] {
+        assert!(segment.zero(0, 8192));
+        assert!(segment.copy_in_past_caches(start, &data[..len]));
+        let mut out = vec![0; 8192];
+        assert!(segment.copy_out(0, &mut out));
+        assert_eq!(&out[start..start + len], &data[..len], "{len} bytes at {start}");
+        let others = out[..start].iter().chain(&out[start + len..]);
+        assert!(others.into_iter().all(|byte| *byte == 0), "{len} bytes at {start}");
+    }
+    assert!(!segment.copy_in_past_caches(8192 - 3999, &data));
+    assert!(!segment.copy_in_past_caches(usize::MAX, &data));
+}

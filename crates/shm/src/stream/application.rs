@@ -371,6 +371,10 @@ impl AppStream {
         // Against `ServiceStream::observe_rx_head`.
         fence(Ordering::SeqCst);
         let due = span.head >= block.service.rx_kick_at.load(Ordering::Relaxed);
+        if due {
+            let core = sys::current_core().map_or(0, |core| core.wrapping_add(1));
+            block.application.rx_core.store(core, Ordering::Relaxed);
+        }
         let kick = due && handshake::raise_kick(&block.application.rx_kick);
         ReadOutcome { bytes, kick, end_of_stream: false }
     }

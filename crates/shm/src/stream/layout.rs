@@ -45,6 +45,8 @@ pub(super) struct ApplicationLine {
     pub waiters: AtomicU32,
     /// A WANT_TX is on its way.
     pub tx_wanted: AtomicU32,
+    /// One more than the core that last asked for a KICK_RX; 0 while nobody has.
+    pub rx_core: AtomicU32,
 }
 
 /// Line 2: taken and given back by both sides.

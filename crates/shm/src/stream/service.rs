@@ -25,6 +25,10 @@ const CHUNK: u64 = CHUNK_SIZE as u64;
 /// [`ServiceStream::observe_rx_head`].
 const KICK_STEP_MIN: u64 = 1024;
 
+/// Received bytes that come at once are copied past the caches from this many on, if another core
+/// reads them.
+const PAST_CACHES_MIN: usize = 16 * 1024;
+
 /// What an application wrote into shared memory cannot be right. The service ends the connection.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum Hostile {
@@ -77,6 +81,8 @@ struct Receive {
     /// End of the furthest byte stored, in order or not.
     stored_end: u64,
     kick_step: u64,
+    /// One more than the core of whoever reads, as it says; 0 if it does not.
+    reader_core: u32,
     chunks: [u32; FIFO_SLOTS],
 }
 
@@ -123,6 +129,7 @@ impl ServiceStream {
                 tail: 0,
                 stored_end: 0,
                 kick_step: CHUNK / 2,
+                reader_core: 0,
                 chunks: [NO_CHUNK; FIFO_SLOTS],
             },
             tx: Send {
@@ -256,10 +263,11 @@ impl ServiceStream {
         let end = chunk_floor(self.rx.head) + FIFO_BYTES as u64;
         let mut at = position.saturating_add(skipped);
         let mut done = skipped as usize;
+        let past_caches = data.len() >= PAST_CACHES_MIN && self.is_read_elsewhere();
         while done < data.len() && at < end {
             let Some(chunk) = self.rx_chunk(at, arena) else { break };
             let len = piece_len(at, data.len() - done);
-            if !arena.write(chunk, chunk_offset_of(at), &data[done..done + len]) {
+            if !arena.write(chunk, chunk_offset_of(at), &data[done..done + len], past_caches) {
                 break;
             }
             at += len as u64;
@@ -269,6 +277,12 @@ impl ServiceStream {
             self.rx.stored_end = self.rx.stored_end.max(at);
         }
         done
+    }
+
+    /// Whether the application reads on another core, where the lines of the FIFO are then.
+    fn is_read_elsewhere(&self) -> bool {
+        let reader = self.rx.reader_core;
+        reader != 0 && sys::current_core().is_some_and(|core| core.wrapping_add(1) != reader)
     }
 
     fn rx_chunk(&mut self, position: u64, arena: &mut Arena) -> Option<u32> {
@@ -315,6 +329,7 @@ impl ServiceStream {
                 break;
             }
         }
+        self.rx.reader_core = block.application.rx_core.load(Ordering::Relaxed);
         self.free_rx(head, arena);
         Ok(head)
     }

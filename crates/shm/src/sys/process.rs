@@ -39,6 +39,12 @@ pub fn setsid() -> Result<()> {
     unsafe { syscall4(libc::SYS_setsid, 0, 0, 0, 0) }.map(drop)
 }
 
+/// The core that the caller runs on, as of now; `None` if the system does not say.
+pub fn current_core() -> Option<u32> {
+    // SAFETY: touches no memory of ours.
+    u32::try_from(unsafe { libc::sched_getcpu() }).ok()
+}
+
 /// Nanoseconds on the monotonic clock, by the vdso (libc's `clock_gettime`, which nobody
 /// interposes).
 pub fn clock_monotonic_ns() -> u64 {
