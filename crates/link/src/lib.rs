@@ -6,6 +6,7 @@
 //! |---|---|
 //! | [`port`] | the [`port::Port`] trait: bursts of frames in and out, features, counters |
 //! | [`tap`] | an Ethernet interface of the kernel whose other end is this process |
+//! | [`packet`] | a packet socket on a veth pair of its own, or on an interface that is there |
 //! | [`steering`] | which queue of a TAP a flow comes on, here and in the kernel |
 //! | [`offload`] | finishing checksums and cutting superframes in software |
 //! | [`wire`] | two ports joined by shared memory, in one process or between two |
@@ -28,6 +29,7 @@ pub mod join;
 pub mod netlink;
 pub mod netns;
 pub mod offload;
+pub mod packet;
 pub mod port;
 pub mod steering;
 #[allow(unsafe_code)]

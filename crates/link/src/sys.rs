@@ -2,6 +2,8 @@
 //! standard library does not offer (ioctl of /dev/net/tun, netlink sockets, unshare, setns). Called
 //! by `tap.rs`, `netlink.rs` and `netns.rs`; nothing here runs once per packet.
 
+pub(crate) mod packet;
+
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};

@@ -19,20 +19,13 @@ use haypile_shm::pool::FramePool;
 pub use self::queues::TapQueues;
 
 use crate::error::LinkError;
-use crate::offload::read_u16;
 use crate::port::{
-    ETHERNET_HEADER_LEN, Features, PartialChecksum, Port, PortCounters, RxFrame,
-    SUPERFRAME_PACKET_MAX, TX_HEADROOM, TxFrame, VLAN_TAG_LEN,
+    ETHERNET_HEADER_LEN, Features, Port, PortCounters, RxFrame, SUPERFRAME_PACKET_MAX, TX_HEADROOM,
+    TxFrame, VLAN_TAG_LEN,
 };
 use crate::steering::Steering;
-use crate::virtio::{self, Batch, TcpBatch};
+use crate::virtio::{self, Batch};
 
-/// Ethernet type of IPv6.
-const TYPE_IPV6: u16 = 0x86dd;
-/// Where the data offset and the flags lie in a TCP header, and the flag CWR.
-const TCP_DATA_OFFSET_AT: usize = 12;
-const TCP_FLAGS_AT: usize = 13;
-const TCP_CWR: u8 = 0x80;
 /// Where a received frame starts in its chunk: as for sent frames, so that the IP header is aligned.
 const RX_FRAME_OFFSET: usize = TX_HEADROOM;
 const RX_HEADER_OFFSET: usize = RX_FRAME_OFFSET - virtio::HEADER_LEN;
@@ -243,7 +236,7 @@ impl Tap {
         let segment_size = match header.batch {
             Batch::One => 0,
             Batch::Tcp(size) if self.facts.offload == Offload::Segmentation => size,
-            Batch::Tcp(_) | Batch::Unknown => {
+            Batch::Tcp(_) | Batch::Udp(_) | Batch::Unknown => {
                 self.counters.rx_unsegmented += 1;
                 return None;
             }
@@ -281,7 +274,8 @@ impl Tap {
             self.counters.tx_too_long += 1;
             return Sent::Done;
         }
-        let header = header_of(frame.checksum, frame.segment_size, &chunk[offset..offset + len]);
+        let header =
+            virtio::header_of(frame.checksum, frame.segment_size, &chunk[offset..offset + len]);
         let Some(header) = header else {
             self.counters.tx_refused += 1;
             return Sent::Done;
@@ -448,31 +442,7 @@ impl Port for Tap {
     }
 }
 
-/// The virtio-net header of a frame to be sent; `None` when what is asked for the frame cannot be.
-fn header_of(
-    checksum: Option<PartialChecksum>,
-    segment_size: u16,
-    frame: &[u8],
-) -> Option<[u8; virtio::HEADER_LEN]> {
-    let Some(checksum) = checksum else {
-        return (segment_size == 0).then_some(virtio::COMPLETE);
-    };
-    if segment_size == 0 {
-        return Some(virtio::unfinished(checksum));
-    }
-    let tcp = usize::from(checksum.start);
-    let data_offset = usize::from(*frame.get(tcp + TCP_DATA_OFFSET_AT)? >> 4) * 4;
-    let flags = *frame.get(tcp + TCP_FLAGS_AT)?;
-    let batch = TcpBatch {
-        is_ipv6: read_u16(frame, ETHERNET_HEADER_LEN - 2)? == TYPE_IPV6,
-        congestion_window_reduced: flags & TCP_CWR != 0,
-        header_len: u16::try_from(tcp + data_offset).ok()?,
-        segment_size,
-    };
-    Some(virtio::superframe(checksum, &batch))
-}
-
-fn small_chunks() -> io::Error {
+pub(crate) fn small_chunks() -> io::Error {
     io::Error::new(
         io::ErrorKind::InvalidInput,
         "the frame pool's chunks are smaller than the MTU needs; lower the MTU or enlarge them",

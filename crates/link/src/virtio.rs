@@ -1,8 +1,16 @@
 //! Owns the 12-byte header that precedes each frame on a TAP opened with IFF_VNET_HDR (virtio 1.2,
-//! section 5.1.6, `struct virtio_net_hdr` with `num_buffers`; all fields little-endian). Called by
-//! `tap.rs` for each frame; pure.
+//! section 5.1.6, `struct virtio_net_hdr` with `num_buffers`; all fields little-endian), and of which
+//! packet sockets have the first 10 bytes. Called by `tap.rs` and `packet.rs` for each frame; pure.
 
-use crate::port::PartialChecksum;
+use crate::offload::read_u16;
+use crate::port::{ETHERNET_HEADER_LEN, PartialChecksum};
+
+/// Ethernet type of IPv6.
+const TYPE_IPV6: u16 = 0x86dd;
+/// Where the data offset and the flags lie in a TCP header, and the flag CWR.
+const TCP_DATA_OFFSET_AT: usize = 12;
+const TCP_FLAGS_AT: usize = 13;
+const TCP_CWR: u8 = 0x80;
 
 /// Length of the header, in bytes.
 pub(crate) const HEADER_LEN: usize = 12;
@@ -17,6 +25,8 @@ const GSO_NONE: u8 = 0;
 const GSO_TCPV4: u8 = 1;
 /// A batch of TCP segments over IPv6.
 const GSO_TCPV6: u8 = 4;
+/// A batch of UDP datagrams.
+const GSO_UDP_L4: u8 = 5;
 /// The first segment carries CWR, the others do not (RFC 3168).
 const GSO_ECN: u8 = 0x80;
 
@@ -38,6 +48,8 @@ pub(crate) enum Batch {
     One,
     /// TCP segments of this many bytes of payload.
     Tcp(u16),
+    /// UDP datagrams of this many bytes of payload.
+    Udp(u16),
     /// Something that was not negotiated, or without a size.
     Unknown,
 }
@@ -52,6 +64,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Option<RxHeader> {
         batch: match header[1] & !GSO_ECN {
             GSO_NONE => Batch::One,
             GSO_TCPV4 | GSO_TCPV6 if segment_size != 0 => Batch::Tcp(segment_size),
+            GSO_UDP_L4 if segment_size != 0 => Batch::Udp(segment_size),
             _ => Batch::Unknown,
         },
     })
@@ -92,6 +105,30 @@ pub(crate) fn superframe(checksum: PartialChecksum, batch: &TcpBatch) -> [u8; HE
     header
 }
 
+/// The virtio-net header of a frame to be sent; `None` when what is asked for the frame cannot be.
+pub(crate) fn header_of(
+    checksum: Option<PartialChecksum>,
+    segment_size: u16,
+    frame: &[u8],
+) -> Option<[u8; HEADER_LEN]> {
+    let Some(checksum) = checksum else {
+        return (segment_size == 0).then_some(COMPLETE);
+    };
+    if segment_size == 0 {
+        return Some(unfinished(checksum));
+    }
+    let tcp = usize::from(checksum.start);
+    let data_offset = usize::from(*frame.get(tcp + TCP_DATA_OFFSET_AT)? >> 4) * 4;
+    let flags = *frame.get(tcp + TCP_FLAGS_AT)?;
+    let batch = TcpBatch {
+        is_ipv6: read_u16(frame, ETHERNET_HEADER_LEN - 2)? == TYPE_IPV6,
+        congestion_window_reduced: flags & TCP_CWR != 0,
+        header_len: u16::try_from(tcp + data_offset).ok()?,
+        segment_size,
+    };
+    Some(superframe(checksum, &batch))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,10 +148,12 @@ mod tests {
         assert_eq!(parse(&bytes), Some(valid), "a batch without a size");
         bytes[4] = 100;
         assert_eq!(parse(&bytes), Some(RxHeader { batch: Batch::Tcp(100), ..valid }));
-        for unknown in [2, 3, 5, 0x7f, 0xff] {
+        for unknown in [2, 3, 6, 0x7f, 0xff] {
             bytes[1] = unknown;
             assert_eq!(parse(&bytes), Some(valid));
         }
+        bytes[1] = GSO_UDP_L4;
+        assert_eq!(parse(&bytes), Some(RxHeader { batch: Batch::Udp(100), ..valid }));
         assert_eq!(parse(&bytes[..11]), None);
     }
 
@@ -131,5 +170,17 @@ mod tests {
         let read = parse(&header).expect("a header");
         assert_eq!((read.needs_checksum, read.batch), (true, Batch::Tcp(1428)));
         assert_eq!(unfinished(CHECKSUM), [1, 0, 0, 0, 0, 0, 34, 0, 16, 0, 0, 0]);
+    }
+
+    #[test]
+    fn a_superframe_without_a_header_to_cut_is_refused() {
+        let checksum = Some(PartialChecksum { start: 34, offset: 16 });
+        assert_eq!(header_of(None, 1448, &[0; 100]), None);
+        assert_eq!(header_of(checksum, 1448, &[0; 46]), None);
+        assert_eq!(header_of(None, 0, &[]), Some(COMPLETE));
+        let mut frame = [0; 100];
+        (frame[46], frame[47]) = (0x80, TCP_CWR);
+        let header = header_of(checksum, 1448, &frame).unwrap();
+        assert_eq!(header, [1, 0x81, 66, 0, 0xa8, 5, 34, 0, 16, 0, 0, 0]);
     }
 }

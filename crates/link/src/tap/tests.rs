@@ -7,7 +7,7 @@ use super::setup::DEVICE;
 use super::*;
 use crate::netlink::Netlink;
 use crate::netns::{self, Namespace};
-use crate::port::local_mac;
+use crate::port::{PartialChecksum, local_mac};
 
 const HOST_V4: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 const OURS_V4: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
@@ -425,18 +425,6 @@ fn the_kernel_finishes_checksums_and_refuses_nonsense() {
         let counters = tap.counters();
         assert_eq!((counters.tx_refused, counters.tx_frames), (1, 1));
     });
-}
-
-#[test]
-fn a_superframe_without_a_header_to_cut_is_refused() {
-    let checksum = Some(PartialChecksum { start: 34, offset: 16 });
-    assert_eq!(header_of(None, 1448, &[0; 100]), None);
-    assert_eq!(header_of(checksum, 1448, &[0; 46]), None);
-    assert_eq!(header_of(None, 0, &[]), Some(virtio::COMPLETE));
-    let mut frame = [0; 100];
-    (frame[46], frame[47]) = (0x80, TCP_CWR);
-    let header = header_of(checksum, 1448, &frame).unwrap();
-    assert_eq!(header, [1, 0x81, 66, 0, 0xa8, 5, 34, 0, 16, 0, 0, 0]);
 }
 
 #[test]
