@@ -45,9 +45,36 @@ impl LinkError {
 
     /// What to do about it: half a sentence for the end of the error line.
     pub fn advice(&self) -> &'static str {
+        let tried = |words: &str| self.attempt.contains(words);
         match self.errno() {
+            Some(libc::EPERM | libc::EACCES) if tried("user and network namespace") => {
+                "this system keeps them from plain users: see `haypile doctor`, run as root, or take \
+                 --link wire:, which needs nothing"
+            }
+            Some(libc::EPERM) if tried("make a network namespace") => {
+                "this takes CAP_SYS_ADMIN: run as root, let `haypile run` make a user namespace, or \
+                 take --link packet:INTERFACE, which takes CAP_NET_RAW alone"
+            }
+            Some(libc::EPERM) if tried("packet socket") => {
+                "this takes CAP_NET_RAW: run as root, let `haypile run` make a user namespace, or \
+                 take --link wire:NAME, which needs nothing"
+            }
             Some(libc::EPERM) => {
-                "run as root, or inside a user and network namespace of your own (unshare -rn)"
+                "this takes CAP_NET_ADMIN: run as root, let `haypile run` make a user namespace, or \
+                 take --link wire:NAME, which needs nothing"
+            }
+            Some(libc::EACCES) if tried("/dev/net/tun") => {
+                "this user may not open the device: run as root or give it the device, or take --link \
+                 packet: or wire:NAME, which do without"
+            }
+            Some(libc::EMSGSIZE) if tried("use the interface") => {
+                "its MTU is smaller than that of the service: raise it, or give a smaller --mtu"
+            }
+            Some(libc::ENETDOWN) if tried("use the interface") => {
+                "it is down, and setting it up takes CAP_NET_ADMIN: ip link set it up before"
+            }
+            Some(libc::EPROTONOSUPPORT) if tried("use the interface") => {
+                "it carries no Ethernet frames: take another one"
             }
             Some(libc::EACCES) => {
                 "check the permissions of the file, or that IPv6 is not switched off on the interface"
@@ -106,8 +133,8 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "cannot create the interface haypile0: Operation not permitted (os error 1) \
-             (the kernel adds: no); run as root, or inside a user and network namespace of your \
-             own (unshare -rn)"
+             (the kernel adds: no); this takes CAP_NET_ADMIN: run as root, let `haypile run` make \
+             a user namespace, or take --link wire:NAME, which needs nothing"
         );
         assert_eq!(io::Error::from(error).kind(), io::ErrorKind::PermissionDenied);
     }

@@ -14,6 +14,7 @@
 //! | [`fault`] | a decorator that makes a bad path: loss, delay, rate and the like |
 //! | [`join`] | two ports joined over a bad path |
 //! | [`netlink`], [`netns`] | interfaces, addresses, routes; network namespaces |
+//! | [`capabilities`] | what a process without root may do, and hand on |
 //! | [`address_plan`] | which free addresses a private service takes |
 //!
 //! All `unsafe` code of the crate is in `sys.rs`.
@@ -22,6 +23,7 @@
 #![deny(unsafe_code)]
 
 pub mod address_plan;
+pub mod capabilities;
 pub mod capture;
 mod error;
 pub mod fault;

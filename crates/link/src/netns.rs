@@ -67,8 +67,10 @@ pub fn new_network_namespace() -> Result<Namespace, LinkError> {
     Namespace::open_current()
 }
 
-/// Moves the whole process into a new user namespace, where its user and group appear as root, and
-/// a new network namespace that it owns. Needs no privileges; the process must be single-threaded.
+/// Moves the whole process into a new user namespace, where its user and group stay who they are,
+/// and a new network namespace that it owns. It has all capabilities there; programs that it
+/// executes get none unless they are handed on (`capabilities`). Needs no privileges; the process
+/// must be single-threaded. `docs/decisions/0009` says why the user is not mapped to root.
 ///
 /// # Errors
 /// EINVAL when the process has several threads; EPERM or ENOSPC where the system forbids or limits
@@ -80,8 +82,8 @@ pub fn new_user_and_network_namespace() -> Result<Namespace, LinkError> {
     // Without privileges outside, setgroups must be given up before groups may be mapped
     // (user_namespaces(7)).
     write_proc("/proc/self/setgroups", "deny")?;
-    write_proc("/proc/self/uid_map", &format!("0 {user} 1"))?;
-    write_proc("/proc/self/gid_map", &format!("0 {group} 1"))?;
+    write_proc("/proc/self/uid_map", &format!("{user} {user} 1"))?;
+    write_proc("/proc/self/gid_map", &format!("{group} {group} 1"))?;
     Namespace::open_current()
 }
 

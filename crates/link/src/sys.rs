@@ -1,6 +1,6 @@
 //! Owns every `unsafe` block of this crate: thin safe wrappers over the few system calls that the
 //! standard library does not offer (ioctl of /dev/net/tun, netlink sockets, unshare, setns). Called
-//! by `tap.rs`, `netlink.rs` and `netns.rs`; nothing here runs once per packet.
+//! by `tap.rs`, `netlink.rs` and `netns.rs`; nothing here runs once per packet, but for `packet`.
 
 pub(crate) mod packet;
 
@@ -285,6 +285,64 @@ pub(crate) fn unshare(flags: libc::c_int) -> io::Result<()> {
 pub(crate) fn set_network_namespace(namespace: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: no memory is passed; the descriptor is borrowed for the call.
     check(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) }).map(drop)
+}
+
+/// The capability sets of a thread, a bit for each capability.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct CapabilitySets {
+    /// In force now.
+    pub(crate) effective: u64,
+    /// What may be put in force.
+    pub(crate) permitted: u64,
+    /// What may go on to programs.
+    pub(crate) inheritable: u64,
+}
+
+/// `_LINUX_CAPABILITY_VERSION_3`, for the calling thread.
+const CAPABILITY_HEADER: [u32; 2] = [0x2008_0522, 0];
+
+/// capget(2) of the calling thread.
+pub(crate) fn capabilities() -> io::Result<CapabilitySets> {
+    let mut header = CAPABILITY_HEADER;
+    // Effective, permitted, inheritable; the low halves first.
+    let mut words = [0u32; 6];
+    // SAFETY: version 3 reads and writes a header of two words and writes six, all of which live
+    // until the call returns.
+    let result =
+        unsafe { libc::syscall(libc::SYS_capget, header.as_mut_ptr(), words.as_mut_ptr()) };
+    check(result as libc::c_int)?;
+    let set = |at: usize| u64::from(words[at]) | u64::from(words[at + 3]) << 32;
+    Ok(CapabilitySets { effective: set(0), permitted: set(1), inheritable: set(2) })
+}
+
+/// capset(2) of the calling thread.
+pub(crate) fn set_capabilities(sets: &CapabilitySets) -> io::Result<()> {
+    let mut header = CAPABILITY_HEADER;
+    let all = [sets.effective, sets.permitted, sets.inheritable];
+    let mut words = [0u32; 6];
+    for (at, set) in all.into_iter().enumerate() {
+        (words[at], words[at + 3]) = (set as u32, (set >> 32) as u32);
+    }
+    // SAFETY: version 3 reads and writes a header of two words and reads six, all of which live until
+    // the call returns.
+    let result = unsafe { libc::syscall(libc::SYS_capset, header.as_mut_ptr(), words.as_ptr()) };
+    check(result as libc::c_int).map(drop)
+}
+
+/// Adds a capability to the calling thread's ambient set, which programs get that it executes.
+pub(crate) fn raise_ambient(capability: u32) -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    check(unsafe {
+        libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, capability, 0, 0)
+    })
+    .map(drop)
+}
+
+/// Empties the calling thread's ambient set.
+pub(crate) fn clear_ambient() -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) })
+        .map(drop)
 }
 
 /// The effective user and group of the process.

@@ -154,6 +154,15 @@ impl Wire {
         Ok(wire)
     }
 
+    /// A wire without another end, now or ever: what is sent is dropped and counted. For a service
+    /// whose programs reach each other alone.
+    ///
+    /// # Errors
+    /// When the process may open no more descriptors.
+    pub fn alone(config: &WireConfig) -> Result<Wire, LinkError> {
+        Wire::new("", config, None).map_err(|errno| LinkError::new("open a wire", errno.into()))
+    }
+
     fn new(name: &str, config: &WireConfig, meeting: Option<Meeting>) -> Result<Wire, Errno> {
         let epoll = sys::epoll_create()?;
         if let Some(meeting) = &meeting {
@@ -488,7 +497,8 @@ impl Port for Wire {
 
     fn describe(&self) -> String {
         let place = match (self.name.as_str(), self.is_joined()) {
-            ("", _) => "wire: in this process".to_owned(),
+            ("", true) => "wire: in this process".to_owned(),
+            ("", false) => "wire: without another end".to_owned(),
             (name, true) => format!("wire {name}: joined"),
             (name, false) => format!("wire {name}: waits for its other end"),
         };
