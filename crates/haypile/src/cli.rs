@@ -48,14 +48,25 @@ only if every answer was right.")]
     /// The guardian of a service's files: started by `serve`
     #[command(hide = true)]
     Guard(GuardArgs),
+    /// What a namespace of its own allows: started by `doctor`
+    #[command(hide = true)]
+    TryNamespace,
     /// Run a program on the service; with none running, a private one lives and dies with it.
     #[command(after_help = "Examples:
   haypile run -- python3 -m http.server 8000
   haypile run --addr 198.18.7.1/24 -- redis-server --protected-mode no
   haypile run --control-dir /run/pile2 -- nginx -g 'daemon off;'
 
-Without a service at the control directory a private one is started. It takes a TAP interface
-and, unless told otherwise, free addresses of 198.18.0.0/15 and 2001:2::/48, and ends after the
+Without a service at the control directory (or, for other users, at that of root) a private one is
+started. Without the right to make interfaces it lives in a user and network namespace of its own,
+together with the program, which keeps its user there and reaches the host's network no more. It
+takes a TAP interface, else a packet socket on a veth pair; else a wire without another end, by
+which programs reach each other alone: the line at the start says which, and why none better.
+
+  haypile run --link packet: -- nginx         the second best, wanted
+  haypile run --link wire: -- make check      needs nothing, no namespace either
+
+Unless told otherwise it takes free addresses of 198.18.0.0/15 and 2001:2::/48. It ends after the
 last program that uses it; nothing is left behind, not even when it is killed. The exit status is
 the program's. HAYPILE_SHIM names another preload library than the built-in one.")]
     Run(RunArgs),
@@ -67,11 +78,16 @@ the program's. HAYPILE_SHIM names another preload library than the built-in one.
   haypile serve --link tap:pile0 --addr dhcp --addr auto
   haypile serve --config /etc/haypile.toml
   haypile serve --addr 198.18.0.1/24 --fault loss=1%,delay=5ms,rate=50mbit
+  haypile serve --link packet:eth1 --addr 10.9.0.2/24 --gateway 10.9.0.1
   haypile serve --name a --link wire:x --addr 10.9.0.1/24
   haypile serve --name b --link wire:x --addr 10.9.0.2/24
 
 A wire joins two services by shared memory, without an interface and without root; either end may
-come first, leave and come again.
+come first, leave and come again. packet:INTERFACE shares an interface with the kernel, which sees
+every frame too: the service has an Ethernet address and IP addresses of its own there.
+
+Root is not needed for all of it: tap takes CAP_NET_ADMIN and a device /dev/net/tun that may be opened,
+packet:INTERFACE CAP_NET_RAW, packet: both and CAP_SYS_ADMIN, wire nothing.
 
 SIGTERM and SIGINT end it: connections are closed, files and the interface removed. If it is
 killed, the kernel removes the interface and a guardian process the files.")]
@@ -190,8 +206,9 @@ pub struct ServiceArgs {
     /// Configuration file (TOML); flags win over it
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// The link: tap:NAME, tap: for a free name, or wire:NAME to the service that has the wire's
-    /// other end
+    /// The link: tap:NAME, tap: for a free name; packet:INTERFACE, beside the kernel on an interface
+    /// that is there, packet: on a veth pair made for it; wire:NAME to the service that has the
+    /// wire's other end, wire: to nobody
     #[arg(long, value_name = "KIND:NAME")]
     pub link: Option<String>,
     /// An address of the service with its prefix; may be repeated. dhcp asks a DHCP server for an

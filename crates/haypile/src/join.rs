@@ -8,8 +8,9 @@ use std::process::ExitCode;
 use haypile_link::LinkError;
 use haypile_link::join::Join;
 use haypile_link::netns::{self, Namespace};
+use haypile_link::packet::{Attachment, Packet, PacketConfig};
 use haypile_link::port::{Port, local_mac};
-use haypile_link::tap::{Tap, TapConfig};
+use haypile_link::tap::{Offload, Tap, TapConfig};
 use haypile_link::wire::{Wire, WireConfig};
 use haypile_service::config::{self, LinkChoice};
 use haypile_service::error::Error;
@@ -73,6 +74,11 @@ impl End<'_> {
         let link = config::parse_link(self.link, wires.as_deref())?;
         match &link {
             LinkChoice::Tap(name) => Ok(Box::new(self.open_tap(name.clone(), mtu)?)),
+            LinkChoice::Packet(interface) => self.open_packet(interface.clone(), mtu),
+            LinkChoice::Alone => {
+                let what = format_args!("link \"{}\"", self.link).to_string();
+                Err(Error::new(what, "has nobody to join", "name the wire: wire:NAME"))
+            }
             LinkChoice::Wire { directory, name } => {
                 if self.namespace.is_some() || !self.addresses.is_empty() {
                     let remedy = "leave its --netns and --addr out";
@@ -85,6 +91,28 @@ impl End<'_> {
                 Ok(Box::new(Wire::open(directory, name, &config).map_err(link_error)?))
             }
         }
+    }
+
+    fn open_packet(&self, interface: Option<String>, mtu: u16) -> Result<Box<dyn Port>, Error> {
+        let addresses = config::parse_cidrs("address", self.addresses)?;
+        if interface.is_some() && !addresses.is_empty() {
+            let remedy = "leave its --addr out";
+            let why = "is there already, with the addresses it has";
+            return Err(Error::new(format_args!("link \"{}\"", self.link), why, remedy));
+        }
+        let addresses = addresses.iter().map(|cidr| (cidr.addr, cidr.prefix_len)).collect();
+        let packet = PacketConfig {
+            attachment: interface.map_or(Attachment::Pair(addresses), Attachment::Interface),
+            mtu,
+            mac: local_mac(self.link),
+            offload: Offload::Segmentation,
+        };
+        let opened = match self.namespace {
+            None => Packet::open(&packet),
+            Some(name) => open_namespace(name)
+                .and_then(|namespace| netns::run_in(namespace.as_fd(), || Packet::open(&packet))?),
+        };
+        Ok(Box::new(opened.map_err(link_error)?))
     }
 
     fn open_tap(&self, name: Option<String>, mtu: u16) -> Result<Tap, Error> {

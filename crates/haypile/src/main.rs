@@ -15,6 +15,7 @@ mod demo;
 mod doctor;
 mod guard;
 mod join;
+mod own_namespace;
 mod place;
 mod plan;
 mod preload;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => demo::command(&arguments),
         Command::DemoServer(arguments) => demo::server_command(&arguments),
         Command::Guard(arguments) => guard::run(&arguments),
+        Command::TryNamespace => own_namespace::run_trial(),
         Command::Run(arguments) => run::run(&arguments),
         Command::Serve(arguments) => serve::run(&arguments),
         Command::Ss(arguments) => ss::run(&arguments),

@@ -12,18 +12,24 @@ use haypile_service::error::Error;
 use crate::claim::LOCK;
 use crate::cli::ControlArgs;
 
+/// The control directory of root.
+const ROOT_DIRECTORY: &str = "/run/haypile";
 /// First part of the name of a private service's directory.
 const PRIVATE_PREFIX: &str = "run-";
+/// The same among temporary files.
+const TEMPORARY_PREFIX: &str = "haypile-run-";
 /// Name of the directory of wires.
 const WIRES: &str = "wires";
 
 /// The control directory when none is named.
+
+/// The default control directory when none is named.
 ///
 /// # Errors
 /// Without root and without `XDG_RUNTIME_DIR` there is no safe place.
 pub fn default_directory() -> Result<PathBuf, Error> {
     if is_root() {
-        return Ok(PathBuf::from("/run/haypile"));
+        return Ok(PathBuf::from(ROOT_DIRECTORY));
     }
     match std::env::var_os("XDG_RUNTIME_DIR") {
         Some(directory) if !directory.is_empty() => Ok(PathBuf::from(directory).join("haypile")),
@@ -60,6 +66,11 @@ pub fn directory_of(control: &ControlArgs) -> Result<PathBuf, Error> {
     directory(given(control)?.as_deref())
 }
 
+/// The directory of the service that root has started for everybody, for other users.
+pub fn of_root() -> Option<PathBuf> {
+    (!is_root()).then(|| PathBuf::from(ROOT_DIRECTORY))
+}
+
 /// Where wires have their sockets; `None` where there is no safe place.
 pub fn wires() -> Option<PathBuf> {
     default_directory().ok().map(|base| base.join(WIRES))
@@ -76,21 +87,39 @@ pub fn directory(given: Option<&Path>) -> Result<PathBuf, Error> {
     }
 }
 
-/// A name for a private service's directory that others cannot guess.
+/// A new directory for a private service, with a name that others cannot guess: beside the default
+/// one, or, where there is no such place, among everybody's temporary files. Directories of private
+/// services there that died together with their guardians are removed.
 ///
 /// # Errors
 /// When the system gives no randomness.
-pub fn private_directory(parent: &Path) -> Result<PathBuf, Error> {
+pub fn private_directory() -> Result<PathBuf, Error> {
+    let Ok(parent) = default_directory() else { return temporary_directory() };
+    sweep(&parent, PRIVATE_PREFIX);
+    unguessable(&parent, PRIVATE_PREFIX)
+}
+
+/// As [`private_directory`], among everybody's temporary files.
+///
+/// # Errors
+/// When the system gives no randomness.
+pub fn temporary_directory() -> Result<PathBuf, Error> {
+    let parent = std::env::temp_dir();
+    sweep(&parent, TEMPORARY_PREFIX);
+    unguessable(&parent, TEMPORARY_PREFIX)
+}
+
+fn unguessable(parent: &Path, prefix: &str) -> Result<PathBuf, Error> {
     let secret: String = random::<8>()?.iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(parent.join(format!("{PRIVATE_PREFIX}{}-{secret}", std::process::id())))
+    Ok(parent.join(format!("{prefix}{}-{secret}", std::process::id())))
 }
 
 /// Removes directories of private services that died together with their guardians.
-pub fn sweep(parent: &Path) {
+fn sweep(parent: &Path, prefix: &str) {
     let Ok(entries) = fs::read_dir(parent) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        if !name.to_string_lossy().starts_with(PRIVATE_PREFIX) {
+        if !name.to_string_lossy().starts_with(prefix) {
             continue;
         }
         // Made a moment ago: its service may not have locked it yet.
@@ -130,9 +159,19 @@ pub fn is_root() -> bool {
     effective_user() == 0
 }
 
+/// Whether a file is this user's own.
+pub fn owns(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|data| data.uid() == effective_user())
+}
+
 /// The effective user, who owns the files that this process makes.
 pub fn effective_user() -> u32 {
     fs::metadata("/proc/self").map_or(u32::MAX, |data| data.uid())
+}
+
+/// The effective group, if the system tells it.
+pub fn effective_group() -> Option<u32> {
+    fs::metadata("/proc/self").ok().map(|data| data.gid())
 }
 
 #[cfg(test)]
@@ -152,7 +191,7 @@ mod tests {
         for path in [&living, &dead] {
             File::open(path).and_then(|file| file.set_modified(old)).expect("dated back");
         }
-        sweep(parent.path());
+        sweep(parent.path(), PRIVATE_PREFIX);
         assert!(living.exists());
         assert!(!dead.exists());
     }

@@ -1,27 +1,30 @@
 //! `haypile run`: joins a running service or starts a private one, then becomes the program.
 //!
 //! The program takes this process's place (exec), so its exit status, its signals and its terminal
-//! are its own. A private service is a process of its own, in a session of its own; it watches this
+//! are its own. Without the right to make interfaces this process first moves to a namespace of its
+//! own (`own_namespace`), which the service and the program share. A private service is a process of its own, in a session of its own; it watches this
 //! process and everyone who attaches, and removes everything after the last of them. Called by
 //! `main`.
 
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 
 use haypile_service::attach::ATTACH_SOCKET;
+use haypile_service::config::{self, LinkChoice};
 use haypile_service::control::{Request, ask};
 use haypile_service::error::Error;
+use haypile_shm::Errno;
 use haypile_shm::control::{ATTACH_VARIABLE, DOMAIN_VARIABLE};
+use haypile_shm::sys;
 
-use crate::claim;
-use crate::cli::RunArgs;
-use crate::place;
-use crate::preload;
+use crate::cli::{RunArgs, ServiceArgs};
 use crate::serve::Announcement;
+use crate::{claim, own_namespace, place, preload};
 
 /// The service that the program will use.
 struct Joined {
@@ -29,6 +32,8 @@ struct Joined {
     addresses: Vec<String>,
     /// What was taken, for the one line on stderr.
     note: String,
+    /// This process has made a namespace for the service, and has all rights there.
+    in_own_namespace: bool,
 }
 
 /// Becomes the program; comes back only when that fails.
@@ -38,7 +43,10 @@ struct Joined {
 pub fn run(arguments: &RunArgs) -> Result<ExitCode, Error> {
     let joined = find_or_start(arguments)?;
     if !arguments.quiet {
-        eprintln!("haypile: {}; reach it at {}", joined.note, joined.addresses.join(" or "));
+        match joined.addresses.as_slice() {
+            [] => eprintln!("haypile: {}, which tells its addresses to its owner", joined.note),
+            list => eprintln!("haypile: {}; reach it at {}", joined.note, list.join(" or ")),
+        }
     }
     execute(arguments, &joined)
 }
@@ -49,7 +57,7 @@ fn find_or_start(arguments: &RunArgs) -> Result<Joined, Error> {
     match given {
         Some(path) => {
             let path = place::directory(Some(&path))?;
-            match join(&path) {
+            match join(&path)? {
                 Some(_) if particular => Err(Error::new(
                     format_args!("start a service in {}", path.display()),
                     "one runs there already, with settings of its own",
@@ -59,72 +67,120 @@ fn find_or_start(arguments: &RunArgs) -> Result<Joined, Error> {
                 None => start_private(arguments, path),
             }
         }
+        None if particular => start_private(arguments, place::private_directory()?),
         None => {
-            let default = place::default_directory();
-            if let (false, Ok(path)) = (particular, &default)
-                && let Some(joined) = join(path)
-            {
-                return Ok(joined);
+            // Ours before root's, which serves everybody whom it lets.
+            for path in place::default_directory().ok().into_iter().chain(place::of_root()) {
+                if let Ok(Some(joined)) = join(&path) {
+                    return Ok(joined);
+                }
             }
-            let parent = default.unwrap_or_else(|_| std::env::temp_dir());
-            place::sweep(&parent);
-            start_private(arguments, place::private_directory(&parent)?)
+            start_private(arguments, place::private_directory()?)
         }
     }
 }
 
 /// The service in a directory, if one answers.
-fn join(directory: &Path) -> Option<Joined> {
-    let answer = ask(directory, &Request::Version {}).ok()?;
-    let addresses = answer["addresses"].as_array()?;
-    let addresses = addresses.iter().filter_map(|address| address.as_str());
-    let addresses: Vec<String> =
-        addresses.map(|text| text.split('/').next().unwrap_or(text).to_string()).collect();
+///
+/// # Errors
+/// When one is there that does not let us in.
+fn join(directory: &Path) -> Result<Option<Joined>, Error> {
     let note = format!("joined the service in {}", directory.display());
-    Some(Joined { directory: directory.to_path_buf(), addresses, note })
+    let joined = |addresses| Joined {
+        directory: directory.to_path_buf(),
+        addresses,
+        note: note.clone(),
+        in_own_namespace: false,
+    };
+    if let Ok(answer) = ask(directory, &Request::Version {}) {
+        let Some(addresses) = answer["addresses"].as_array() else { return Ok(None) };
+        let addresses = addresses.iter().filter_map(|address| address.as_str());
+        let addresses = addresses.map(|text| text.split('/').next().unwrap_or(text).to_string());
+        return Ok(Some(joined(addresses.collect())));
+    }
+    // Another user's does not tell us what only its owner may know, but may let us attach.
+    let socket = directory.join(ATTACH_SOCKET);
+    match sys::unix_connect_seqpacket(socket.as_os_str().as_bytes()) {
+        Ok(_) if !place::owns(directory) => Ok(Some(joined(Vec::new()))),
+        Err(errno) if errno == Errno::EACCES => Err(Error::new(
+            format_args!("join the service in {}", directory.display()),
+            "its owner does not let this user in",
+            "ask the owner for haypile serve --group, or name another --control-dir",
+        )),
+        _ => Ok(None),
+    }
 }
 
 /// Starts a service that lives as long as this process, which becomes the program, or anyone else
 /// who uses it.
 fn start_private(arguments: &RunArgs, directory: PathBuf) -> Result<Joined, Error> {
-    let fail =
-        |why: String| Error::new("start a private service", why, "try haypile serve to see more");
-    let program = std::env::current_exe().map_err(|error| fail(error.to_string()))?;
+    let mut service = arguments.service.clone();
+    let named = named_link(&service)?;
+    let settled = own_namespace::settle(named.as_ref())?;
+    if let Some(link) = settled.link {
+        service.link = Some(link.to_string());
+    }
+    if settled.in_own_namespace {
+        own_namespace::hand_rights_on()?;
+    }
     let log = claim::prepare(&directory)?;
     let error_output = log.try_clone().map_err(|error| fail(error.to_string()))?;
-    let mut child = Command::new(program)
+    let mut child = spawn_service(&service, &directory, error_output)?;
+    let mut line = String::new();
+    if let Some(output) = child.stdout.take() {
+        // An early end of the service is an empty line here.
+        drop(BufReader::new(output).read_line(&mut line));
+    }
+    let failed = match serde_json::from_str(&line) {
+        Ok(Announcement::Ready { link, addresses }) => {
+            let mut note = format!("private service, {link}");
+            if !settled.note.is_empty() {
+                note = format!("private service {}; {link}", settled.note);
+            }
+            let in_own_namespace = settled.in_own_namespace;
+            return Ok(Joined { directory, addresses, note, in_own_namespace });
+        }
+        Ok(Announcement::Failed { what, why, remedy }) => Error::new(what, why, remedy),
+        Err(_) => fail(format!("it ended at once, saying: {}", said(log))),
+    };
+    drop(child.wait());
+    claim::remove_leavings(&directory, false, false);
+    Err(failed)
+}
+
+fn fail(why: String) -> Error {
+    Error::new("start a private service", why, "try haypile serve to see more")
+}
+
+/// The link that the user has named, on the command line or in a file.
+fn named_link(service: &ServiceArgs) -> Result<Option<LinkChoice>, Error> {
+    if let Some(link) = &service.link {
+        return config::parse_link(link, place::wires().as_deref()).map(Some);
+    }
+    match &service.config {
+        Some(file) => config::link_in_file(file, place::wires().as_deref()),
+        None => Ok(None),
+    }
+}
+
+fn spawn_service(
+    service: &ServiceArgs,
+    directory: &Path,
+    error_output: File,
+) -> Result<Child, Error> {
+    let program = std::env::current_exe().map_err(|error| fail(error.to_string()))?;
+    Command::new(program)
         .arg("serve")
-        .args(arguments.service.words())
+        .args(service.words())
         .arg("--control-dir")
-        .arg(&directory)
+        .arg(directory)
         .args(["--private-for", &std::process::id().to_string()])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(error_output)
         .env_remove("LD_PRELOAD")
         .spawn()
-        .map_err(|error| fail(error.to_string()))?;
-    let mut line = String::new();
-    if let Some(output) = child.stdout.take() {
-        // An early end of the service is an empty line here.
-        drop(BufReader::new(output).read_line(&mut line));
-    }
-    match serde_json::from_str(&line) {
-        Ok(Announcement::Ready { link, addresses }) => {
-            let note = format!("private service, {link}");
-            Ok(Joined { directory, addresses, note })
-        }
-        Ok(Announcement::Failed { what, why, remedy }) => {
-            drop(child.wait());
-            claim::remove_leavings(&directory, false, false);
-            Err(Error::new(what, why, remedy))
-        }
-        Err(_) => {
-            drop(child.wait());
-            claim::remove_leavings(&directory, false, false);
-            Err(fail(format!("it ended at once, saying: {}", said(log))))
-        }
-    }
+        .map_err(|error| fail(error.to_string()))
 }
 
 /// What a log says. Its file may have been removed by now.
@@ -152,6 +208,9 @@ fn execute(arguments: &RunArgs, joined: &Joined) -> Result<ExitCode, Error> {
         let token: [u8; 16] = place::random()?;
         let text: String = token.iter().map(|byte| format!("{byte:02x}")).collect();
         command.env(DOMAIN_VARIABLE, OsString::from(text));
+    }
+    if joined.in_own_namespace {
+        own_namespace::give_rights_up()?;
     }
     let error = command.exec();
     Err(Error::new(

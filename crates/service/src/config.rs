@@ -71,6 +71,11 @@ impl Automatic {
 pub enum LinkChoice {
     /// `tap:NAME`: a TAP interface that the service makes; `None` lets the kernel choose a name.
     Tap(Option<String>),
+    /// `packet:IFACE`: a packet socket on an interface that is there; `None`, for `packet:`: on our
+    /// end of a veth pair that the service makes.
+    Packet(Option<String>),
+    /// `wire:`: no other end, so that the service's programs reach each other alone.
+    Alone,
     /// `wire:NAME`: shared memory between two services.
     Wire {
         /// Where wires have their sockets.
@@ -78,6 +83,13 @@ pub enum LinkChoice {
         /// Its name.
         name: String,
     },
+}
+
+impl LinkChoice {
+    /// Whether the kernel of this host has the other end, with addresses of its own.
+    pub fn has_host_end(&self) -> bool {
+        matches!(self, LinkChoice::Tap(_) | LinkChoice::Packet(None))
+    }
 }
 
 /// Bounds of the service; everything an application can make grow is in here.
@@ -269,13 +281,23 @@ impl File {
         let link = flags.link.as_deref().or(self.link.as_deref()).unwrap_or("tap:");
         let link = parse_link(link, flags.wires.as_deref())?;
         let host_addresses = match host_addresses.is_empty() {
-            // A wire has no host at its other end.
-            true if matches!(link, LinkChoice::Wire { .. }) => {
-                check_wire_addresses(&addresses, automatic)?;
+            true if link.has_host_end() => {
+                addresses.iter().filter_map(|own| neighbour_of(own, &addresses)).collect()
+            }
+            true => {
+                check_addresses(&link, &addresses, automatic)?;
                 Vec::new()
             }
-            true => addresses.iter().filter_map(|own| neighbour_of(own, &addresses)).collect(),
-            false => host_addresses,
+            false if link.has_host_end() || matches!(link, LinkChoice::Wire { .. }) => {
+                host_addresses
+            }
+            false => {
+                return Err(Error::new(
+                    "host address",
+                    "the link has no end of this host that could get one",
+                    "leave --host-addr out",
+                ));
+            }
         };
         Ok(Config {
             link,
@@ -389,37 +411,40 @@ fn choose<'a>(flags: &'a [String], file: &'a [String]) -> &'a [String] {
 pub fn parse_link(text: &str, wires: Option<&Path>) -> Result<LinkChoice, Error> {
     let fail = |why: String, remedy: &str| Err(Error::new(format!("link \"{text}\""), why, remedy));
     let Some((kind, name)) = text.split_once(':') else {
-        return fail("has no kind".into(), "write tap:NAME, tap: or wire:NAME");
+        return fail("has no kind".into(), LINK_KINDS);
     };
-    match kind {
-        "tap" => {}
-        "wire" => {
-            let rule = "use up to 32 letters, digits, dashes and underscores";
-            if wire::check_name(name).is_err() {
-                return fail("not a name for a wire".into(), rule);
-            }
-            let Some(directory) = wires.map(Path::to_path_buf) else {
-                return fail("no directory to meet in".into(), "set XDG_RUNTIME_DIR, or be root");
-            };
-            return Ok(LinkChoice::Wire { directory, name: name.to_string() });
-        }
-        _ => {
-            let why = format!("links of kind {kind} are not known here");
-            return fail(why, "use tap:NAME or wire:NAME");
-        }
-    }
-    if name.is_empty() {
-        return Ok(LinkChoice::Tap(None));
-    }
     let legal = |c: char| c.is_ascii_graphic() && c != '/' && c != ':' && c != '%';
-    if name.len() > INTERFACE_NAME_MAX || !name.chars().all(legal) || name == "." || name == ".." {
-        return fail(
-            "not a name for an interface".into(),
-            "use up to 15 letters, digits and dashes",
-        );
+    let is_interface =
+        name.len() <= INTERFACE_NAME_MAX && name.chars().all(legal) && name != "." && name != "..";
+    match kind {
+        "tap" | "packet" if !is_interface => {
+            fail("not a name for an interface".into(), "use up to 15 letters, digits and dashes")
+        }
+        "tap" => Ok(LinkChoice::Tap((!name.is_empty()).then(|| name.to_string()))),
+        "packet" => Ok(LinkChoice::Packet((!name.is_empty()).then(|| name.to_string()))),
+        "wire" if name.is_empty() => Ok(LinkChoice::Alone),
+        "wire" if wire::check_name(name).is_err() => fail(
+            "not a name for a wire".into(),
+            "use up to 32 letters, digits, dashes and underscores",
+        ),
+        "wire" => match wires.map(Path::to_path_buf) {
+            Some(directory) => Ok(LinkChoice::Wire { directory, name: name.to_string() }),
+            None => fail("no directory to meet in".into(), "set XDG_RUNTIME_DIR, or be root"),
+        },
+        _ => fail(format!("links of kind {kind} are not known here"), LINK_KINDS),
     }
-    Ok(LinkChoice::Tap(Some(name.to_string())))
 }
+
+/// The link that a configuration file names, if it names one; `wires` as for [`parse_link`].
+///
+/// # Errors
+/// When the file cannot be read or understood, or the link's name is wrong.
+pub fn link_in_file(file: &Path, wires: Option<&Path>) -> Result<Option<LinkChoice>, Error> {
+    read_file(file)?.link.map(|link| parse_link(&link, wires)).transpose()
+}
+
+/// What a link may be.
+const LINK_KINDS: &str = "write tap:NAME, tap:, packet:INTERFACE, packet:, wire:NAME or wire:";
 
 /// The faults of a path.
 ///
@@ -431,12 +456,21 @@ pub fn parse_fault(text: &str) -> Result<FaultSpec, Error> {
     })
 }
 
-/// Both ends of a wire are services: neither can choose free addresses for the other.
-fn check_wire_addresses(addresses: &[Cidr], automatic: Automatic) -> Result<(), Error> {
+/// Where others are at the link's other end, nobody here can choose free addresses among theirs.
+fn check_addresses(
+    link: &LinkChoice,
+    addresses: &[Cidr],
+    automatic: Automatic,
+) -> Result<(), Error> {
+    let what = match link {
+        LinkChoice::Wire { .. } => "a service on a wire",
+        LinkChoice::Packet(Some(_)) => "a service on an interface",
+        _ => return Ok(()),
+    };
     match addresses.is_empty() && !automatic.any() {
         false => Ok(()),
         true => Err(Error::new(
-            "a service on a wire",
+            what,
             "has no address",
             "give each end one of the same network with --addr, like 198.18.0.1/24 and .2",
         )),

@@ -13,6 +13,7 @@ use haypile_link::LinkError;
 use haypile_link::address_plan::{self, Reservation};
 use haypile_link::capture::Capture;
 use haypile_link::fault::Fault;
+use haypile_link::packet::{Attachment, Packet, PacketConfig};
 use haypile_link::port::{Port, local_mac};
 use haypile_link::tap::{Offload, Tap, TapConfig, TapQueues};
 use haypile_link::wire::{Wire, WireConfig};
@@ -120,7 +121,7 @@ fn choose_addresses(config: &mut Config) -> Result<Option<Reservation>, Error> {
     let reservation = address_plan::plan().map_err(link_error)?;
     let cidr = |(addr, prefix_len): (IpAddr, u8)| Cidr { addr, prefix_len };
     config.addresses = reservation.plan().service().into_iter().map(cidr).collect();
-    if config.host_addresses.is_empty() {
+    if config.host_addresses.is_empty() && config.link.has_host_end() {
         config.host_addresses = reservation.plan().host().into_iter().map(cidr).collect();
     }
     Ok(Some(reservation))
@@ -137,6 +138,15 @@ fn open_link(config: &Config) -> Result<Box<dyn Port>, Error> {
     let mac = local_mac(&seed.join(" "));
     let port: Box<dyn Port> = match &config.link {
         LinkChoice::Tap(name) => open_tap(config, name.clone(), mac)?,
+        LinkChoice::Packet(interface) => {
+            let packet = packet_config(config, interface.clone(), mac);
+            Box::new(Packet::open(&packet).map_err(link_error)?)
+        }
+        LinkChoice::Alone => {
+            let superframes = config.offload == Offload::Segmentation;
+            let wire = WireConfig { mtu: config.mtu, mac, superframes };
+            Box::new(Wire::alone(&wire).map_err(link_error)?)
+        }
         LinkChoice::Wire { directory, name } => {
             let superframes = config.offload == Offload::Segmentation;
             let wire = WireConfig { mtu: config.mtu, mac, superframes };
@@ -147,6 +157,17 @@ fn open_link(config: &Config) -> Result<Box<dyn Port>, Error> {
         None => Ok(port),
         Some((spec, seed)) => Ok(Box::new(Fault::new(port, spec, *seed).map_err(link_error)?)),
     }
+}
+
+fn packet_config(config: &Config, interface: Option<String>, mac: [u8; 6]) -> PacketConfig {
+    let addresses = &config.host_addresses;
+    let attachment = match interface {
+        Some(name) => Attachment::Interface(name),
+        None => {
+            Attachment::Pair(addresses.iter().map(|cidr| (cidr.addr, cidr.prefix_len)).collect())
+        }
+    };
+    PacketConfig { attachment, mtu: config.mtu, mac, offload: config.offload }
 }
 
 fn open_tap(config: &Config, name: Option<String>, mac: [u8; 6]) -> Result<Box<dyn Port>, Error> {

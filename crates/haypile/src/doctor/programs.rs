@@ -38,8 +38,7 @@ fn preloading() -> Check {
 }
 
 fn load_into_true() -> Result<String, String> {
-    let name =
-        place::private_directory(&std::env::temp_dir()).map_err(|error| error.to_string())?;
+    let name = place::temporary_directory().map_err(|error| error.to_string())?;
     std::fs::create_dir(&name).map_err(|error| format!("{}: {error}", name.display()))?;
     let folder = Folder(name);
     let library = preload::install(&folder.0).map_err(|error| error.to_string())?;
