@@ -21,8 +21,6 @@ const TEMPORARY_PREFIX: &str = "haypile-run-";
 /// Name of the directory of wires.
 const WIRES: &str = "wires";
 
-/// The control directory when none is named.
-
 /// The default control directory when none is named.
 ///
 /// # Errors

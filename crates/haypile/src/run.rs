@@ -2,9 +2,9 @@
 //!
 //! The program takes this process's place (exec), so its exit status, its signals and its terminal
 //! are its own. Without the right to make interfaces this process first moves to a namespace of its
-//! own (`own_namespace`), which the service and the program share. A private service is a process of its own, in a session of its own; it watches this
-//! process and everyone who attaches, and removes everything after the last of them. Called by
-//! `main`.
+//! own (`own_namespace`), which the service and the program share. A private service is a process of
+//! its own, in a session of its own; it watches this process and everyone who attaches, and removes
+//! everything after the last of them. Called by `main`.
 
 use std::ffi::OsString;
 use std::fs::File;

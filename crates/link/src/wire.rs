@@ -498,7 +498,9 @@ impl Port for Wire {
     fn describe(&self) -> String {
         let place = match (self.name.as_str(), self.is_joined()) {
             ("", true) => "wire: in this process".to_owned(),
-            ("", false) => "wire: without another end".to_owned(),
+            ("", false) => {
+                "wire: without another end, the programs reach each other only".to_owned()
+            }
             (name, true) => format!("wire {name}: joined"),
             (name, false) => format!("wire {name}: waits for its other end"),
         };

@@ -26,3 +26,4 @@ mod semantics;
 mod support;
 mod transfer;
 mod wire;
+mod without_root;

@@ -71,6 +71,9 @@ fn every_refusal_is_one_line_and_says_where() {
         ("link = \"xdp:eth0\"\n", "kind xdp"),
         ("link = \"eth0\"\n", "has no kind"),
         ("link = \"tap:a-name-that-is-too-long\"\n", "not a name for an interface"),
+        ("link = \"packet:a/b\"\n", "not a name for an interface"),
+        ("link = \"packet:eth1\"\n", "a service on an interface"),
+        ("link = \"wire:\"\nhost_addresses = [\"10.0.0.1/8\"]\n", "leave --host-addr out"),
         ("addresses = [\"198.18.0.1\"]\n", "not an address with a prefix"),
         ("addresses = [\"198.18.0.1/33\"]\n", "not an address with a prefix"),
         ("gateways = [\"198.18.0.254\"]\n", "not in the network of any address"),
@@ -86,6 +89,18 @@ fn every_refusal_is_one_line_and_says_where() {
         assert!(error.contains(expected), "{text:?}: {error}");
         assert!(!error.contains('\n'), "{error}");
     }
+}
+
+#[test]
+fn links_are_named_by_kind() {
+    let parse = |text: &str| parse_link(text, None).unwrap();
+    assert_eq!(parse("packet:"), LinkChoice::Packet(None));
+    assert_eq!(parse("packet:eth1.5"), LinkChoice::Packet(Some("eth1.5".into())));
+    assert_eq!(parse("wire:"), LinkChoice::Alone);
+    assert!(parse("tap:").has_host_end() && parse("packet:").has_host_end());
+    assert!(!parse("packet:eth1").has_host_end() && !parse("wire:").has_host_end());
+    let alone = load("link = \"wire:\"\naddresses = [\"198.18.0.2/24\"]").unwrap();
+    assert!(alone.host_addresses.is_empty());
 }
 
 #[test]
