@@ -71,7 +71,9 @@ fn of_stream(stream: &AppStream, socket: &Socket) -> u32 {
     if read_end && write_end || state & status::FINISHED != 0 {
         bits |= HUP;
     }
-    if write_end || stream.tx_room() > 0 {
+    // What could be had for the asking does not count: a write that does not wait would not find it,
+    // and whoever tries again at once keeps the service from granting it.
+    if write_end || stream.writable() > 0 {
         bits |= OUT;
     }
     bits

@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::io::IoSliceMut;
+use std::io::{IoSlice, IoSliceMut};
 use std::time::{Duration, Instant};
 
 use haypile_client::{self as client, Errno};
@@ -228,6 +228,27 @@ fn two_threads_on_one_set_share_the_work() {
         client::close(fd).unwrap();
     }
     client::close(set).unwrap();
+    client::close(listener.0).unwrap();
+}
+
+/// A program that polls and sends must find what poll says: one that is told of room and finds none
+/// tries again at once, for as long as the service does not get the processor.
+#[test]
+fn room_is_not_reported_before_a_write_finds_it() {
+    let (fake, _turn) = support::start();
+    let listener = support::listener(true);
+    let (fd, _slot) = support::accepted(fake, listener, 0, b"");
+    let mut wish = [sys::PollFd { fd, events: libc::POLLOUT, revents: 0 }];
+    let send = || client::send(fd, &[IoSlice::new(&[1; 5000])], libc::MSG_DONTWAIT);
+    for _ in 0..3 {
+        let held = fake.hold();
+        while send().is_ok() {}
+        assert_eq!(support::poll(&mut wish, Some(Duration::ZERO)), Ok(0));
+        drop(held);
+        assert_eq!(support::poll(&mut wish, Some(Duration::from_secs(10))), Ok(1));
+        assert!(send().is_ok());
+    }
+    client::close(fd).unwrap();
     client::close(listener.0).unwrap();
 }
 

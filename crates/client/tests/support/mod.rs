@@ -130,6 +130,11 @@ impl Fake {
         state
     }
 
+    /// Keeps the service from doing anything until what is returned is dropped.
+    pub fn hold(&self) -> impl Drop + '_ {
+        self.settle()
+    }
+
     /// The slot of the listener at a port.
     pub fn listener(&self, port: u16) -> u32 {
         let state = self.settle();

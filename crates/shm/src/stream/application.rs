@@ -229,8 +229,7 @@ impl AppStream {
         limit.saturating_sub(tail).min(FIFO_BYTES as u64)
     }
 
-    /// Bytes that can be written now or after asking for memory (WANT_TX): what readiness for
-    /// writing means to poll.
+    /// Bytes that can be written now or after asking for memory (WANT_TX).
     #[inline]
     pub fn tx_room(&self) -> u64 {
         let block = self.block();
