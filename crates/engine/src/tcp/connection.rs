@@ -108,6 +108,8 @@ pub(super) struct ReceiveSpace {
     pub(super) mss_announced: u16,
     /// Most bytes that one segment of the frame being handled can have had.
     pub(super) segment_max: u16,
+    /// The segment being handled ends what the peer's application wrote, as far as one can see.
+    pub(super) pushed: bool,
     /// Shift of the windows that we send.
     pub(super) shift: u8,
 }
@@ -132,6 +134,7 @@ impl ReceiveSpace {
             mss: mss.min(RECEIVE_MSS_INITIAL),
             mss_announced: mss,
             segment_max: mss,
+            pushed: false,
             shift: shift_for(buffer_max),
         }
     }

@@ -65,6 +65,8 @@ impl Connection {
             0 => announced,
             merged => merged.min(announced),
         };
+        let is_short = segment.payload.len() < usize::from(self.receive.mss);
+        self.receive.pushed = is_short || segment.flags.contains(Flags::PSH);
         let disposition = if self.is_expected(&arrival) {
             self.handle_expected(now, id, &arrival, streams, counters)
         } else {

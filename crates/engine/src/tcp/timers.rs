@@ -79,6 +79,8 @@ impl Connection {
         if self.timers.take_due(Timer::DelayedAck, now) && self.ack == AckNeed::Delayed {
             counters.delayed_acks_sent += 1;
             self.ack = AckNeed::Now;
+            // No answer came in time: this is no conversation (Linux).
+            self.ping_pong = false;
         }
         if self.timers.take_due(Timer::FinWait2, now) && self.state == State::FinWait2 {
             // As on Linux the orphan disappears without a word; what still comes finds no flow.

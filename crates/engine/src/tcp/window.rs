@@ -17,8 +17,10 @@ pub(super) const RECEIVE_MSS_INITIAL: u16 = 536;
 /// Acknowledgements sent without delay at the start and after a pause, as on Linux: the peer is in
 /// slow start then.
 const QUICK_ACKS: u32 = 16;
-/// How long an acknowledgement at the start waits for data to ride on, in microseconds.
-const QUICK_DELAY_US: u64 = 500;
+/// How long an application takes to read, in microseconds, as far as we wait for it: nobody tells us.
+/// Too short for the peer to notice, long enough for the answer to a request to carry the
+/// acknowledgement, which is a frame less for every short connection.
+const READING_US: u64 = 500;
 /// Least time over which the application's reading is measured, in microseconds.
 const MEASURE_US_MIN: u64 = 1_000;
 
@@ -117,10 +119,11 @@ impl Connection {
         self.data_received_at = now;
     }
 
-    /// In-order data was stored: acknowledge every second full segment at once, others with delay.
-    /// At the start of a connection the delay is a mere [`QUICK_DELAY_US`] for a short segment: too
-    /// short for the peer to notice, long enough for the answer to a request to carry the
-    /// acknowledgement, which is a frame less for every short connection.
+    /// In-order data was stored: acknowledge every second full segment at once, others with delay
+    /// (RFC 9293 section 3.8.6.3). As on Linux the delay is for conversations: where we do not answer
+    /// what we get, the end of what the peer wrote is acknowledged as soon as the
+    /// application has read it, and so is the second such end in any case. A peer with Nagle's
+    /// algorithm waits for that.
     pub(super) fn owe_ack_for_data(&mut self, now: Instant) {
         let pending = self.receive.nxt - self.receive.acked;
         let full = u64::from(self.receive.mss);
@@ -128,12 +131,19 @@ impl Connection {
         let at_once = self.options.quick_ack || pending > full || (quick && pending == full);
         if at_once || !self.receive.out_of_order.is_empty() {
             self.ack = AckNeed::Now;
-        } else if self.ack == AckNeed::None {
-            self.ack = AckNeed::Delayed;
-            let delayed_us = u64::from(self.parameters.delayed_ack_us);
-            let delay_us = if quick { QUICK_DELAY_US.min(delayed_us) } else { delayed_us };
-            self.timers.set(Timer::DelayedAck, now.plus_us(delay_us));
+            return;
         }
+        let second = self.ack == AckNeed::Delayed;
+        let soon = quick || (self.receive.pushed && (second || !self.ping_pong));
+        if second && !soon {
+            return;
+        }
+        self.ack = AckNeed::Delayed;
+        let delayed_us = u64::from(self.parameters.delayed_ack_us);
+        let delay_us = if soon { READING_US.min(delayed_us) } else { delayed_us };
+        let due = now.plus_us(delay_us);
+        let armed = self.timers.deadline(Timer::DelayedAck).filter(|_| second);
+        self.timers.set(Timer::DelayedAck, armed.map_or(due, |armed| armed.min(due)));
     }
 
     /// Something odd arrived that an acknowledgement answers, but not more often than the limit.

@@ -108,11 +108,83 @@ fn second_full_segment_is_acknowledged_at_once() {
     let times: Vec<u64> = pair.from(Side::B).iter().map(|ack| ack.at.since(start)).collect();
     assert_eq!(times, [DELAY_US], "one acknowledgement for the burst, at once");
     pair.run_for(DELAY_US);
-    pair.write(Side::A, PAYLOAD);
+    // A full segment that is not the end of what was written.
+    pair.a.options.cork = true;
+    pair.a.tcp().set_option(Instant::default(), SocketOption::Cork(true));
+    pair.write(Side::A, PAYLOAD + 10);
     pair.seen.clear();
     let start = pair.now;
     pair.run_for(100_000);
     assert_eq!(pair.from(Side::B)[0].at.since(start), DELAY_US + 40_000);
+}
+
+/// One that only listens acknowledges when it has read, or a peer with Nagle's algorithm would send
+/// one small write in 40 ms.
+#[test]
+fn writes_one_way_are_acknowledged_without_the_delay() {
+    let mut pair = without_quick_acks();
+    for round in 0..30 {
+        let start = pair.now;
+        pair.seen.clear();
+        pair.write(Side::A, 100);
+        pair.flush();
+        pair.write(Side::A, 100);
+        pair.run_for(8 * DELAY_US);
+        let held = pair.occupying(Side::A)[1].at.since(start);
+        assert_eq!((round, held), (round, 2 * DELAY_US + 500));
+    }
+}
+
+/// In a conversation an acknowledgement waits for the answer, once: who is silent for longer leaves
+/// it, and the pieces that follow do not wait again.
+#[test]
+fn a_request_in_pieces_waits_for_one_delay() {
+    let mut pair = without_quick_acks();
+    for round in 0..5 {
+        for _ in 0..2 {
+            pair.write(Side::A, 50);
+            pair.run_for(DELAY_US + 100);
+            pair.write(Side::B, 10);
+            pair.run_for(2 * DELAY_US);
+        }
+        pair.seen.clear();
+        let start = pair.now;
+        for _ in 0..4 {
+            pair.write(Side::A, 100);
+            pair.run_for(100);
+        }
+        pair.run_for(80_000);
+        pair.write(Side::A, 100);
+        pair.run_for(100);
+        pair.write(Side::A, 100);
+        pair.run_for(60_000);
+        let times: Vec<u64> = pair.occupying(Side::A).iter().map(|s| s.at.since(start)).collect();
+        let second = 2 * DELAY_US + 40_000;
+        let third = 80_400;
+        let expected = [0, second, third, third + 2 * DELAY_US + 500];
+        assert_eq!((round, &times[..]), (round, &expected[..]));
+    }
+}
+
+/// A second small segment is acknowledged when it was read, conversation or not.
+#[test]
+fn second_small_segment_is_acknowledged_without_the_delay() {
+    let mut pair = without_quick_acks();
+    pair.a.tcp().set_option(Instant::default(), SocketOption::NoDelay(true));
+    for _ in 0..3 {
+        pair.write(Side::A, 50);
+        pair.run_for(DELAY_US + 100);
+        pair.write(Side::B, 10);
+        pair.run_for(2 * DELAY_US);
+    }
+    pair.seen.clear();
+    let start = pair.now;
+    pair.write(Side::A, 100);
+    pair.run_for(100);
+    pair.write(Side::A, 100);
+    pair.run_for(60_000);
+    let acks: Vec<u64> = pair.from(Side::B).iter().map(|seen| seen.at.since(start)).collect();
+    assert_eq!(acks, [DELAY_US + 100 + 500]);
 }
 
 #[test]
