@@ -4,7 +4,7 @@
 //! it is, and `haypile_link::netns` for the calls.
 
 use std::fs::{self, OpenOptions};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use haypile_link::capabilities::{self, Capability};
 use haypile_link::netns;
@@ -82,6 +82,46 @@ pub fn settle(named: Option<&LinkChoice>) -> Result<Settled, Error> {
     }
 }
 
+/// What `haypile run` would do here: the link, and how it is or why not better.
+pub fn forecast(trial: &Trial) -> (&'static str, String) {
+    match may_make_interfaces(None) {
+        true => ("tap:", "right here, where this user may make interfaces".to_string()),
+        false => forecast_in_namespace(trial),
+    }
+}
+
+fn forecast_in_namespace(trial: &Trial) -> (&'static str, String) {
+    let alone = "the programs reach each other only";
+    match (&trial.namespace, &trial.tap, &trial.packet) {
+        (Some(why), ..) => ("wire:", format!("{alone}: {why}")),
+        (None, None, _) => ("tap:", "in a namespace of its own".to_string()),
+        (None, Some(tap), None) => ("packet:", format!("in a namespace of its own: {tap}")),
+        (None, Some(tap), Some(packet)) => {
+            ("wire:", format!("in a namespace of its own, {alone}: {tap}; {packet}"))
+        }
+    }
+}
+
+/// Tries what can be had, in a process of its own.
+///
+/// # Errors
+/// When that process cannot be started, or says nothing.
+pub fn trial() -> Result<Trial, String> {
+    let program = std::env::current_exe().map_err(|error| error.to_string())?;
+    let output = Command::new(program)
+        .arg("try-namespace")
+        .env_remove("LD_PRELOAD")
+        .output()
+        .map_err(|error| error.to_string())?;
+    serde_json::from_slice(&output.stdout).map_err(|_| {
+        format!("the trial ended with {}, saying: {}", output.status, said(&output.stderr))
+    })
+}
+
+fn said(text: &[u8]) -> String {
+    String::from_utf8_lossy(text).trim().to_string()
+}
+
 /// Whether the service can make its link right here.
 fn may_make_interfaces(named: Option<&LinkChoice>) -> bool {
     let device = || OpenOptions::new().read(true).write(true).open(TAP_DEVICE).is_ok();
@@ -142,7 +182,7 @@ fn try_packet() -> Result<String, String> {
 }
 
 /// What was tried and why it failed, without advice.
-fn why(error: &haypile_link::LinkError) -> String {
+pub fn why(error: &haypile_link::LinkError) -> String {
     let whole = error.to_string();
     whole.strip_suffix(error.advice()).unwrap_or(&whole).trim_end_matches([';', ' ']).to_string()
 }
@@ -182,4 +222,22 @@ pub fn run_trial() -> Result<ExitCode, Error> {
     };
     table::print(&trial);
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_link_is_foretold() {
+        let no = |what: &str| Some(format!("no {what}"));
+        let trial = |namespace, tap, packet| Trial { namespace, tap, packet };
+        assert_eq!(forecast_in_namespace(&trial(None, None, None)).0, "tap:");
+        assert_eq!(forecast_in_namespace(&trial(None, no("tun"), None)).0, "packet:");
+        let (link, why) = forecast_in_namespace(&trial(None, no("tun"), no("veth")));
+        assert_eq!(link, "wire:");
+        assert!(why.contains("no tun") && why.contains("no veth"), "{why}");
+        let (link, why) = forecast_in_namespace(&trial(no("namespaces"), no("x"), no("x")));
+        assert_eq!((link, why.contains("no namespaces")), ("wire:", true));
+    }
 }

@@ -1,20 +1,30 @@
-//! Checks of the links: what carries frames here. Tries a TAP interface in a network namespace of
-//! its own, which disappears with the thread that made it.
+//! Checks of the links: what carries frames here. Tries a TAP and a packet socket in a network
+//! namespace of its own, which disappears with the thread that made it, and the same without root in
+//! a process of its own (`own_namespace`).
 
 use std::fs::OpenOptions;
 use std::net::IpAddr;
 
 use haypile_link::netns;
+use haypile_link::packet::{Attachment, Packet, PacketConfig};
 use haypile_link::port::{Port, local_mac};
 use haypile_link::tap::{Offload, Tap, TapConfig};
+use haypile_link::wire;
 
 use super::{Check, Verdict, read};
+use crate::own_namespace::{self, Trial, why};
 
+/// Size of the rings of the wire that is tried, in cache lines.
+const WIRE_LINES: u32 = 64;
 const DEVICE: &str = "/dev/net/tun";
 
 /// All of them.
 pub fn checks() -> Vec<Check> {
-    vec![device(), tap(), namespaces(), forwarding()]
+    let trial = own_namespace::trial();
+    let mut checks = vec![device(), tap(), packet(), namespaces(&trial), wire()];
+    checks.extend(trial.as_ref().ok().map(choice));
+    checks.push(forwarding());
+    checks
 }
 
 fn device() -> Check {
@@ -31,37 +41,80 @@ fn device() -> Check {
 /// Makes one, with an address, as `serve` does.
 fn tap() -> Check {
     let made = std::thread::spawn(|| {
-        let _namespace = netns::new_network_namespace().map_err(|error| error.to_string())?;
+        let _namespace = netns::new_network_namespace().map_err(|error| why(&error))?;
         let mut config = TapConfig::new(1500, local_mac("doctor"));
         config.host_addresses = vec![(IpAddr::from([198, 18, 0, 1]), 24)];
         config.offload = Offload::Segmentation;
         config.multi_queue = true;
-        Tap::open(&config).map(|tap| tap.describe()).map_err(|error| error.to_string())
+        Tap::open(&config).map(|tap| tap.describe()).map_err(|error| why(&error))
     });
-    match made.join() {
-        Ok(Ok(mode)) => Check::new("link tap", Verdict::Good, mode),
-        Ok(Err(why)) => Check::new("link tap", Verdict::Limited, why).advise(
-            "the default link needs root, or CAP_NET_ADMIN and a TAP device that may be opened",
-        ),
-        Err(_) => Check::new("link tap", Verdict::Broken, "the trial failed unexpectedly"),
+    verdict("link tap", made.join().ok())
+}
+
+/// Makes a pair with a packet socket, as `serve --link packet:` does.
+fn packet() -> Check {
+    let made = std::thread::spawn(|| {
+        let _namespace = netns::new_network_namespace().map_err(|error| why(&error))?;
+        let port = Packet::open(&PacketConfig {
+            attachment: Attachment::Pair(vec![(IpAddr::from([198, 18, 0, 1]), 24)]),
+            mtu: 1500,
+            mac: local_mac("doctor"),
+            offload: Offload::Segmentation,
+        });
+        port.map(|port| port.describe()).map_err(|error| why(&error))
+    });
+    verdict("link packet", made.join().ok())
+}
+
+fn verdict(name: &'static str, made: Option<Result<String, String>>) -> Check {
+    match made {
+        Some(Ok(mode)) => Check::new(name, Verdict::Good, mode),
+        Some(Err(error)) => Check::new(name, Verdict::Limited, format!("not right here: {error}"))
+            .advise("as root, or as haypile run does in a namespace of its own (below)"),
+        None => Check::new(name, Verdict::Limited, "the trial failed unexpectedly"),
     }
 }
 
-fn namespaces() -> Check {
-    let allowed = |path: &str| read(path).and_then(|text| text.parse::<u64>().ok());
-    let users = allowed("/proc/sys/user/max_user_namespaces").unwrap_or(0);
-    let switched_off = allowed("/proc/sys/kernel/unprivileged_userns_clone") == Some(0);
-    let restricted = allowed("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == Some(1);
-    if users == 0 || switched_off {
-        return Check::new("user namespaces", Verdict::Limited, "not for plain users")
-            .advise("without root Haypile needs them: sysctl user.max_user_namespaces=15000");
+/// The link that needs nothing but memory.
+fn wire() -> Check {
+    match wire::pair(1500, [local_mac("one"), local_mac("other")], WIRE_LINES, true) {
+        Ok((one, _)) => Check::new("link wire", Verdict::Good, one.describe()),
+        Err(error) => Check::new("link wire", Verdict::Broken, error.to_string())
+            .advise("without it nothing runs: this needs memory files (memfd_create)"),
     }
-    if restricted {
-        return Check::new("user namespaces", Verdict::Limited, "restricted by AppArmor").advise(
-            "without root Haypile needs them: sysctl kernel.apparmor_restrict_unprivileged_userns=0",
-        );
+}
+
+/// Really makes a user namespace, with links in it.
+fn namespaces(trial: &Result<Trial, String>) -> Check {
+    const NAME: &str = "user namespaces";
+    let number = |path: &str| read(path).and_then(|text| text.parse::<u64>().ok());
+    let found = match trial {
+        Ok(Trial { namespace: None, tap, packet }) => {
+            let word =
+                |reason: &Option<String>| reason.clone().unwrap_or_else(|| "works".to_string());
+            let found = format!("allowed; in one, tap: {}, packet: {}", word(tap), word(packet));
+            return Check::new(NAME, Verdict::Good, found);
+        }
+        Ok(Trial { namespace: Some(reason), .. }) | Err(reason) => reason,
+    };
+    let check = Check::new(NAME, Verdict::Limited, found);
+    if number("/proc/sys/user/max_user_namespaces") == Some(0) {
+        return check.advise("allow them: sysctl user.max_user_namespaces=15000");
     }
-    Check::new("user namespaces", Verdict::Good, format!("allowed, {users} at most"))
+    if number("/proc/sys/kernel/unprivileged_userns_clone") == Some(0) {
+        return check.advise("allow them: sysctl kernel.unprivileged_userns_clone=1");
+    }
+    if number("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == Some(1) {
+        return check.advise("allow them: sysctl kernel.apparmor_restrict_unprivileged_userns=0");
+    }
+    check.advise("a container or a filter of system calls forbids them: ask whoever runs it")
+}
+
+/// What `haypile run` takes for this user.
+fn choice(trial: &Trial) -> Check {
+    let (link, reason) = own_namespace::forecast(trial);
+    let verdict = if link == "wire:" { Verdict::Limited } else { Verdict::Good };
+    Check::new("haypile run takes", verdict, format!("{link} {reason}"))
 }
 
 fn forwarding() -> Check {

@@ -64,8 +64,10 @@ fn privileges(status: &str) -> Check {
     if effective >> NET_ADMIN & 1 == 1 {
         return Check::new("privileges", Verdict::Good, found);
     }
-    Check::new("privileges", Verdict::Limited, found)
-        .advise("for an interface in this network run as root or with CAP_NET_ADMIN")
+    Check::new("privileges", Verdict::Limited, found).advise(
+        "for an interface in this network run as root or with CAP_NET_ADMIN; haypile run makes a \
+             network of its own without",
+    )
 }
 
 fn cores() -> Check {

@@ -76,10 +76,14 @@ struct Report<'a> {
 /// Looks at everything and prints it. The exit status is 0 if Haypile runs here.
 ///
 /// # Errors
-/// When there is no place for a control directory.
+/// When the control directory has an impossible name.
 pub fn run(arguments: &DoctorArgs) -> Result<ExitCode, Error> {
-    let directory = place::directory(arguments.control.control_dir.as_deref())?;
-    let checks = examine(&directory);
+    let given = place::given(&arguments.control)?;
+    let directory = match given {
+        Some(path) => Some(place::directory(Some(&path))?),
+        None => place::default_directory().ok(),
+    };
+    let checks = examine(directory.as_deref());
     let runs = checks.iter().all(|check| check.verdict != Verdict::Broken);
     if arguments.json {
         table::print(&Report { runs, checks: &checks });
@@ -89,7 +93,7 @@ pub fn run(arguments: &DoctorArgs) -> Result<ExitCode, Error> {
     Ok(if runs { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn examine(directory: &Path) -> Vec<Check> {
+fn examine(directory: Option<&Path>) -> Vec<Check> {
     let mut checks = machine::checks();
     checks.extend(link::checks());
     checks.extend(programs::checks(directory));

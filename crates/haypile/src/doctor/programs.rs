@@ -9,7 +9,7 @@ use super::{Check, Verdict};
 use crate::{place, preload};
 
 /// All of them.
-pub fn checks(directory: &Path) -> Vec<Check> {
+pub fn checks(directory: Option<&Path>) -> Vec<Check> {
     vec![preloading(), loader_file(), service(directory)]
 }
 
@@ -65,8 +65,13 @@ fn loader_file() -> Check {
     }
 }
 
-fn service(directory: &Path) -> Check {
+fn service(directory: Option<&Path>) -> Check {
     const NAME: &str = "service";
+    let Some(directory) = directory else {
+        let found = "XDG_RUNTIME_DIR is not set; haypile run takes a temporary directory";
+        return Check::new(NAME, Verdict::Note, found)
+            .advise("for a service that stays set it, or name a place with --control-dir");
+    };
     match ask(directory, &Request::Version {}) {
         Ok(answer) => {
             let version = answer["version"].as_str().unwrap_or("unknown");

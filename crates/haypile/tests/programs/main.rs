@@ -19,6 +19,7 @@ mod join;
 mod kinds_of_servers;
 mod load;
 mod other_programs;
+mod packet_port;
 mod reach;
 mod real_programs;
 mod scribble;

@@ -150,7 +150,7 @@ fn a_short_queue_loses_frames_but_no_bytes() {
 }
 
 /// What the link of the running service has counted.
-fn link_counter(stage: &Stage, name: &str) -> u64 {
+pub fn link_counter(stage: &Stage, name: &str) -> u64 {
     let status = stage.ask("status", &[]).expect("the service answers");
     let counters = status["counters"].as_array().cloned().unwrap_or_default();
     let of_name = |counter: &&Value| counter["name"] == name;

@@ -29,7 +29,7 @@ impl<'a> Nobody<'a> {
     /// `None`: such a user cannot run the binary, or has no namespaces.
     fn new(stage: &'a Stage) -> Option<Nobody<'a>> {
         for directory in ["r", "work"] {
-            fs::create_dir(stage.path(directory)).expect("made");
+            fs::create_dir_all(stage.path(directory)).expect("made");
             chown(stage.path(directory), Some(NOBODY), Some(NOBODY)).expect("given away");
         }
         let nobody = Nobody { stage, device: None };
@@ -272,6 +272,36 @@ fn capabilities_are_enough() {
             service.finish(PATIENCE).expect_success("a clean end");
         }
         stage.output(&["ip", "link", "del", "left"], PATIENCE).expect_success("gone");
+    });
+}
+
+/// The doctor says beforehand what `haypile run` takes, and why not the better.
+#[test]
+fn the_doctor_knows() {
+    on_stage("the_doctor_knows", &NEEDS, |stage| {
+        if !fs::metadata("/dev/net/tun").is_ok_and(|data| data.mode() & 0o006 != 6) {
+            return stage.say("skipped: everybody may open /dev/net/tun here");
+        }
+        for (with_tap, expected) in [
+            (false, "packet: in a namespace of its own: cannot open"),
+            (true, "tap: in a namespace"),
+        ] {
+            let nobody = if with_tap { Nobody::with_tap(stage) } else { Nobody::new(stage) };
+            let Some(nobody) = nobody else { return };
+            let mut command = nobody.haypile();
+            command.args(["doctor", "--json"]);
+            let finished = stage.start_command("doctor", command).finish(PATIENCE);
+            let finished = finished.expect_success("a machine that runs Haypile without root");
+            let report: serde_json::Value = serde_json::from_str(&finished.out).expect("a report");
+            let checks = report["checks"].as_array().expect("checks");
+            let found = |name: &str| {
+                let check = checks.iter().find(|check| check["name"] == name).expect("it is there");
+                check["found"].as_str().unwrap_or_default().to_string()
+            };
+            assert!(found("haypile run takes").starts_with(expected), "{checks:?}");
+            assert!(found("user namespaces").contains("packet: works"), "{checks:?}");
+            assert!(found("link tap").contains("not right here"), "{checks:?}");
+        }
     });
 }
 
