@@ -15,6 +15,7 @@
 //! | [`join`] | two ports joined over a bad path |
 //! | [`netlink`], [`netns`] | interfaces, addresses, routes; network namespaces |
 //! | [`capabilities`] | what a process without root may do, and hand on |
+//! | [`host_cores`] | where the host does its half of the work for an interface |
 //! | [`address_plan`] | which free addresses a private service takes |
 //!
 //! All `unsafe` code of the crate is in `sys.rs`.
@@ -27,6 +28,7 @@ pub mod capabilities;
 pub mod capture;
 mod error;
 pub mod fault;
+pub mod host_cores;
 pub mod join;
 pub mod netlink;
 pub mod netns;

@@ -274,6 +274,29 @@ pub(crate) fn netlink_receive(
     Ok((received as usize, sender.nl_pid))
 }
 
+/// Gives the calling thread a view of the file system of its own, in which /sys shows its network
+/// namespace. The thread must end after that.
+pub(crate) fn mount_own_sysfs() -> io::Result<()> {
+    unshare(libc::CLONE_NEWNS)?;
+    let nothing = std::ptr::null();
+    // SAFETY: both paths are constant strings that end with a zero; source, type and data may be
+    // null for a change of propagation.
+    check(unsafe {
+        libc::mount(
+            nothing,
+            c"/".as_ptr(),
+            nothing,
+            libc::MS_REC | libc::MS_PRIVATE,
+            nothing.cast(),
+        )
+    })?;
+    // SAFETY: as above; sysfs takes no data.
+    check(unsafe {
+        libc::mount(c"sysfs".as_ptr(), c"/sys".as_ptr(), c"sysfs".as_ptr(), 0, nothing.cast())
+    })
+    .map(drop)
+}
+
 /// unshare(2): the calling thread (for user namespaces: the whole, single-threaded process) leaves
 /// the named namespaces for new ones.
 pub(crate) fn unshare(flags: libc::c_int) -> io::Result<()> {
