@@ -8,7 +8,9 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{
+    DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown,
+};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -197,6 +199,14 @@ fn make_directory(path: &Path) -> Result<bool, Error> {
     Ok(made)
 }
 
+fn not_given(path: &Path, group: u32, why: io::Error) -> Error {
+    Error::new(
+        format_args!("give {} to the group {group}", path.display()),
+        why,
+        "name a group that this user is a member of, or be root",
+    )
+}
+
 fn fail(path: &Path, why: impl std::fmt::Display) -> Error {
     Error::new(
         format_args!("use the control directory {}", path.display()),
@@ -274,6 +284,27 @@ impl Leavings {
 }
 
 impl OwnedDirectory {
+    /// Lets members of a group pass to the sockets, and no others.
+    ///
+    /// # Errors
+    /// When this user may not give the directory to that group.
+    pub fn keep_to(&self, group: u32) -> Result<(), Error> {
+        let Some(Leavings { path, .. }) = &self.leavings else { return Ok(()) };
+        chown(path, None, Some(group))
+            .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o710)))
+            .map_err(|error| not_given(path, group, error))
+    }
+
+    /// Lets members of a group give commands, once the socket for them is there.
+    ///
+    /// # Errors
+    /// As [`OwnedDirectory::keep_to`].
+    pub fn share_commands(&self, group: u32) -> Result<(), Error> {
+        let Some(Leavings { path, .. }) = &self.leavings else { return Ok(()) };
+        let socket = path.join(CONTROL_SOCKET);
+        chown(&socket, None, Some(group)).map_err(|error| not_given(&socket, group, error))
+    }
+
     /// Gives the directory back with the log in it, and the lock file, by which a later start finds
     /// both.
     pub fn leave_log(mut self) {

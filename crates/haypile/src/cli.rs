@@ -77,6 +77,7 @@ the program's. HAYPILE_SHIM names another preload library than the built-in one.
   haypile serve --addr 10.9.0.2/24 --queues 4
   haypile serve --link tap:pile0 --addr dhcp --addr auto
   haypile serve --config /etc/haypile.toml
+  haypile serve --addr 10.9.0.2/24 --group web
   haypile serve --addr 198.18.0.1/24 --fault loss=1%,delay=5ms,rate=50mbit
   haypile serve --link packet:eth1 --addr 10.9.0.2/24 --gateway 10.9.0.1
   haypile serve --name a --link wire:x --addr 10.9.0.1/24
@@ -377,6 +378,10 @@ pub struct ServeArgs {
     /// Where it puts its sockets.
     #[command(flatten)]
     pub control: ControlArgs,
+    /// Let the members of this group alone attach programs and give commands, and no others [default:
+    /// everybody may attach, the owner commands]. Programs that change their user must be members
+    #[arg(long, value_name = "GROUP", conflicts_with = "private_for")]
+    pub group: Option<String>,
     /// Start as the private service of this process: used by `run`
     #[arg(long, value_name = "PID", hide = true)]
     pub private_for: Option<i32>,

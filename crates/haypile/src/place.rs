@@ -157,6 +157,30 @@ pub fn is_root() -> bool {
     effective_user() == 0
 }
 
+/// The number of a group by its name in the system's list; a number stands for itself.
+///
+/// # Errors
+/// When there is no such group.
+pub fn find_group(name: &str) -> Result<u32, Error> {
+    let list = fs::read_to_string("/etc/group").unwrap_or_default();
+    group_in(&list, name).ok_or_else(|| {
+        Error::new(
+            format_args!("use the group {name}"),
+            "there is no such group in /etc/group",
+            "name another one, or a number, with --group",
+        )
+    })
+}
+
+/// From lines of group(5): name, password, number, members.
+fn group_in(list: &str, name: &str) -> Option<u32> {
+    let number = |line: &str| {
+        let mut fields = line.split(':');
+        (fields.next()? == name).then(|| fields.nth(1)?.parse().ok()).flatten()
+    };
+    name.parse().ok().or_else(|| list.lines().find_map(number))
+}
+
 /// Whether a file is this user's own.
 pub fn owns(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|data| data.uid() == effective_user())
@@ -176,6 +200,17 @@ pub fn effective_group() -> Option<u32> {
 mod tests {
     use super::*;
     use crate::claim::claim;
+
+    #[test]
+    fn groups_are_found_by_name_and_number() {
+        let list = "root:x:0:\nweb:x:33:one,two\nbroken:x\nworse:x:y:\n";
+        assert_eq!(group_in(list, "web"), Some(33));
+        assert_eq!(group_in(list, "4711"), Some(4711));
+        for name in ["we", "broken", "worse", "", "x"] {
+            assert_eq!(group_in(list, name), None, "{name}");
+        }
+        assert!(find_group("no such group").expect_err("none").to_string().contains("--group"));
+    }
 
     #[test]
     fn only_dead_private_directories_are_swept() {

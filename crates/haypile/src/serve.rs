@@ -109,12 +109,16 @@ fn announce(announcement: &Announcement) {
 
 fn prepare(arguments: &ServeArgs, private_for: Option<i32>) -> Result<Prepared, Error> {
     let config = load(arguments)?;
+    let group = arguments.group.as_deref().map(place::find_group).transpose()?;
     let path = place::directory(Some(&config.control_dir))?;
     let guardian = guard::start(&path, &config.link);
     if let Some(guardian) = &guardian {
         guardian.claiming(&path);
     }
     let directory = claim::claim(&path, private_for.is_some())?;
+    if let Some(group) = group {
+        directory.keep_to(group)?;
+    }
     if private_for.is_some() {
         complain_to_log(&path);
         guardian.iter().for_each(Guardian::leave_log_of_panic);
@@ -122,6 +126,9 @@ fn prepare(arguments: &ServeArgs, private_for: Option<i32>) -> Result<Prepared, 
     preload::install(&path)?;
     let config = Config { control_dir: path.clone(), ..config };
     let mut started = start::start(config, private_for)?;
+    if let Some(group) = group {
+        directory.share_commands(group)?;
+    }
     if let Some(guardian) = &guardian {
         guardian.watch(&mut started, &path)?;
     }

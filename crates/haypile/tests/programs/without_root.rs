@@ -335,3 +335,34 @@ fn a_user_joins_root() {
         assert_eq!(refused.err.lines().count(), 1, "{}", refused.err);
     });
 }
+
+/// `--group` lets its members in, and nobody else.
+#[test]
+fn a_group_joins() {
+    on_stage("a_group_joins", &NEEDS, |stage| {
+        /// A group that nobody of these tests is in.
+        const GROUP: &str = "1";
+        let Some(nobody) = Nobody::new(stage) else { return };
+        fs::set_permissions(stage.path(""), Permissions::from_mode(0o711)).expect("passable");
+        let mut service = stage.serve_with(&["--group", GROUP]);
+        let id = NOBODY.to_string();
+        let join = |groups: &[&str]| {
+            let user = ["setpriv", "--reuid", &id, "--regid", &id];
+            let mut command = Command::new(user[0]);
+            command.args(&user[1..]).args(groups).arg(env!("CARGO_BIN_EXE_haypile"));
+            command.arg("run").arg("--control-dir").arg(stage.control()).args(["--", "true"]);
+            command.env("XDG_RUNTIME_DIR", nobody.stage.path("r"));
+            stage.start_command("run", command).finish(PATIENCE)
+        };
+        let member = join(&["--groups", GROUP]).expect_success("a member of the group");
+        assert!(member.err.contains("reach it at 198.18.0.2"), "{}", member.err);
+        let stranger = join(&["--clear-groups"]);
+        assert_eq!(stranger.status.code(), Some(1));
+        assert!(stranger.err.contains("its owner does not let this user in"), "{}", stranger.err);
+        service.assert_alive();
+        let mut unknown = stage.haypile("serve");
+        unknown.args(["--group", "no-such-group"]);
+        let finished = stage.start_command("serve", unknown).finish(PATIENCE);
+        assert!(finished.err.contains("there is no such group"), "{}", finished.err);
+    });
+}
