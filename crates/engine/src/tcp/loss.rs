@@ -128,7 +128,7 @@ impl Connection {
         self.changed = true;
         self.take_round_trip_sample(now, echo);
         let held = self.loss.board().sacked();
-        self.advance_scoreboard(ack);
+        self.advance_scoreboard(now, ack);
         // What was told by blocks before left the network then, and made room then.
         let news = acked.saturating_sub((held - self.loss.board().sacked()) as u32);
         match self.loss.phase {

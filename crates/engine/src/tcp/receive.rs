@@ -295,7 +295,7 @@ impl Connection {
         } else if !self.sack_permitted && self.is_duplicate_ack(arrival) {
             self.handle_duplicate_ack(counters);
         }
-        let news = self.take_sack_blocks(arrival.segment, arrival.ack, counters);
+        let news = self.take_sack_blocks(now, arrival.segment, arrival.ack, counters);
         self.judge_scoreboard(now, news, progress, counters);
         if arrival.ack >= self.send.una {
             self.update_send_window(arrival);

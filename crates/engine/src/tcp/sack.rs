@@ -1,4 +1,4 @@
-//! SACK in both directions: RFC 2018, RFC 2883 (D-SACK) and RFC 6675.
+//! SACK in both directions: RFC 2018, RFC 2883 (D-SACK) and RFC 6675; RFC 8985 for copies.
 //!
 //! As a receiver it owns which blocks an acknowledgement carries; as a sender, what the blocks of
 //! the peer do to the scoreboard and when that shows a loss. Called by `receive.rs` (blocks in),
@@ -10,10 +10,13 @@ use super::loss::{Phase, Rescue};
 use super::scoreboard::DUPLICATE_THRESHOLD;
 use super::seam::TcpCounters;
 use super::segment::{Options, SACK_BLOCKS_MAX, Segment, SeqNumber};
+use super::transmit::SENT_GRAINS;
 use crate::Instant;
 
 /// A data segment carries blocks only if they leave it this share of its payload at least.
 const DATA_SHARE: u32 = 2;
+/// RACK.reo_wnd is this share of RACK.min_RTT (RFC 8985 section 6.2 step 4).
+const REO_WND_SHARE: u32 = 4;
 /// Largest reordering that is told, in segments (Linux).
 const REORDERING_MAX: u16 = 300;
 
@@ -94,6 +97,7 @@ impl Connection {
     /// Update of RFC 6675 section 5: takes the blocks of a segment that acknowledges `ack`.
     pub(super) fn take_sack_blocks(
         &mut self,
+        now: Instant,
         segment: &Segment<'_>,
         ack: u64,
         counters: &mut TcpCounters,
@@ -103,6 +107,8 @@ impl Connection {
         if !self.sack_permitted || blocks.is_empty() {
             return news;
         }
+        let latest_us = (now.us() as u32).wrapping_sub(self.shortest_round_trip_us());
+        self.loss.board_mut().expect_sent_before(latest_us);
         let first = self.block_offsets(blocks[0]);
         let second = blocks.get(1).map(|&block| self.block_offsets(block));
         // RFC 2883 section 4: below the acknowledgement, or inside the next block.
@@ -147,8 +153,10 @@ impl Connection {
     }
 
     /// HighACK moves to `ack`.
-    pub(super) fn advance_scoreboard(&mut self, ack: u64) {
+    pub(super) fn advance_scoreboard(&mut self, now: Instant, ack: u64) {
+        let latest_us = (now.us() as u32).wrapping_sub(self.shortest_round_trip_us());
         let Some(board) = self.loss.board.as_mut() else { return };
+        board.expect_sent_before(latest_us);
         let high_sacked = board.high_sacked();
         if let Some(from) = board.advance(ack) {
             self.note_reordering_from(from, high_sacked);
@@ -192,10 +200,32 @@ impl Connection {
             counters.duplicate_acks_received += 1;
             self.loss.duplicates = self.loss.duplicates.saturating_add(1);
         }
+        self.look_for_lost_copies(counters);
         match self.loss.phase {
             Phase::Open => self.look_for_loss(counters),
             Phase::Recovery => self.go_on_with_recovery(now),
             Phase::Loss => {}
+        }
+    }
+
+    /// RACK.min_RTT, zero before the first sample.
+    fn shortest_round_trip_us(&self) -> u32 {
+        self.rtt.min_us.min(self.rtt.srtt_us)
+    }
+
+    /// RACK_detect_loss for what was sent again (RFC 8985 section 6.2 step 5): something sent later
+    /// has arrived, so the copy is lost too, and is sent once more instead of waiting for the timer.
+    /// The reordering window is the RFC's first, a quarter of the shortest round trip. The window
+    /// was reduced when the first loss was seen; this is the same round of repair.
+    fn look_for_lost_copies(&mut self, counters: &mut TcpCounters) {
+        if self.loss.board().resent() == 0 {
+            return;
+        }
+        let grain_us = self.rtt.srtt_us / SENT_GRAINS;
+        let reo_wnd_us = self.shortest_round_trip_us() / REO_WND_SHARE + grain_us;
+        let lost = self.loss.board_mut().mark_copies_lost(reo_wnd_us);
+        if lost > 0 {
+            counters.lost_retransmissions += self.segments_in(lost);
         }
     }
 

@@ -3,7 +3,8 @@
 //! The data between SND.UNA and SND.NXT is cut into runs of equal marks; what lies beyond the last
 //! run is plain: in flight, and nothing is known of it. So a connection without losses has no runs
 //! and pays nothing. Without SACK the same marks serve NewReno. Called by `loss.rs`, which decides,
-//! and `transmit.rs`, which asks what to send again. Runs know nothing of segments: a run may be a
+//! and `transmit.rs`, which asks what to send again. What was sent again carries its time, so that a
+//! copy that is lost too is found by what was sent later and arrived (RFC 8985). Runs know nothing of segments: a run may be a
 //! part of one, or many that were sent as one large frame. What a peer can make of its blocks is
 //! bounded by [`RUNS_MAX`].
 
@@ -14,6 +15,8 @@ use std::collections::VecDeque;
 pub(super) const RUNS_MAX: usize = 1024;
 /// Runs whose memory is kept for the next loss.
 const RUNS_KEPT: usize = 64;
+/// Most times of new data that are kept; what goes out after them counts as sent with the last.
+const SENT_MAX: usize = 64;
 /// DupThresh, RFC 6675 section 2.
 pub(super) const DUPLICATE_THRESHOLD: u16 = 3;
 
@@ -26,10 +29,12 @@ struct Marks {
     lost: bool,
     /// It was sent again, and that copy is in flight.
     resent: bool,
+    /// Segment.xmit_ts of the copy (RFC 8985), the low half of its microseconds; zero without one.
+    sent_us: u32,
 }
 
 impl Marks {
-    const SACKED: Marks = Marks { sacked: true, lost: false, resent: false };
+    const SACKED: Marks = Marks { sacked: true, lost: false, resent: false, sent_us: 0 };
 
     /// True when it has to be sent again.
     fn waits(self) -> bool {
@@ -71,6 +76,38 @@ impl Sums {
     }
 }
 
+/// When new data from `start` on went out, as far as the next entry.
+#[derive(Copy, Clone, Debug)]
+struct Sent {
+    start: u64,
+    at_us: u32,
+}
+
+/// RACK.xmit_ts of RFC 8985 section 5: when the copy went out that was sent last of all that are
+/// known to have arrived.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
+struct Delivered {
+    sent_us: Option<u32>,
+    /// Copies later than this have not had the time to arrive: the first one did (section 6.2
+    /// step 2).
+    latest_us: Option<u32>,
+}
+
+impl Delivered {
+    /// A copy that went out at `sent_us` has arrived.
+    fn note(&mut self, sent_us: u32) {
+        let is_first_copy = self.latest_us.is_some_and(|latest| is_after(sent_us, latest));
+        if !is_first_copy && self.sent_us.is_none_or(|known| is_after(sent_us, known)) {
+            self.sent_us = Some(sent_us);
+        }
+    }
+}
+
+/// Order of the low halves of microseconds.
+fn is_after(one_us: u32, other_us: u32) -> bool {
+    one_us.wrapping_sub(other_us) as i32 > 0
+}
+
 /// A block could not be taken: the runs would become too many.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub(super) struct TooManyRuns;
@@ -86,13 +123,29 @@ pub(super) struct Scoreboard {
     high_sacked: u64,
     /// Nothing below this waits to be sent again.
     waiting_from: u64,
+    /// When new data went out since the first run exists, oldest first.
+    sent: VecDeque<Sent>,
+    delivered: Delivered,
+    /// `delivered` when copies were last judged.
+    judged_us: Option<u32>,
+    /// When something last went out again; a little earlier than that for what followed soon.
+    resent_us: u32,
 }
 
 impl Scoreboard {
     /// Nothing is known.
     pub(super) const fn new() -> Scoreboard {
-        let runs = VecDeque::new();
-        Scoreboard { runs, sums: NOTHING, start: 0, high_sacked: 0, waiting_from: 0 }
+        Scoreboard {
+            runs: VecDeque::new(),
+            sums: NOTHING,
+            start: 0,
+            high_sacked: 0,
+            waiting_from: 0,
+            sent: VecDeque::new(),
+            delivered: Delivered { sent_us: None, latest_us: None },
+            judged_us: None,
+            resent_us: 0,
+        }
     }
 
     /// True when nothing is known but what cumulative acknowledgements say.
@@ -147,6 +200,9 @@ impl Scoreboard {
             if untouched && self.start < self.high_sacked && reordered.is_none() {
                 reordered = Some(self.start);
             }
+            if run.marks.resent {
+                self.delivered.note(run.marks.sent_us);
+            }
             self.sums.take(run.marks, end - self.start);
             self.start = end;
             if run.end <= una {
@@ -154,10 +210,61 @@ impl Scoreboard {
             }
         }
         self.start = una;
+        self.note_new_data_delivered(una);
+        while self.sent.get(1).is_some_and(|next| next.start <= una) {
+            self.sent.pop_front();
+        }
         if self.sums == NOTHING {
             self.forget();
         }
         reordered
+    }
+
+    /// RACK_transmit_new_data: new data from `start` on goes out at `now_us`. Times closer than
+    /// `grain_us` become the earlier one. Nothing is kept while nothing is known to be lost.
+    pub(super) fn note_sent(&mut self, start: u64, now_us: u32, grain_us: u32) {
+        let last = self.sent.back();
+        let is_close = last.is_some_and(|last| now_us.wrapping_sub(last.at_us) < grain_us);
+        if !self.runs.is_empty() && !is_close && self.sent.len() < SENT_MAX {
+            self.sent.push_back(Sent { start, at_us: now_us });
+        }
+    }
+
+    /// The byte before `end` has arrived, which was sent once.
+    fn note_new_data_delivered(&mut self, end: u64) {
+        let after = self.sent.partition_point(|sent| sent.start < end);
+        if let Some(sent) = after.checked_sub(1).and_then(|index| self.sent.get(index)) {
+            self.delivered.note(sent.at_us);
+        }
+    }
+
+    /// RACK_detect_loss of RFC 8985 section 6.2 for copies: marks lost what was sent again more than
+    /// `reo_wnd_us` before something that has arrived. Those that are sent once only are judged by
+    /// what the peer holds above them ([`Scoreboard::lost_bound`]). Gives the bytes that are lost
+    /// once more.
+    pub(super) fn mark_copies_lost(&mut self, reo_wnd_us: u32) -> u64 {
+        let Some(delivered_us) = self.delivered.sent_us else { return 0 };
+        if self.sums.resent == 0 || self.judged_us == Some(delivered_us) {
+            return 0;
+        }
+        self.judged_us = Some(delivered_us);
+        let deadline_us = delivered_us.wrapping_sub(reo_wnd_us);
+        let (mut from, mut found) = (self.start, 0);
+        for run in &mut self.runs {
+            if run.marks.resent && is_after(deadline_us, run.marks.sent_us) {
+                let len = run.end - from;
+                self.sums.take(run.marks, len);
+                run.marks = Marks { lost: true, ..Marks::default() };
+                self.sums.add(run.marks, len);
+                self.waiting_from = self.waiting_from.min(from);
+                found += len;
+            }
+            from = run.end;
+        }
+        if found > 0 {
+            self.merge(0, self.runs.len());
+        }
+        found
     }
 
     /// Update: the peer, which acknowledges up to `una`, holds `start..end`, which lies beyond.
@@ -183,13 +290,21 @@ impl Scoreboard {
         let before = self.sums.sacked;
         let mut reordered = None;
         let high_sacked = self.high_sacked;
+        let mut delivered = self.delivered;
         self.change(start, end, |from, marks| {
+            if marks.resent {
+                delivered.note(marks.sent_us);
+            }
             let untouched = !marks.sacked && !marks.resent;
             if untouched && from < high_sacked && reordered.is_none() {
                 reordered = Some(from);
             }
             *marks = Marks::SACKED;
         });
+        self.delivered = delivered;
+        if end > high_sacked {
+            self.note_new_data_delivered(end);
+        }
         self.high_sacked = self.high_sacked.max(end);
         Ok((self.sums.sacked - before, reordered))
     }
@@ -249,13 +364,28 @@ impl Scoreboard {
             self.change(una, nxt, |_, marks| {
                 marks.lost = !marks.sacked;
                 marks.resent = false;
+                marks.sent_us = 0;
             });
         }
     }
 
-    /// `start..end` goes out again.
-    pub(super) fn mark_resent(&mut self, start: u64, end: u64) {
-        self.change(start, end, |_, marks| marks.resent = !marks.sacked);
+    /// An acknowledgement is about to be taken in, and what went out after `latest_us` cannot be what
+    /// it is for.
+    pub(super) fn expect_sent_before(&mut self, latest_us: u32) {
+        self.delivered.latest_us = Some(latest_us);
+    }
+
+    /// RACK_retransmit_data: `start..end` goes out again at `now_us`. Times closer than `grain_us`
+    /// become the earlier one, so that neighbours stay one run.
+    pub(super) fn mark_resent(&mut self, start: u64, end: u64, now_us: u32, grain_us: u32) {
+        if self.sums.resent == 0 || now_us.wrapping_sub(self.resent_us) >= grain_us {
+            self.resent_us = now_us;
+        }
+        let sent_us = self.resent_us;
+        self.change(start, end, |_, marks| {
+            marks.resent = !marks.sacked;
+            marks.sent_us = if marks.sacked { 0 } else { sent_us };
+        });
         if self.waiting_from >= start {
             self.waiting_from = self.waiting_from.max(end);
         }
@@ -316,6 +446,9 @@ impl Scoreboard {
     pub(super) fn forget(&mut self) {
         self.sums = NOTHING;
         self.high_sacked = 0;
+        self.sent.clear();
+        self.delivered = Delivered::default();
+        self.judged_us = None;
         if self.runs.capacity() > RUNS_KEPT {
             self.runs = VecDeque::new();
         } else {

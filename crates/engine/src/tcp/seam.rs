@@ -307,6 +307,8 @@ tcp_counters! {
     dsacks_sent,
     /// Rescue retransmissions, RFC 6675 section 4.
     rescue_retransmissions,
+    /// Segments sent again that were lost too and found without a time-out, RFC 8985.
+    lost_retransmissions,
     /// Acknowledgements sent without data.
     pure_acks_sent,
     /// Acknowledgements sent because the delay ran out.

@@ -16,6 +16,8 @@ use crate::Instant;
 /// A reply this soon after the peer's data means a conversation (Linux's least delay), in
 /// microseconds.
 const CONVERSATION_US: u64 = 40_000;
+/// Times of sending that the scoreboard tells apart in a round trip.
+pub(super) const SENT_GRAINS: u32 = 32;
 
 /// What goes out next.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -279,7 +281,9 @@ impl Connection {
         counters.retransmitted_segments += segments;
         self.loss.retransmits = self.loss.retransmits.saturating_add(segments as u32);
         self.loss.retransmit_now = false;
-        self.loss.board_mut().mark_resent(piece.from, piece.end());
+        let grain_us = self.rtt.srtt_us / SENT_GRAINS;
+        let now_us = now.us() as u32;
+        self.loss.board_mut().mark_resent(piece.from, piece.end(), now_us, grain_us);
         self.rtt.abandon_timing();
         self.send_piece(now, piece, counters)
     }
@@ -298,6 +302,9 @@ impl Connection {
     /// Sends new data, a FIN, or both.
     fn send_new(&mut self, now: Instant, piece: Piece, counters: &mut TcpCounters) -> Outgoing {
         self.loss.new_data_sent_us = now.us() as u32;
+        if let Some(board) = &mut self.loss.board {
+            board.note_sent(piece.from, now.us() as u32, self.rtt.srtt_us / SENT_GRAINS);
+        }
         counters.data_segments_sent += self.segments_in(piece.len);
         counters.data_bytes_sent += piece.len;
         self.stop_persist();

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 const MSS: u32 = 10;
 const WINDOW: u64 = 150;
+const REO_WND_US: u32 = 2;
 
 /// One step of a connection.
 #[derive(Copy, Clone, Debug)]
@@ -17,6 +18,7 @@ enum Step {
     ResendUnknown,
     Timeout,
     AllLost,
+    CopiesLost,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -28,6 +30,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::ResendUnknown),
         1 => Just(Step::Timeout),
         1 => Just(Step::AllLost),
+        3 => Just(Step::CopiesLost),
     ];
     prop::collection::vec(step, 1..120)
 }
@@ -37,6 +40,9 @@ struct Oracle {
     una: u64,
     nxt: u64,
     marks: Vec<Marks>,
+    /// Sendings so far; each takes a microsecond, and the first is near the end of what 32 bits hold.
+    clock_us: u32,
+    delivered_us: Option<u32>,
 }
 
 impl Oracle {
@@ -55,6 +61,18 @@ impl Oracle {
         let bytes = held.iter().filter(|&&held| held).count();
         let runs = held.iter().enumerate().filter(|&(at, &h)| h && (at == 0 || !held[at - 1]));
         runs.count() >= 3 || bytes > 2 * MSS as usize
+    }
+
+    /// The copies of `start..end` have arrived.
+    fn arrived(&mut self, start: u64, end: u64) {
+        let times: Vec<u32> = self.marks[start as usize..end as usize]
+            .iter()
+            .filter(|marks| marks.resent)
+            .map(|marks| marks.sent_us)
+            .collect();
+        let later =
+            |one: u32, other: u32| if (one.wrapping_sub(other) as i32) > 0 { one } else { other };
+        self.delivered_us = self.delivered_us.into_iter().chain(times).reduce(later);
     }
 
     /// SetPipe of RFC 6675 section 4, with the marks as they are.
@@ -117,11 +135,13 @@ fn take(board: &mut Scoreboard, oracle: &mut Oracle, step: Step) {
                 let (news, _) = board.sack(una, start, end).expect("there is room");
                 let expected = (start..end).filter(|&at| !oracle.at(at).sacked).count();
                 assert_eq!(news, expected as u64);
+                oracle.arrived(start, end);
                 (start..end).for_each(|at| *oracle.at(at) = Marks::SACKED);
             }
         }
         Step::Advance { by } => {
             let _ = board.advance((una + by).min(nxt - 1));
+            oracle.arrived(una, (una + by).min(nxt - 1));
             oracle.una = (una + by).min(nxt - 1);
             oracle.nxt = (nxt + by).min(oracle.marks.len() as u64);
         }
@@ -135,11 +155,29 @@ fn take(board: &mut Scoreboard, oracle: &mut Oracle, step: Step) {
             let next = if lost { board.next_lost() } else { board.next_unknown() };
             if let Some((start, end)) = next {
                 let end = end.min(start + u64::from(MSS));
-                board.mark_resent(start, end);
-                (start..end).for_each(|at| oracle.at(at).resent = true);
+                oracle.clock_us = oracle.clock_us.wrapping_add(1);
+                let now_us = oracle.clock_us;
+                board.mark_resent(start, end, now_us, 1);
+                (start..end).for_each(|at| {
+                    oracle.at(at).resent = true;
+                    oracle.at(at).sent_us = now_us;
+                });
+            }
+        }
+        Step::CopiesLost => {
+            let _ = board.mark_copies_lost(REO_WND_US);
+            let Some(delivered_us) = oracle.delivered_us.filter(|_| !board.is_empty()) else {
+                return;
+            };
+            for marks in &mut oracle.marks[una as usize..nxt as usize] {
+                let before_us = delivered_us.wrapping_sub(marks.sent_us) as i32;
+                if marks.resent && before_us > REO_WND_US as i32 {
+                    *marks = Marks { lost: true, ..Marks::default() };
+                }
             }
         }
         Step::Timeout => {
+            oracle.delivered_us = None;
             board.forget();
             board.mark_all_lost(una, nxt);
             let lost = Marks { lost: true, ..Marks::default() };
@@ -165,9 +203,18 @@ proptest! {
     fn agrees_with_marks_for_each_byte(steps in steps()) {
         let mut board = Scoreboard::default();
         let marks = vec![Marks::default(); 4000];
-        let mut oracle = Oracle { una: 100, nxt: 100 + WINDOW, marks };
+        let mut oracle = Oracle {
+            una: 100,
+            nxt: 100 + WINDOW,
+            marks,
+            clock_us: u32::MAX - 3,
+            delivered_us: None,
+        };
         for step in steps {
             take(&mut board, &mut oracle, step);
+            if board.is_empty() {
+                oracle.delivered_us = None;
+            }
             check(&board, &oracle);
         }
     }
@@ -184,7 +231,7 @@ fn hostile_splitting_is_bounded_and_what_is_sent_again_is_not() {
     assert!(refused > 490_000);
     board.mark_lost_below(board.lost_bound(1000));
     while let Some((start, end)) = board.next_lost() {
-        board.mark_resent(start, end);
+        board.mark_resent(start, end, 0, 10);
     }
     assert!(board.run_count() <= RUNS_MAX);
     assert_eq!(board.advance(2_000_000), Some(1019), "the last hole was not lost");
@@ -197,9 +244,31 @@ fn late_arrival_of_what_was_not_sent_again_shows_reordering() {
     assert_eq!(board.sack(0, 70, 80), Ok((10, None)));
     assert_eq!(board.sack(0, 30, 40), Ok((10, Some(30))));
     board.mark_lost(0, 0, 10);
-    board.mark_resent(0, 10);
+    board.mark_resent(0, 10, 0, 1);
     assert_eq!(board.advance(10), None);
     assert_eq!(board.advance(50), Some(10));
     assert_eq!(board.sack(50, 50, 60), Ok((10, Some(50))));
     assert!(board.is_reneged());
+}
+
+#[test]
+fn copies_are_judged_by_what_was_sent_later_and_arrived() {
+    let mut board = Scoreboard::default();
+    board.mark_lost(0, 0, 20);
+    board.mark_resent(0, 10, 100, 1);
+    board.mark_resent(10, 20, 130, 1);
+    // New data that went out later than both, as far as one can tell.
+    board.note_sent(50, 180, 10);
+    board.note_sent(60, 185, 10);
+    board.note_sent(70, 190, 10);
+    // An acknowledgement that is too early for the second copy.
+    board.expect_sent_before(120);
+    assert!(board.sack(0, 10, 20).is_ok());
+    assert_eq!(board.mark_copies_lost(0), 0);
+    board.expect_sent_before(195);
+    assert!(board.sack(0, 60, 70).is_ok());
+    assert_eq!(board.mark_copies_lost(80), 0, "both went out within the reordering window");
+    assert!(board.sack(0, 70, 80).is_ok());
+    assert_eq!(board.mark_copies_lost(80), 10);
+    assert_eq!(board.next_lost(), Some((0, 10)));
 }

@@ -459,3 +459,51 @@ fn lost_runs_go_out_again_as_one_frame_and_nothing_else_with_them() {
     assert_eq!((frame.payload_position, frame.payload_len), (0, 3 * PAYLOAD));
     assert_eq!((frame.segment_size, counters.retransmitted_segments), (PAYLOAD as u16, 3));
 }
+
+/// A copy that is lost too is found by new data that was sent later and arrived (RFC 8985), so
+/// nothing waits for the timer.
+#[test]
+fn lost_copies_are_sent_again_without_a_timeout() {
+    for losses in 1..6usize {
+        let mut pair = Pair::established();
+        let mut left = losses;
+        let unlucky = pair.a.iss + 1 + 4 * PAYLOAD as u32;
+        pair.set_fault(move |_, side, _, segment| {
+            let hit = side == Side::A && segment.seq == unlucky && left > 0;
+            left -= usize::from(hit);
+            if hit { Fate::Drop } else { Fate::Deliver }
+        });
+        pair.write(Side::A, 600 * PAYLOAD);
+        let start = pair.now;
+        while pair.a.tcp().progress().tx_acked < 600 * PAYLOAD as u64 {
+            pair.run_for(1_000);
+            assert!(pair.now.since(start) < 5_000_000, "{losses}");
+        }
+        pair.assert_delivered(Side::A);
+        let counters = &pair.a.counters;
+        let found = (counters.retransmission_timeouts, counters.lost_retransmissions);
+        assert_eq!(found, (0, losses as u64 - 1));
+        assert_eq!(counters.retransmitted_segments, losses as u64, "nothing is sent in vain");
+        assert_eq!(counters.fast_retransmits, 1);
+    }
+}
+
+/// Copies that prove each other lost.
+#[test]
+fn a_lost_copy_shows_by_copies_that_were_sent_later() {
+    let mut pair = Pair::established();
+    pair.write(Side::A, 20 * PAYLOAD);
+    // Every second segment of the first ten, and the first copy of the first two.
+    drop_of_a(&mut pair, &[0, 2, 4, 6, 8]);
+    pair.run_for(2 * DELAY_US + 100);
+    let mut copies = 0;
+    let end = pair.a.iss + 1 + 10 * PAYLOAD as u32;
+    pair.set_fault(move |_, side, _, segment| {
+        let is_copy = side == Side::A && segment.seq.le(end) && !segment.payload.is_empty();
+        copies += usize::from(is_copy);
+        if is_copy && copies == 1 { Fate::Drop } else { Fate::Deliver }
+    });
+    pair.run_for(190_000);
+    pair.assert_delivered(Side::A);
+    assert_eq!(pair.a.counters.retransmission_timeouts, 0);
+}
