@@ -4,7 +4,8 @@
 //!
 //! ```text
 //! line 0, written by the producer:  position u32, room flag u32 (the consumer swaps it to 0)
-//! line 1, written by the consumer:  position u32, sleep flag u32 (the producer swaps it to 0)
+//! line 1, written by the consumer:  position u32, sleep flag u32 (the producer swaps it to 0),
+//!                                   core u32 (one more than the core it runs on; 0 = not told)
 //! line 2...                         the records
 //! ```
 //!
@@ -31,6 +32,7 @@ use std::sync::Arc;
 use crate::segment::{Segment, SharedLayout};
 use crate::sleep::SleepFlag;
 use crate::sync::Word;
+use crate::sys;
 
 /// Bytes of a cache line, the unit of positions.
 pub const LINE: usize = 64;
@@ -42,6 +44,14 @@ pub const RECORD_HEADER: usize = 16;
 const BATCH_LINES: u32 = 512;
 /// Length of a gap before the end of the ring, in place of a record's.
 const GAP: u32 = u32::MAX;
+
+/// A content is copied past the caches from this many bytes on, if another core takes it.
+const PAST_CACHES_MIN: usize = 16 * 1024;
+
+/// One more than the core that the caller runs on; 0 if it cannot be told.
+fn core_number() -> u32 {
+    sys::current_core().map_or(0, |core| core.wrapping_add(1))
+}
 
 /// Bytes of a ring of `lines` cache lines.
 pub const fn record_ring_size(lines: u32) -> usize {
@@ -89,8 +99,10 @@ pub trait RecordMemory {
     fn consumer_position(&self) -> &Self::Word;
     /// Whether the consumer sleeps until there is a record.
     fn sleep_flag(&self) -> &Self::Word;
-    /// Writes a record from this line on.
-    fn write(&self, line: u32, header: Record, content: &[u8]);
+    /// Where the consumer says on which core it runs, if it can.
+    fn consumer_core(&self) -> Option<&Self::Word>;
+    /// Writes a record from this line on, if wanted past the caches.
+    fn write(&self, line: u32, header: Record, content: &[u8], past_caches: bool);
     /// Reads a header.
     fn read_header(&self, line: u32) -> Record;
     /// Copies the content of the record at this line.
@@ -104,7 +116,9 @@ struct HeaderLayout {
     _producer_rest: [AtomicU64; 7],
     consumer_position: AtomicU32,
     sleeping: AtomicU32,
-    _consumer_rest: [AtomicU64; 7],
+    consumer_core: AtomicU32,
+    _core_rest: AtomicU32,
+    _consumer_rest: [AtomicU64; 6],
 }
 
 const _: () = {
@@ -181,12 +195,20 @@ impl RecordMemory for SharedRecords {
         &self.header().sleeping
     }
     #[inline]
-    fn write(&self, line: u32, header: Record, content: &[u8]) {
+    fn consumer_core(&self) -> Option<&AtomicU32> {
+        Some(&self.header().consumer_core)
+    }
+    #[inline]
+    fn write(&self, line: u32, header: Record, content: &[u8], past_caches: bool) {
         let words = &self.line(line).0;
         words[0].store(u64::from(header.len), Ordering::Relaxed);
         words[1].store(header.tag, Ordering::Relaxed);
         // False only for content beyond the segment, which the ring logic rules out.
-        let _: bool = self.segment.copy_in(self.offset_of(line) + RECORD_HEADER, content);
+        let at = self.offset_of(line) + RECORD_HEADER;
+        let _: bool = match past_caches {
+            true => self.segment.copy_in_past_caches(at, content),
+            false => self.segment.copy_in(at, content),
+        };
     }
     #[inline]
     fn read_header(&self, line: u32) -> Record {
@@ -240,15 +262,22 @@ impl<M: RecordMemory> RecordProducer<M> {
             return Push::Full;
         }
         if gap > 0 {
-            self.memory.write(self.position, Record { len: GAP, tag: 0 }, &[]);
+            self.memory.write(self.position, Record { len: GAP, tag: 0 }, &[], false);
             self.position = self.position.wrapping_add(gap);
         }
-        self.memory.write(self.position, header, content);
+        let past_caches = content.len() >= PAST_CACHES_MIN && self.is_read_elsewhere();
+        self.memory.write(self.position, header, content, past_caches);
         self.position = self.position.wrapping_add(wanted);
         if self.position.wrapping_sub(self.published) >= BATCH_LINES {
             self.store_position();
         }
         Push::Written
+    }
+
+    /// Whether the consumer runs on another core, where the lines of the ring are then.
+    fn is_read_elsewhere(&self) -> bool {
+        let reader = self.memory.consumer_core().map_or(0, |core| core.load(Ordering::Relaxed));
+        reader != 0 && reader != core_number()
     }
 
     /// Lets the consumer see everything written. True: it sleeps and must be rung.
@@ -372,6 +401,9 @@ impl<M: RecordMemory> RecordConsumer<M> {
             return false;
         }
         self.looked = self.position;
+        if let Some(core) = self.memory.consumer_core() {
+            core.store(core_number(), Ordering::Relaxed);
+        }
         self.store_position();
         SleepFlag::new(self.memory.room_flag()).must_wake()
     }

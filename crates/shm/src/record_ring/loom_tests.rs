@@ -63,7 +63,10 @@ impl RecordMemory for Model {
     fn sleep_flag(&self) -> &AtomicU32 {
         &self.0.sleeping
     }
-    fn write(&self, line: u32, header: Record, content: &[u8]) {
+    fn consumer_core(&self) -> Option<&AtomicU32> {
+        None
+    }
+    fn write(&self, line: u32, header: Record, content: &[u8], _past_caches: bool) {
         let mark = content.first().copied().unwrap_or(0);
         for index in 0..Model::cells(content.len()) {
             // SAFETY: loom checks that nobody else is in the line.
