@@ -313,6 +313,30 @@ impl Tap {
     }
 }
 
+/// Sends frames in their order, each by `send`, until one has to wait; how many are done.
+fn send_each(
+    pool: &mut FramePool,
+    frames: &mut Vec<TxFrame>,
+    mut send: impl FnMut(&mut FramePool, &mut TxFrame) -> Sent,
+) -> io::Result<usize> {
+    let mut done = 0;
+    let mut gone = None;
+    for frame in frames.iter_mut() {
+        match send(pool, frame) {
+            Sent::Done => done += 1,
+            Sent::Blocked => break,
+            Sent::Gone(error) => {
+                gone = Some(error);
+                break;
+            }
+        }
+    }
+    for sent in frames.drain(..done) {
+        pool.free(sent.frame);
+    }
+    gone.map_or(Ok(done), Err)
+}
+
 impl Port for Tap {
     fn rx_burst(
         &mut self,
@@ -359,22 +383,7 @@ impl Port for Tap {
     }
 
     fn tx_burst(&mut self, pool: &mut FramePool, frames: &mut Vec<TxFrame>) -> io::Result<usize> {
-        let mut done = 0;
-        let mut gone = None;
-        for frame in frames.iter_mut() {
-            match self.send(pool, frame) {
-                Sent::Done => done += 1,
-                Sent::Blocked => break,
-                Sent::Gone(error) => {
-                    gone = Some(error);
-                    break;
-                }
-            }
-        }
-        for sent in frames.drain(..done) {
-            pool.free(sent.frame);
-        }
-        gone.map_or(Ok(done), Err)
+        send_each(pool, frames, |pool, frame| self.send(pool, frame))
     }
 
     fn features(&self) -> Features {

@@ -1,14 +1,15 @@
 //! Owns several queues of one TAP as one port, for a server that has them all: receives from each in
-//! turn and sends on the first. Called by the service while it has fewer servers than queues.
+//! turn and sends the frames of a flow on its own. Called by the service while it has fewer servers than queues.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use haypile_shm::pool::FramePool;
 
-use super::Tap;
+use super::{Tap, send_each};
 use crate::error::LinkError;
 use crate::port::{Features, Port, PortCounters, RxFrame, TxFrame};
+use crate::steering::Steering;
 use crate::sys;
 
 /// Queues of one interface as one port.
@@ -42,6 +43,14 @@ impl TapQueues {
         &self.queues
     }
 
+    /// Which queue a frame leaves by: the one that the flow's frames come on. Without a program the
+    /// kernel follows us, so that any rule is right that keeps to one queue for a flow.
+    pub(super) fn steering(&self) -> Option<Steering> {
+        let queues = u16::try_from(self.queues.len()).ok().filter(|queues| *queues > 1)?;
+        let ours = Steering { key: 0, queues };
+        Some(self.first().facts().steering.filter(|known| known.queues == queues).unwrap_or(ours))
+    }
+
     fn first(&self) -> &Tap {
         &self.queues[0]
     }
@@ -67,7 +76,14 @@ impl Port for TapQueues {
     }
 
     fn tx_burst(&mut self, pool: &mut FramePool, frames: &mut Vec<TxFrame>) -> io::Result<usize> {
-        self.queues[0].tx_burst(pool, frames)
+        let Some(steering) = self.steering() else { return self.queues[0].tx_burst(pool, frames) };
+        send_each(pool, frames, |pool, frame| {
+            let queue = usize::from(steering.queue(frame.bytes(pool)));
+            match self.queues.get_mut(queue) {
+                Some(queue) => queue.send(pool, frame),
+                None => self.queues[0].send(pool, frame),
+            }
+        })
     }
 
     fn features(&self) -> Features {

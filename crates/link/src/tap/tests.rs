@@ -510,6 +510,22 @@ fn several_queues_are_one_port() {
         }
         assert_eq!((found, pool.available()), (50, 256));
         assert!(port.counters().rx_frames >= 50);
+        let steering = port.steering().unwrap();
+        let (mut frames, mut wanted) = (Vec::new(), [0; 3]);
+        let host_mac = Netlink::open().unwrap().link_by_name(port.queues()[0].name());
+        let host_mac = host_mac.unwrap().mac.unwrap();
+        for number in 0..60 {
+            let bytes = frame_v4(host_mac, mac, (1000 + number, 9), b"by its own queue");
+            wanted[usize::from(steering.queue(&bytes))] += 1;
+            let mut frame = pool.alloc().unwrap();
+            let room = &mut pool.bytes_mut(&mut frame)[TX_HEADROOM..];
+            room[..bytes.len()].copy_from_slice(&bytes);
+            frames.push(TxFrame::new(frame, bytes.len() as u32));
+        }
+        assert_eq!(port.tx_burst(&mut pool, &mut frames).unwrap(), 60);
+        let sent: Vec<u64> = port.queues().iter().map(|queue| queue.counters().tx_frames).collect();
+        assert_eq!(sent, wanted);
+        assert!(wanted.iter().all(|count| *count > 3) && pool.available() == 256, "{wanted:?}");
         assert!(TapQueues::new(Vec::new()).is_err() && Tap::open_queues(&config(), 0).is_err());
     });
 }
