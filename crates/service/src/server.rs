@@ -12,7 +12,7 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use haypile_engine::{Close, Instant, Limits, Shard, ShardConfig};
 use haypile_link::port::Port;
-use haypile_shm::{Errno, Fd, ServiceStatus};
+use haypile_shm::{Errno, Fd, Message, ServiceStatus};
 
 use crate::attach::Adoption;
 use crate::config::{Config, ServiceLimits};
@@ -56,6 +56,8 @@ pub struct Core {
     pub(crate) orphans: VecDeque<(Instant, Key)>,
     /// UDP sockets that have something to send.
     pub(crate) sending: VecDeque<Key>,
+    /// Room for the requests of one process.
+    pub(crate) request_room: Vec<Message>,
     /// Room for one datagram on its way to the shard.
     pub(crate) scratch: Vec<u8>,
     /// Number of the interface by which the host's kernel reaches us; 0: none.
@@ -168,6 +170,7 @@ impl<P: Port> Server<P> {
             active: VecDeque::new(),
             orphans: VecDeque::new(),
             sending: VecDeque::new(),
+            request_room: Vec::new(),
             scratch: Vec::new(),
             interface: port.interface(),
             to_abort: Vec::new(),
