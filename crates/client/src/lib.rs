@@ -50,6 +50,7 @@ pub use fork::{
     before_fork, before_spawn, set_wiped_word,
 };
 pub use haypile_shm::Errno;
+pub use haypile_shm::stream::FileStop;
 pub use options::{getsockopt, setsockopt};
 pub use placeholder::{adopt, share_descriptor as share};
 pub use poll::{any_ours, poll};
@@ -58,7 +59,7 @@ pub use socket::{
     forget_number, listen, local_address, remote_address, set_nonblocking, set_status_flags,
     shutdown, socket, status_flags,
 };
-pub use stream_io::{discard, readable_bytes, receive, send, unsent_bytes};
+pub use stream_io::{discard, readable_bytes, receive, send, send_file, unsent_bytes};
 
 use std::os::fd::RawFd;
 

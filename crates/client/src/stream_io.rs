@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use haypile_shm::messages::{OPTION_MORE, RequestBody};
 use haypile_shm::spin::Spinner;
-use haypile_shm::stream::{ReadOutcome, StreamError, WriteOutcome, status};
+use haypile_shm::stream::{FileStop, ReadOutcome, StreamError, WriteOutcome, status};
 use haypile_shm::sys::{self, Waited};
 use haypile_shm::{AppStream, CHUNK_SIZE, Errno};
 
@@ -351,16 +351,74 @@ pub fn send(fd: RawFd, data: &[IoSlice<'_>], flags: i32) -> Result<usize, Errno>
 }
 
 fn send_all(socket: &Pinned, fd: RawFd, data: &[IoSlice<'_>], flags: i32) -> Result<usize, Errno> {
+    let want: usize = data.iter().map(|slice| slice.len()).sum();
+    send_with(socket, fd, want, flags, |stream, done| {
+        Ok(Written { outcome: write_from(stream, data, done)?, is_last: false })
+    })
+}
+
+/// sendfile(2) of up to `count` bytes of a file from `position` on: the kernel reads them to where
+/// the service finds them. Also why it stopped, unless that was for lack of room or all is sent;
+/// what the kernel cannot read that way is left to the caller.
+///
+/// # Errors
+/// As [`send`].
+pub fn send_file(
+    fd: RawFd,
+    file: RawFd,
+    position: u64,
+    count: usize,
+) -> Result<(usize, Option<FileStop>), Errno> {
+    let socket = connection(fd)?;
+    if socket.has(flag::DATAGRAM) {
+        // Datagrams are copied by whoever calls.
+        return Ok((0, Some(FileStop::Refused(Errno::EAGAIN))));
+    }
+    if socket.phase() != Phase::Stream {
+        return Err(Errno::EPIPE);
+    }
+    let mut stop = None;
+    let sent = send_with(&socket, fd, count, 0, |stream, done| {
+        let from = position.saturating_add(done as u64);
+        let (outcome, why) = stream.write_file(file, from, count - done, &Arenas)?;
+        stop = why;
+        Ok(Written { outcome, is_last: why.is_some() })
+    });
+    // What an earlier send kept back for more goes, too.
+    if socket.has(flag::MORE) && socket.clear(flag::MORE) {
+        socket.tell(RequestBody::SetOption { option: OPTION_MORE, value: 0 })?;
+    }
+    Ok((sent?, stop))
+}
+
+/// What one attempt to write did.
+struct Written {
+    outcome: WriteOutcome,
+    /// Nothing more will come.
+    is_last: bool,
+}
+
+/// Writes until `want` bytes are written, or it would have to wait and must not. `write` writes what
+/// follows the first so many bytes.
+fn send_with(
+    socket: &Pinned,
+    fd: RawFd,
+    want: usize,
+    flags: i32,
+    mut write: impl FnMut(&AppStream, usize) -> Result<Written, StreamError>,
+) -> Result<usize, Errno> {
     let Some(stream) = socket.stream() else { return Err(Errno::EAGAIN) };
     let blocking = flags & libc::MSG_DONTWAIT == 0 && !socket.has(flag::NONBLOCKING);
-    let want: usize = data.iter().map(|slice| slice.len()).sum();
     let mut wait: Option<Wait<'_>> = None;
     let mut done = 0;
     loop {
-        let step = check_writable(socket, &stream)
-            .and_then(|open| if open { write_some(socket, &stream, data, done) } else { Ok(0) });
+        let step = check_writable(socket, &stream).and_then(|open| match open {
+            true => write_some(socket, &stream, done, &mut write),
+            false => Ok((0, false)),
+        });
         match step {
-            Ok(bytes) => done += bytes,
+            Ok((bytes, true)) => return Ok(done + bytes),
+            Ok((bytes, false)) => done += bytes,
             Err(errno) => return if done > 0 { Ok(done) } else { Err(errno) },
         }
         if done >= want {
@@ -402,25 +460,26 @@ fn check_writable(socket: &Pinned, stream: &AppStream) -> Result<bool, Errno> {
     Ok(state & status::CONNECTED != 0)
 }
 
-/// Writes as much as there is room for, and asks for more room once if that is worth it.
+/// Writes as much as there is room for, and asks for more room once if that is worth it. How many
+/// bytes, and whether they are the last.
 fn write_some(
     socket: &Pinned,
     stream: &AppStream,
-    data: &[IoSlice<'_>],
     done: usize,
-) -> Result<usize, Errno> {
-    let outcome = write_from(stream, data, done).map_err(of_stream)?;
+    write: &mut impl FnMut(&AppStream, usize) -> Result<Written, StreamError>,
+) -> Result<(usize, bool), Errno> {
+    let Written { outcome, is_last } = write(stream, done).map_err(of_stream)?;
     report(socket, stream, &outcome)?;
     let spins = attach::current()?.spin_us() > 0;
     let granted = (outcome.room_beyond && spins)
         && Spinner::new(sys::clock_monotonic_ns(), GRANT_SPIN_NS)
             .until(|| stream.writable() > 0 || stream.status() & ENDED != 0);
     if !granted {
-        return Ok(outcome.bytes);
+        return Ok((outcome.bytes, is_last));
     }
-    let more = write_from(stream, data, done + outcome.bytes).map_err(of_stream)?;
-    report(socket, stream, &more)?;
-    Ok(outcome.bytes + more.bytes)
+    let more = write(stream, done + outcome.bytes).map_err(of_stream)?;
+    report(socket, stream, &more.outcome)?;
+    Ok((outcome.bytes + more.outcome.bytes, more.is_last))
 }
 
 fn report(socket: &Pinned, stream: &AppStream, outcome: &WriteOutcome) -> Result<(), Errno> {

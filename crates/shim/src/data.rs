@@ -4,7 +4,7 @@
 use core::ffi::{c_int, c_uint, c_void};
 use std::io::{IoSlice, IoSliceMut};
 
-use haypile_client::{self as client, Errno};
+use haypile_client::{self as client, Errno, FileStop};
 use libc::{iovec, mmsghdr, msghdr, off_t, size_t, sockaddr, socklen_t, ssize_t, timespec};
 
 use crate::raw::{finish, raw, settle};
@@ -12,14 +12,21 @@ use crate::{datagrams, rights, vectors};
 
 /// Sends, and raises SIGPIPE where the kernel would.
 fn send_slices(fd: c_int, data: &[IoSlice<'_>], flags: c_int) -> Result<usize, Errno> {
-    let sent = client::send(fd, data, flags);
-    let silent = flags & libc::MSG_NOSIGNAL != 0 || client::is_datagram(fd);
-    if sent == Err(Errno::EPIPE) && !silent {
+    let silent = flags & libc::MSG_NOSIGNAL != 0;
+    client::send(fd, data, flags).map_err(|errno| match silent {
+        true => errno,
+        false => raise_pipe(fd, errno),
+    })
+}
+
+/// Raises SIGPIPE for an error that comes with it.
+fn raise_pipe(fd: c_int, errno: Errno) -> Errno {
+    if errno == Errno::EPIPE && !client::is_datagram(fd) {
         let process = raw!(SYS_getpid);
         let thread = raw!(SYS_gettid);
         raw!(SYS_tgkill, process, thread, libc::SIGPIPE);
     }
-    sent
+    errno
 }
 
 /// # Safety
@@ -560,41 +567,52 @@ macro_rules! positioned {
 positioned!(preadv2, preadv64v2, SYS_preadv2, receive_vector);
 positioned!(pwritev2, pwritev64v2, SYS_pwritev2, send_vector);
 
-/// Bytes of the buffer on the stack between a file and a stream.
+/// Bytes of the buffer on the stack for what cannot be read straight into a stream.
 const COPY_BYTES: usize = 16 * 1024;
 
-/// Sends a file over one of our sockets, a buffer at a time.
+/// Sends a file over one of our sockets.
 fn send_file(out: c_int, input: c_int, start: i64, count: usize) -> Result<usize, Errno> {
-    let mut buffer = [0u8; COPY_BYTES];
     let mut done = 0;
+    // Bounded: every turn sends something or is the last.
     while done < count {
-        let want = (count - done).min(COPY_BYTES);
-        let got = raw!(SYS_pread64, input, buffer.as_mut_ptr(), want, start + done as i64);
-        if got < 0 {
-            let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
-            // What cannot be read at a position (a pipe, a folder) is no file: let the caller copy.
-            let no_file = matches!(errno, libc::ESPIPE | libc::EISDIR);
-            let errno = if no_file { libc::EINVAL } else { errno };
-            return if done > 0 { Ok(done) } else { Err(Errno(errno)) };
-        }
-        let got = got as usize;
-        if got == 0 {
-            // The file is shorter: what waited for more goes.
-            send_slices(out, &[], 0).ok();
-            break;
-        }
-        let more = if done + got < count { libc::MSG_MORE } else { 0 };
-        match send_slices(out, &[IoSlice::new(&buffer[..got])], more) {
-            Ok(sent) => {
-                done += sent;
-                if sent < got {
-                    break;
-                }
-            }
+        let (position, left) = (start + done as i64, count - done);
+        let sent = match client::send_file(out, input, position as u64, left) {
+            Ok((bytes, None)) => return Ok(done + bytes),
+            Ok((bytes, Some(FileStop::End))) => return Ok(done + bytes),
+            Ok((0, Some(FileStop::Refused(_)))) => copy_file(out, input, position, left),
+            Ok((bytes, Some(FileStop::Refused(_)))) => Ok((bytes, false)),
+            Err(errno) => Err(raise_pipe(out, errno)),
+        };
+        match sent {
+            Ok((bytes, true)) => return Ok(done + bytes),
+            Ok((bytes, false)) => done += bytes,
             Err(errno) => return if done > 0 { Ok(done) } else { Err(errno) },
         }
     }
     Ok(done)
+}
+
+/// Sends a piece of a file by way of a buffer: one that has to be waited for, or is read in no other
+/// way. How many bytes, and whether nothing more can be sent.
+fn copy_file(out: c_int, input: c_int, start: i64, count: usize) -> Result<(usize, bool), Errno> {
+    let mut buffer = [0u8; COPY_BYTES];
+    let want = count.min(COPY_BYTES);
+    let got = raw!(SYS_pread64, input, buffer.as_mut_ptr(), want, start);
+    if got < 0 {
+        let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
+        // What cannot be read at a position (a pipe, a folder) is no file: let the caller copy.
+        let no_file = matches!(errno, libc::ESPIPE | libc::EISDIR);
+        return Err(Errno(if no_file { libc::EINVAL } else { errno }));
+    }
+    let got = got as usize;
+    if got == 0 {
+        // The file is shorter: what waited for more goes.
+        send_slices(out, &[], 0).ok();
+        return Ok((0, true));
+    }
+    let more = if got < count { libc::MSG_MORE } else { 0 };
+    let sent = send_slices(out, &[IoSlice::new(&buffer[..got])], more)?;
+    Ok((sent, sent < got))
 }
 
 /// `sendfile(2)`.

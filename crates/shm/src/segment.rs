@@ -175,6 +175,36 @@ impl Segment {
         true
     }
 
+    /// Lets the kernel read `len` bytes of a file from `position` on to `offset`, as far as it has
+    /// them at hand (`RWF_NOWAIT`). `EINVAL` out of range or if mapped read-only; else as
+    /// preadv2(2), `EAGAIN` where it would have to wait.
+    pub fn read_file(
+        &self,
+        offset: usize,
+        len: usize,
+        file: RawFd,
+        position: u64,
+    ) -> Result<usize> {
+        if !self.writable || !self.fits(offset, len) {
+            return Err(Errno::EINVAL);
+        }
+        // SAFETY: inside the mapping.
+        let base = unsafe { self.base.add(offset) };
+        let place = libc::iovec { iov_base: base.cast(), iov_len: len };
+        // SAFETY: the vector holds one span, inside our mapping, which the kernel writes.
+        unsafe {
+            sys::syscall6(
+                libc::SYS_preadv2 as usize,
+                file as usize,
+                &raw const place as usize,
+                1,
+                position as usize,
+                0,
+                libc::RWF_NOWAIT as usize,
+            )
+        }
+    }
+
     /// Sets `len` bytes at `offset` to zero. False, and nothing done, out of range or if mapped
     /// read-only.
     #[must_use]

@@ -12,6 +12,7 @@ use core::sync::atomic::{AtomicU32, Ordering, fence};
 use core::time::Duration;
 use std::io::{IoSlice, IoSliceMut};
 use std::net::SocketAddr;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
 mod records;
@@ -28,12 +29,22 @@ use crate::limits::{
     chunk_offset, slot_offset,
 };
 use crate::segment::Segment;
-use crate::sys::{self, Waited};
+use crate::sys::{self, Errno, Waited};
 
 /// Longest wait for another thread or process to finish its copy.
 const LOCK_LIMIT: Duration = Duration::from_secs(1);
 /// Turns of spinning before a wait for the owner word sleeps.
 const OWNER_SPINS: u32 = 200;
+
+/// Why [`AppStream::write_file`] took no more of a file.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum FileStop {
+    /// It has no more.
+    End,
+    /// The kernel does not read it straight into the stream: `EAGAIN` if it would have to wait, else
+    /// what preadv2(2) says of the file.
+    Refused(Errno),
+}
 
 /// Finds the mapping of an arena. Called while a direction is locked: it must not use the same
 /// stream. It may map an arena on demand; if it answers `None` the call ends with
@@ -392,15 +403,7 @@ impl AppStream {
         chunks: &impl Chunks,
     ) -> Result<WriteOutcome, StreamError> {
         let _held = self.hold_tx()?;
-        if !self.is_current() {
-            return Err(StreamError::Stale);
-        }
-        let block = self.block();
-        let start = block.application.tx_tail.load(Ordering::Relaxed);
-        let limit = block.service.tx_limit.load(Ordering::Acquire);
-        if limit.saturating_sub(start) > FIFO_BYTES as u64 {
-            return Err(StreamError::Corrupt);
-        }
+        let (start, limit) = self.tx_span()?;
         let mut tail = start;
         let mut fitted = true;
         for buffer in data {
@@ -412,6 +415,53 @@ impl AppStream {
             }
         }
         Ok(self.finish_write(start, tail, fitted))
+    }
+
+    /// Writes up to `most` bytes of a file from `position` on, which the kernel reads straight into
+    /// the stream, as far as it has them at hand: the direction is not held while a disk works. Also
+    /// why it stopped, unless that was for lack of room or all is written.
+    pub fn write_file(
+        &self,
+        file: RawFd,
+        position: u64,
+        most: usize,
+        chunks: &impl Chunks,
+    ) -> Result<(WriteOutcome, Option<FileStop>), StreamError> {
+        let _held = self.hold_tx()?;
+        let (start, limit) = self.tx_span()?;
+        let mut tail = start;
+        let mut stop = None;
+        // Bounded: every turn but the last moves on.
+        while stop.is_none() && tail < limit && tail - start < most as u64 {
+            let done = (tail - start) as usize;
+            let len = piece_len(tail, (limit - tail).min((most - done) as u64) as usize);
+            let (segment, at) = match find(&self.block().tx_chunks, tail, chunks) {
+                Ok(place) => place,
+                Err(error) if done == 0 => return Err(error),
+                Err(_) => break,
+            };
+            match segment.read_file(at, len, file, position.saturating_add(done as u64)) {
+                Ok(0) => stop = Some(FileStop::End),
+                Ok(bytes) => tail += bytes.min(len) as u64,
+                Err(errno) => stop = Some(FileStop::Refused(errno)),
+            }
+        }
+        let fitted = stop.is_some() || tail - start == most as u64;
+        Ok((self.finish_write(start, tail, fitted), stop))
+    }
+
+    /// Where the application writes next, and up to where it may.
+    fn tx_span(&self) -> Result<(u64, u64), StreamError> {
+        if !self.is_current() {
+            return Err(StreamError::Stale);
+        }
+        let block = self.block();
+        let start = block.application.tx_tail.load(Ordering::Relaxed);
+        let limit = block.service.tx_limit.load(Ordering::Acquire);
+        match limit.saturating_sub(start) > FIFO_BYTES as u64 {
+            true => Err(StreamError::Corrupt),
+            false => Ok((start, limit)),
+        }
     }
 
     fn copy_tx(

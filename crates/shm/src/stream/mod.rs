@@ -20,7 +20,9 @@ mod application;
 mod layout;
 mod service;
 
-pub use application::{AppStream, Chunks, ReadOutcome, RecordRead, StreamError, WriteOutcome};
+pub use application::{
+    AppStream, Chunks, FileStop, ReadOutcome, RecordRead, StreamError, WriteOutcome,
+};
 pub use service::{Hostile, OfferState, ServiceStream};
 
 /// Bits of the status word of a record.

@@ -608,3 +608,46 @@ fn unmapped_arenas_and_bad_records_are_errors() {
     let short = Arc::new(Segment::create("test", 4096).unwrap());
     assert!(AppStream::open(short, 8, 1, PROCESS).is_none());
 }
+
+#[test]
+fn files_are_read_straight_into_the_stream() {
+    let mut host = Host::new();
+    let (mut service, application) = host.stream();
+    let file = Segment::create("test-file", 3 * CHUNK_SIZE).unwrap();
+    let content = bytes(0, 3 * CHUNK_SIZE);
+    assert!(file.copy_in(0, &content));
+    let fd = file.fd().unwrap();
+    let (mut from, mut written) = (1000, 0);
+    service.grant_tx(BUFFER, &mut host.arena);
+    for turn in 0.. {
+        assert!(turn < 20, "it moves on");
+        let (outcome, stop) =
+            application.write_file(fd, from as u64, usize::MAX, &host.arena).unwrap();
+        if matches!(stop, Some(FileStop::Refused(sys::Errno(libc::EOPNOTSUPP)))) {
+            return println!("skipped: no file is read here without waiting");
+        }
+        written += outcome.bytes;
+        from += outcome.bytes;
+        if stop == Some(FileStop::End) {
+            assert!(!outcome.want, "nothing is left to be written");
+            break;
+        }
+        assert_eq!(stop, None);
+        assert!(outcome.want || application.writable() > 0, "more room is asked for");
+        service.want_tx(BUFFER, &mut host.arena).unwrap();
+    }
+    assert_eq!(written, content.len() - 1000);
+    let mut out = vec![0; written];
+    service.observe_tx_tail().unwrap();
+    assert!(service.read_tx(0, &mut out, &host.arena));
+    assert!(out == content[1000..]);
+    service.acked(written as u64, BUFFER, &mut host.arena);
+    service.want_tx(BUFFER, &mut host.arena).unwrap();
+    let (outcome, stop) = application.write_file(fd, 5, 7, &host.arena).unwrap();
+    assert_eq!((outcome.bytes, outcome.want, stop), (7, false, None), "no more than asked for");
+    let (outcome, stop) = application.write_file(-1, 0, 7, &host.arena).unwrap();
+    assert_eq!((outcome.bytes, stop), (0, Some(FileStop::Refused(sys::Errno(libc::EBADF)))));
+    let beyond = i64::MAX as u64;
+    let (outcome, stop) = application.write_file(fd, beyond, 7, &host.arena).unwrap();
+    assert!(outcome.bytes == 0 && stop.is_some(), "{stop:?}");
+}
