@@ -5,11 +5,13 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use smoltcp::wire::checksum;
+
 use super::Shard;
 use super::entry::Socket;
 use super::headers::{
-    IPV4_HEADER, IPV6_HEADER, IpHeader, TYPE_IPV6, UDP, emit_ethernet, ethernet_type,
-    transport_checksum, write_u16,
+    IPV4_HEADER, IPV6_HEADER, IpHeader, TYPE_IPV6, UDP, emit_ethernet, ethernet_type, header_len,
+    pseudo_checksum, write_u16,
 };
 use super::ipv4::emit_ipv4_fragment;
 use super::ipv6::emit_ipv6_fragment;
@@ -23,10 +25,13 @@ use crate::neighbours::Resolution;
 use crate::packets::OutgoingDatagram;
 use crate::routing::NextHop;
 use crate::socket_id::SocketId;
+use crate::streams::{PartialChecksum, TxMeta};
 use crate::time::Instant;
 
 /// Bytes of a UDP header.
 const UDP_HEADER: usize = 8;
+/// Where the checksum lies in it.
+const UDP_CHECKSUM_AT: usize = 6;
 /// Datagrams that one call may be cut into (Linux's `UDP_MAX_SEGMENTS`).
 const SEGMENTS_MAX: usize = 128;
 
@@ -212,9 +217,9 @@ impl Shard {
         let to_ourselves = plan.hop == NextHop::Ourselves;
         if !to_ourselves {
             let (source, destination) = (plan.source.ip(), plan.remote.ip());
-            let sum = transport_checksum(source, destination, UDP, datagram);
-            // 0 would say that there is none (RFC 768).
-            write_u16(datagram, 6, if sum == 0 { 0xffff } else { sum });
+            // The rest is done when it leaves, by the link if that can.
+            let pseudo = pseudo_checksum(source, destination, UDP, datagram.len());
+            write_u16(datagram, UDP_CHECKSUM_AT, pseudo);
         }
         let may_fragment = plan.cut_by_routers || len > plan.mtu;
         IpHeader { may_fragment, ..plan.header }.emit(&mut packet);
@@ -266,7 +271,9 @@ impl Shard {
         match self.resolve(hop) {
             Resolution::Known(mac) => self.emit_datagram(mac, datagram, out),
             Resolution::Asked(neighbour) => {
+                let mut datagram = datagram;
                 self.account_sent(&datagram);
+                finish_checksum(&mut datagram);
                 if let Err(packet) = self.neighbours.enqueue(neighbour, datagram.bytes) {
                     self.counters.count(Counter::NeighbourQueueDropped);
                     self.buffers.give(packet);
@@ -289,11 +296,21 @@ impl Shard {
         let kind = ethernet_type(&datagram.bytes);
         emit_ethernet(self.mac, mac, kind, out);
         let body = &mut out[ETHERNET_HEADER..];
-        if datagram.bytes.len() <= datagram.mtu {
+        let is_whole = datagram.bytes.len() <= datagram.mtu;
+        let offloads = is_whole && self.offloads.tx_checksum;
+        if !offloads {
+            finish_checksum(&mut datagram);
+        }
+        if is_whole {
             let len = datagram.bytes.len();
             body[..len].copy_from_slice(&datagram.bytes);
+            let checksum = offloads.then_some(PartialChecksum {
+                start: (ETHERNET_HEADER + header_len(datagram.destination)) as u16,
+                offset: UDP_CHECKSUM_AT as u16,
+            });
             let _: Step = self.discard_datagram(datagram);
-            return Step::Frame(ETHERNET_HEADER + len);
+            let len = ETHERNET_HEADER + len;
+            return Step::Unfinished(TxMeta { len, checksum, segment_size: 0 });
         }
         let OutgoingDatagram { bytes, sent, identification, mtu, .. } = &datagram;
         let (len, payload) = if kind == TYPE_IPV6 {
@@ -325,4 +342,16 @@ impl Shard {
             socket.queued_bytes = socket.queued_bytes.saturating_sub(datagram.bytes.len());
         }
     }
+}
+
+/// Makes the checksum of a datagram that holds the sum over its pseudo header whole; one of which
+/// fragments have left has it already.
+fn finish_checksum(datagram: &mut OutgoingDatagram) {
+    if datagram.sent > 0 {
+        return;
+    }
+    let Some(bytes) = datagram.bytes.get_mut(header_len(datagram.destination)..) else { return };
+    let sum = !checksum::data(bytes);
+    // 0 would say that there is none (RFC 768).
+    write_u16(bytes, UDP_CHECKSUM_AT, if sum == 0 { 0xffff } else { sum });
 }

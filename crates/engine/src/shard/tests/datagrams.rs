@@ -350,3 +350,46 @@ fn sockets_come_and_go() {
     let listener = host.shard.listen(at("0.0.0.0:53"), ListenOptions::default());
     assert!(listener.is_ok(), "TCP has ports of its own");
 }
+
+#[test]
+fn a_checksum_that_the_link_finishes_is_the_one_of_ours() {
+    let frames = |offloads: Offloads, remote: &str, len: usize| {
+        let mut host = Host::new(ShardConfig { offloads, ..config(1) });
+        let local = if remote.starts_with('[') { "[2001:db8::1]:5000" } else { "198.18.0.1:5000" };
+        let socket = host.open(local);
+        // What comes with the start of a shard goes first.
+        host.drain(START);
+        host.send_to(START, socket, remote, &pattern(len)).expect("sent");
+        let mut frames = Vec::new();
+        let mut out = vec![0; 1514];
+        while let Some(meta) = host.shard.poll_transmit(START, &mut out, &mut host.memory) {
+            let mut frame = out[..meta.len].to_vec();
+            if let Some(PartialChecksum { start, offset }) = meta.checksum {
+                let (start, at) = (usize::from(start), usize::from(start + offset));
+                let pairs = frame[start..].chunks(2);
+                let mut sum: u32 =
+                    pairs.map(|p| u32::from(p[0]) << 8 | u32::from(*p.get(1).unwrap_or(&0))).sum();
+                while sum > 0xffff {
+                    sum = (sum & 0xffff) + (sum >> 16);
+                }
+                let sum = if sum == 0xffff { sum } else { !sum & 0xffff };
+                frame[at..at + 2].copy_from_slice(&(sum as u16).to_be_bytes());
+            }
+            frames.push((frame, meta.checksum.is_some()));
+        }
+        frames
+    };
+    let link = Offloads { tx_checksum: true, ..Offloads::default() };
+    for remote in ["239.1.2.3:9", "[ff05::7]:9"] {
+        for len in [0, 1, 2, 1000, 1452, 4000] {
+            let (ours, its) = (frames(Offloads::default(), remote, len), frames(link, remote, len));
+            let bytes = |list: &[(Vec<u8>, bool)]| -> Vec<Vec<u8>> {
+                list.iter().map(|(frame, _)| frame.clone()).collect()
+            };
+            assert_eq!(bytes(&ours), bytes(&its), "{remote} {len}");
+            assert!(!ours.is_empty() && ours.iter().all(|(_, left)| !left));
+            let whole = its.len() == 1;
+            assert!(its.iter().all(|(_, left)| *left == whole), "fragments cannot be finished");
+        }
+    }
+}
