@@ -4,9 +4,9 @@
 //! run is plain: in flight, and nothing is known of it. So a connection without losses has no runs
 //! and pays nothing. Without SACK the same marks serve NewReno. Called by `loss.rs`, which decides,
 //! and `transmit.rs`, which asks what to send again. What was sent again carries its time, so that a
-//! copy that is lost too is found by what was sent later and arrived (RFC 8985). Runs know nothing of segments: a run may be a
-//! part of one, or many that were sent as one large frame. What a peer can make of its blocks is
-//! bounded by [`RUNS_MAX`].
+//! copy that is lost too is found by what was sent later and arrived (RFC 8985). Runs know nothing
+//! of segments: a run may be a part of one, or many that were sent as one large frame. What a peer
+//! can make of its blocks is bounded by [`RUNS_MAX`].
 
 use std::collections::VecDeque;
 
