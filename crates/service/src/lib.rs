@@ -38,5 +38,8 @@ pub mod stats;
 pub mod trace;
 pub mod transport_server;
 
+#[cfg(any(test, feature = "harness"))]
+#[path = "tests/harness.rs"]
+pub mod harness;
 #[cfg(test)]
 mod tests;

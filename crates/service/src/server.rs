@@ -105,6 +105,27 @@ pub struct Work {
     pub events: usize,
 }
 
+/// A part of a turn that has just ended, for whoever measures turns.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Frames to the shard: hops R1 to R6.
+    Receive,
+    /// Requests of applications: hop T3, and the claims of connections.
+    Requests,
+    /// Ends of processes and sockets, and timers.
+    Timers,
+    /// Events of the shard: hop R7.
+    Events,
+    /// The connection manager: offers.
+    Manager,
+    /// Datagrams from their FIFOs to the shard.
+    Datagrams,
+    /// Frames from the shard: hops T4 to T7.
+    Transmit,
+    /// What is done once a turn: datagrams published, housekeeping, doorbells.
+    Notices,
+}
+
 /// Time between two rounds over recently active sockets.
 const HOUSEKEEPING_US: u64 = 100_000;
 /// Time after which datagrams are offered to the shard again.
@@ -129,14 +150,30 @@ impl<P: Port> Server<P> {
     /// # Errors
     /// When the configuration is impossible or the system gives no memory or descriptors.
     pub fn new(config: &Config, port: P, now: Instant) -> Result<Self, Error> {
+        let secret = random().map_err(no_randomness)?;
+        let seed = u64::from_ne_bytes(random().map_err(no_randomness)?);
+        Server::with_randomness(config, port, now, secret, seed)
+    }
+
+    /// As [`Server::new`], with randomness of the caller's.
+    ///
+    /// # Errors
+    /// As [`Server::new`].
+    pub fn with_randomness(
+        config: &Config,
+        port: P,
+        now: Instant,
+        secret: [u8; 32],
+        seed: u64,
+    ) -> Result<Self, Error> {
         let shard_config = ShardConfig {
             mac: port.mac(),
             mtu: port.mtu(),
             addresses: config.addresses.clone(),
             routes: config.routes.clone(),
             limits: Limits::default(),
-            secret: random().map_err(no_randomness)?,
-            seed: u64::from_ne_bytes(random().map_err(no_randomness)?),
+            secret,
+            seed,
             offloads: link_server::offloads(port.features()),
         };
         let ports = Ports::new(shard_config.seed.rotate_left(17));
@@ -203,25 +240,41 @@ impl<P: Port> Server<P> {
     /// # Errors
     /// When the link is of no more use.
     pub fn step(&mut self, now: Instant) -> Result<Work, Error> {
+        self.step_with(now, |_| {})
+    }
+
+    /// As [`Server::step`]; `ended` is told of each part of the turn when it has ended.
+    ///
+    /// # Errors
+    /// As [`Server::step`].
+    pub fn step_with(&mut self, now: Instant, mut ended: impl FnMut(Part)) -> Result<Work, Error> {
         let Server { core, link, poller, .. } = self;
         core.now = now;
         let failed = |error| Error::new("use the link", error, "look whether it was removed");
         let received = link.receive(now, &mut core.shard, &mut core.store).map_err(failed)?;
+        ended(Part::Receive);
         let requests = core.handle_requests(now);
+        ended(Part::Requests);
         core.apply_what_was_noted(now, poller);
         if core.shard.poll_timeout().is_some_and(|due| due <= now) {
             core.shard.handle_timers(now, &mut core.store);
         }
+        ended(Part::Timers);
         let events = core.handle_events(now);
         core.release_held(now, false);
+        ended(Part::Events);
         core.run_manager(now);
         core.expel(now);
+        ended(Part::Manager);
         let datagrams = core.send_datagrams(now);
+        ended(Part::Datagrams);
         let sent = link.transmit(now, &mut core.shard, &mut core.store).map_err(failed)?;
+        ended(Part::Transmit);
         core.publish_datagrams();
         core.housekeeping(now);
         core.watch_new_diag(poller);
         core.processes.flush();
+        ended(Part::Notices);
         Ok(Work { received, sent, requests: requests + datagrams, events })
     }
 

@@ -1,7 +1,12 @@
 //! The stage: `World` (server, link, peer, clock), `App` (a process of an application), `Peer`.
+//!
+//! For this crate's tests, and with the feature `harness` for the trace that the cost table is made
+//! of. Everything is as in the product except that time is virtual, randomness comes from fixed
+//! seeds and processes only sleep. Panics where a test would.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
+use std::io::{IoSlice, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
@@ -9,11 +14,13 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use haypile_engine::{
-    Close, Event, Instant, Limits, ListenOptions, Offloads, Progress, Shard, ShardConfig, SocketId,
+    Close, Datagram, Event, Instant, Limits, ListenOptions, Progress, Shard, ShardConfig, SocketId,
     SocketOptions, Streams,
 };
+use haypile_link::port::Port;
 use haypile_link::wire::{self, Wire};
-use haypile_shm::limits::{ARENA_SIZE, NO_SLOT, TABLE_SIZE};
+use haypile_shm::DatagramHeader;
+use haypile_shm::limits::{ARENA_SIZE, CHUNK_SIZE, NO_SLOT, TABLE_SIZE};
 use haypile_shm::messages::{
     ControlReply, ControlRequest, Offer, OptionReply, Ready, Request, RequestBody, SocketReply,
 };
@@ -23,39 +30,61 @@ use haypile_shm::{
 };
 
 use crate::config::{Config, Flags};
-use crate::link_server::LinkServer;
+use crate::link_server::{self, BURST, LinkServer};
 use crate::poller::Token;
-use crate::server::Server;
+use crate::requests::BUDGET;
+use crate::server::{Server, Work};
 
 /// The server's address.
 pub const SERVER: &str = "198.18.0.1";
 /// The peer's address.
 pub const PEER: &str = "198.18.0.2";
 
+/// What gives the server its turns; told whether there is anything to do in this one.
+pub type Driver = Box<dyn FnMut(&mut Server<Wire>, Instant, bool) -> Work>;
+
 /// Everything a test needs.
 pub struct World {
+    /// The server under test.
     pub server: Server<Wire>,
+    /// The other host.
     pub peer: Peer,
+    /// The time it is.
     pub now: Instant,
+    /// Gives the server its turns.
+    pub driver: Driver,
+    /// Turns for which it was foretold wrongly whether there is anything to do.
+    pub misjudged: u64,
+    /// The last turn may have left something undone.
+    unfinished: bool,
     attach: Fd,
     directory: tempfile::TempDir,
 }
 
 /// The other host: a shard with its bytes in vectors.
 pub struct Peer {
+    /// Its stack.
     pub shard: Shard,
     link: LinkServer<Wire>,
+    /// Its bytes.
     pub streams: Vectors,
+    /// Connections that came.
     pub accepted: Vec<SocketId>,
+    /// Connections that are forgotten.
     pub released: Vec<SocketId>,
 }
 
 /// Streams in vectors.
 #[derive(Default)]
 pub struct Vectors {
+    /// What came, from position 0.
     pub received: HashMap<SocketId, Vec<u8>>,
+    /// What is to be sent, from position 0.
     pub sent: HashMap<SocketId, Vec<u8>>,
+    /// What the shard last said.
     pub progress: HashMap<SocketId, Progress>,
+    /// Bytes of datagrams that came.
+    pub datagram_bytes: u64,
 }
 
 impl Streams for Vectors {
@@ -73,6 +102,11 @@ impl Streams for Vectors {
         let bytes = &self.sent[&id];
         out.copy_from_slice(&bytes[position as usize..][..out.len()]);
     }
+
+    fn write_datagram(&mut self, _: SocketId, _: &Datagram, payload: &[u8]) -> bool {
+        self.datagram_bytes += payload.len() as u64;
+        true
+    }
 }
 
 thread_local! {
@@ -85,25 +119,71 @@ fn next_process(_: RawFd) -> Result<(i32, Fd), Errno> {
     Ok((pid, sys::pidfd_open(pid)?))
 }
 
+impl Default for World {
+    fn default() -> World {
+        World::new()
+    }
+}
+
 impl World {
+    /// A world as it comes.
     pub fn new() -> World {
         World::with("")
     }
 
     /// A world with further settings, as in a configuration file.
     pub fn with(settings: &str) -> World {
+        World::over(settings, false)
+    }
+
+    /// A world whose link may take superframes and unfinished checksums both ways.
+    pub fn over(settings: &str, superframes: bool) -> World {
         let directory = tempfile::tempdir().unwrap();
         let text = format!("addresses = [\"{SERVER}/24\", \"2001:2::1/64\"]\n{settings}");
         let config = Config::from_text(&text, &Flags::default(), directory.path()).unwrap();
         let macs = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
-        let (port, other) = wire::pair(1500, macs, wire::WIRE_LINES, false).unwrap();
+        let (port, other) = wire::pair(1500, macs, wire::WIRE_LINES, superframes).unwrap();
         let now = Instant::from_us(1_000_000);
-        let mut server = Server::new(&config, port, now).unwrap();
+        let mut server = Server::with_randomness(&config, port, now, [5; 32], 11).unwrap();
         server.core.peer_process = next_process;
         let path = directory.path().join("attach.sock");
         let attach = sys::unix_listen_seqpacket(path.as_os_str().as_bytes(), 64).unwrap();
         server.poller.add(attach.raw(), Token::Attach).unwrap();
-        World { server, peer: Peer::new(other, now), now, attach, directory }
+        World {
+            server,
+            peer: Peer::new(other, now),
+            now,
+            driver: Box::new(|server, now, _| server.step(now).unwrap()),
+            misjudged: 0,
+            unfinished: false,
+            attach,
+            directory,
+        }
+    }
+
+    /// The server polls, so that it holds a last write for the close behind it, as on a machine
+    /// with cores to spare.
+    pub fn hold_writes(&mut self) {
+        self.server.core.holds_writes = true;
+    }
+
+    /// One turn of the server.
+    pub fn turn(&mut self) -> Work {
+        let foretold = self.has_work();
+        let work = (self.driver)(&mut self.server, self.now, foretold);
+        self.misjudged += u64::from(foretold == work.is_none());
+        // A turn is bounded: in frames, in bytes (16 superframes), in requests.
+        self.unfinished =
+            work.sent >= BURST / 4 || work.received >= BURST / 4 || work.requests >= BUDGET;
+        work
+    }
+
+    /// Whether the next turn will find something to do.
+    fn has_work(&mut self) -> bool {
+        let due = self.server.poll_timeout().is_some_and(|due| due <= self.now);
+        let came = !self.server.link.port_mut().prepare_sleep();
+        self.server.link.port_mut().awake();
+        due || came || self.unfinished || self.server.core.processes.any_requests()
     }
 
     /// Both hosts take turns until nothing moves, while `us` pass.
@@ -124,7 +204,7 @@ impl World {
     pub fn settle(&mut self) {
         for _ in 0..10_000 {
             let looked = self.look();
-            let work = self.server.step(self.now).unwrap();
+            let work = self.turn();
             if !self.peer.step(self.now) && work.is_none() && !looked {
                 return;
             }
@@ -211,6 +291,7 @@ impl World {
 
 impl Peer {
     fn new(port: Wire, now: Instant) -> Peer {
+        let offloads = link_server::offloads(port.features());
         let config = ShardConfig {
             mac: [2, 0, 0, 0, 0, 2],
             mtu: 1500,
@@ -219,7 +300,7 @@ impl Peer {
             limits: Limits::default(),
             secret: [9; 32],
             seed: 7,
-            offloads: Offloads::default(),
+            offloads,
         };
         Peer {
             shard: Shard::new(config, now).unwrap(),
@@ -230,7 +311,9 @@ impl Peer {
         }
     }
 
-    fn step(&mut self, now: Instant) -> bool {
+    /// Its turn; whether anything moved. Never inlined, so that profilers see it.
+    #[inline(never)]
+    pub fn step(&mut self, now: Instant) -> bool {
         let received = self.link.receive(now, &mut self.shard, &mut self.streams).unwrap();
         self.shard.handle_timers(now, &mut self.streams);
         while let Some(event) = self.shard.poll_event() {
@@ -250,12 +333,21 @@ impl Peer {
         received + sent > 0
     }
 
+    /// What the shard last said of a connection.
     pub fn progress(&self, id: SocketId) -> Progress {
         self.streams.progress.get(&id).copied().unwrap_or_default()
     }
 
+    /// Closes a connection.
     pub fn close(&mut self, now: Instant, id: SocketId) {
         self.shard.close(now, id, Close::Graceful);
+    }
+
+    /// Forgets the bytes of a connection that is gone.
+    pub fn forget(&mut self, id: SocketId) {
+        self.streams.received.remove(&id);
+        self.streams.sent.remove(&id);
+        self.streams.progress.remove(&id);
     }
 }
 
@@ -264,13 +356,23 @@ fn sleeper() -> Child {
     Command::new("sleep").arg("600").stdin(Stdio::null()).spawn().unwrap()
 }
 
+/// What an application does between turns. Never inlined, so that profilers see it.
+#[inline(never)]
+fn application<T>(work: impl FnOnce() -> T) -> T {
+    work()
+}
+
 /// A process of an application, as the client library would be.
 pub struct App {
     child: Child,
+    /// Its control connection.
     pub control: Fd,
+    /// Its rings.
     pub channel: AppChannel,
     offers: Consumer,
+    /// Its number with the service.
     pub process_id: u32,
+    /// Token of its trust domain.
     pub domain: [u8; 16],
     table: Arc<Segment>,
     arenas: RefCell<HashMap<u32, Arc<Segment>>>,
@@ -278,14 +380,19 @@ pub struct App {
 
 /// One socket of an application.
 pub struct Sock {
+    /// Its end of the stream.
     pub stream: AppStream,
+    /// Slot in the domain.
     pub slot: u32,
+    /// Which use of the slot.
     pub generation: u32,
 }
 
 /// A watcher of an application.
 pub struct Watcher {
+    /// Where READYs come.
     pub ring: Consumer,
+    /// Its number in the process.
     pub number: u32,
     bell: Doorbell,
 }
@@ -362,6 +469,7 @@ impl App {
         self.channel.sender().send_now(&request.encode()).unwrap();
     }
 
+    /// Sends a request and gives the bytes of its answer.
     pub fn call(
         &self,
         world: &mut World,
@@ -389,6 +497,7 @@ impl App {
         Ok((self.sock(reply.slot, reply.generation), reply))
     }
 
+    /// Asks for an option's value.
     pub fn ask_option(
         &self,
         world: &mut World,
@@ -406,10 +515,12 @@ impl App {
         Sock { stream, slot, generation }
     }
 
+    /// Binds a new socket, with SO_REUSEADDR.
     pub fn bind(&self, world: &mut World, address: &str) -> Result<Sock, i32> {
         self.bind_with(world, address, false).map(|(socket, _)| socket)
     }
 
+    /// Binds a new socket; the answer too.
     pub fn bind_with(
         &self,
         world: &mut World,
@@ -429,11 +540,13 @@ impl App {
         socket
     }
 
+    /// Listens.
     pub fn listen_on(&self, world: &mut World, socket: &Sock, backlog: u32) -> Result<(), i32> {
         let body = RequestBody::Listen { backlog, v6only: false, reuse_port: false };
         self.ask(world, (socket.slot, socket.generation), body).map(drop)
     }
 
+    /// Connects a new socket.
     pub fn connect(&self, world: &mut World, ip: &str, port: u16) -> Result<Sock, i32> {
         let ip: IpAddr = ip.parse().unwrap();
         let body = RequestBody::Connect { remote: SocketAddr::new(ip, port) };
@@ -516,7 +629,7 @@ impl App {
         self.arena(world, 0);
         let remote = to.map(|to| to.parse().unwrap());
         let len = data.len() as u16;
-        let header = haypile_shm::DatagramHeader { len, remote, ..Default::default() };
+        let header = DatagramHeader { len, remote, ..Default::default() };
         let parts = [std::io::IoSlice::new(data)];
         let outcome = socket.stream.write_record(&header, &parts, &self.chunks()).unwrap();
         if outcome.kick {
@@ -530,17 +643,13 @@ impl App {
     }
 
     /// Writes a datagram without a word about it.
-    pub fn write_silently(&self, socket: &Sock, header: &haypile_shm::DatagramHeader, data: &[u8]) {
+    pub fn write_silently(&self, socket: &Sock, header: &DatagramHeader, data: &[u8]) {
         let parts = [std::io::IoSlice::new(data)];
         assert!(socket.stream.write_record(header, &parts, &self.chunks()).unwrap().bytes > 0);
     }
 
     /// Receives a datagram: what it says, and its payload.
-    pub fn receive(
-        &self,
-        world: &mut World,
-        socket: &Sock,
-    ) -> Option<(haypile_shm::DatagramHeader, Vec<u8>)> {
+    pub fn receive(&self, world: &mut World, socket: &Sock) -> Option<(DatagramHeader, Vec<u8>)> {
         self.arena(world, 0);
         let mut bytes = vec![0; usize::from(u16::MAX)];
         let mut parts = [std::io::IoSliceMut::new(&mut bytes)];
@@ -550,6 +659,84 @@ impl App {
         }
         bytes.truncate(read.copied);
         Some((read.header, bytes))
+    }
+
+    /// Maps the first arena, so that `read_now` and `write_now` find their chunks.
+    pub fn map(&self, world: &mut World) {
+        self.arena(world, 0);
+    }
+
+    /// As `read` into `out`, without giving the server a turn.
+    pub fn read_now(&self, socket: &Sock, out: &mut [u8]) -> usize {
+        application(|| {
+            let outcome = socket.stream.read(out, &self.chunks()).unwrap();
+            if outcome.kick {
+                self.say(socket, RequestBody::KickRx);
+            }
+            outcome.bytes
+        })
+    }
+
+    /// As `write`, without giving the server a turn.
+    pub fn write_now(&self, socket: &Sock, data: &[u8]) -> usize {
+        application(|| {
+            let outcome = socket.stream.write(data, &self.chunks()).unwrap();
+            if outcome.kick {
+                self.say(socket, RequestBody::KickTx);
+            }
+            if outcome.want {
+                self.say(socket, RequestBody::WantTx);
+            }
+            outcome.bytes
+        })
+    }
+
+    /// Takes one datagram into `out`, without giving the server a turn; its length.
+    pub fn receive_now(&self, socket: &Sock, out: &mut [u8]) -> Option<usize> {
+        application(|| {
+            let mut parts = [IoSliceMut::new(out)];
+            let read = socket.stream.read_record(&mut parts, &self.chunks()).unwrap()?;
+            if read.kick {
+                self.say(socket, RequestBody::KickRx);
+            }
+            Some(read.copied)
+        })
+    }
+
+    /// Sends one datagram, without giving the server a turn. False: there is no room now.
+    pub fn send_now(&self, socket: &Sock, remote: SocketAddr, data: &[u8]) -> bool {
+        application(|| {
+            let len = data.len() as u16;
+            let header = DatagramHeader { len, remote: Some(remote), ..DatagramHeader::default() };
+            let parts = [IoSlice::new(data)];
+            let outcome = socket.stream.write_record(&header, &parts, &self.chunks()).unwrap();
+            if outcome.kick {
+                self.say(socket, RequestBody::KickTx);
+            }
+            let left = socket.stream.writable();
+            let runs_low = left < CHUNK_SIZE as u64 / 4 && socket.stream.tx_room() > left;
+            if outcome.want || (outcome.bytes > 0 && runs_low && socket.stream.want_tx()) {
+                self.say(socket, RequestBody::WantTx);
+            }
+            outcome.bytes > 0
+        })
+    }
+
+    /// Accepts, without giving the server a turn.
+    pub fn accept_now(&mut self) -> Option<Sock> {
+        while let Some(socket) = self.next_offer() {
+            let claimed = application(|| {
+                let claimed = socket.stream.claim();
+                if claimed {
+                    self.say(&socket, RequestBody::Claim);
+                }
+                claimed
+            });
+            if claimed {
+                return Some(socket);
+            }
+        }
+        None
     }
 
     /// Opens a watcher.
@@ -564,6 +751,7 @@ impl App {
         Watcher { ring: self.channel.watcher(number).unwrap(), number, bell: ours }
     }
 
+    /// Registers a watcher with a socket.
     pub fn watch(&self, world: &mut World, watcher: &Watcher, socket: &Sock, mask: u32) {
         let body = RequestBody::Watch { watcher: watcher.number, mask, one_shot: false };
         self.tell(world, socket, body);
@@ -587,6 +775,7 @@ impl App {
 
 impl Watcher {
     /// The next event.
+    #[expect(clippy::should_implement_trait, reason = "events may come after a None")]
     pub fn next(&mut self) -> Option<Ready> {
         let mut messages = [[0; 8]];
         let count = self.ring.pop_burst(&mut messages);

@@ -5,8 +5,9 @@
 mod accepting;
 mod datagrams;
 mod farewell;
-mod harness;
 mod hostile;
 mod life;
 mod sockets;
 mod streams;
+
+use crate::harness;
