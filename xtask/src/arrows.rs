@@ -13,6 +13,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("haypile-shim", &["haypile-client", "haypile-shm"]),
     ("haypile-sim", &["haypile-engine"]),
     ("haypile-bench", &["haypile-engine", "haypile-link", "haypile-shm"]),
+    ("haypile-cost", &["haypile-engine", "haypile-link", "haypile-service", "haypile-shm"]),
     ("haypile", &["haypile-service", "haypile-link", "haypile-shm", "haypile-bench"]),
     ("xtask", &[]),
 ];
