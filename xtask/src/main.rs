@@ -5,6 +5,7 @@
 
 mod arrows;
 mod check;
+mod cost;
 mod licences;
 mod metadata;
 mod steps;
@@ -19,6 +20,8 @@ Usage: cargo xtask <COMMAND>
 Commands:
   check   format, clippy, arrows between crates, licences, documentation, style ratchet
   test    check, then every test: unit, property, model (loom), simulation, real programs
+  cost    counts what each stage of the service costs and compares with docs/cost.md (--check, or nothing);
+          `cost --write` writes the table anew
   style   the style ratchet alone; `style --update` lowers the ratchet to what the tree now is
 
 Examples:
@@ -30,7 +33,9 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let result = match words.as_slice() {
         ["check"] => check::run(),
-        ["test"] => check::run().and_then(|()| test::run()),
+        ["test"] => check::run().and_then(|()| test::run()).and_then(|()| cost::check()),
+        ["cost"] | ["cost", "--check"] => cost::check(),
+        ["cost", "--write"] => cost::write(),
         ["style"] => style::run(),
         ["style", "--update"] => style::update(),
         ["help" | "--help" | "-h"] | [] => {

@@ -70,13 +70,14 @@ fn count(name: &str, operations: &str) -> Option<()> {
 
 /// Says the median time of each part for one operation, in nanoseconds.
 fn time(name: &str, operations: &str, repetitions: &str) -> Option<()> {
-    let mut trace = Trace::start(Scenario::by_name(name)?);
+    let scenario = Scenario::by_name(name)?;
     let (operations, repetitions): (usize, usize) =
         (operations.parse().ok()?, repetitions.parse().ok()?);
-    let laps = clock::attach(&mut trace);
     let mut columns = vec![Vec::with_capacity(repetitions); PARTS.len() + 1];
     for _ in 0..repetitions {
-        laps.borrow_mut().fill(0);
+        // The peer keeps every byte, so each repetition has a world of its own.
+        let mut trace = Trace::start(scenario);
+        let laps = clock::attach(&mut trace);
         let done = trace.run(operations) as f64;
         let sums = *laps.borrow();
         for (column, sum) in columns.iter_mut().zip(sums.iter().chain([&sums.iter().sum()])) {

@@ -209,7 +209,9 @@ impl Trace {
         let rounds = operations.div_ceil(self.scenario.burst());
         for _ in 0..rounds {
             // Timers stay quiet, but what is due by the microsecond becomes due.
-            self.world.now = self.world.now.plus_us(ROUND_US);
+            if self.scenario != Scenario::EmptyTurn {
+                self.world.now = self.world.now.plus_us(ROUND_US);
+            }
             self.round();
             while self.watcher.next().is_some() {}
         }
@@ -265,13 +267,18 @@ impl Trace {
             self.app.say(&socket, watch);
             lines.push(Line { socket, peer });
         }
+        if self.scenario == Scenario::Short {
+            // A client does not wait for the claim: its request comes just before it.
+            self.peer_writes(&lines, REQUEST);
+            self.world.peer.step(now);
+        }
         self.world.settle();
         lines
     }
 
     fn short_connections(&mut self) {
         let lines = self.dial(BURST);
-        self.exchange(&lines);
+        self.answer(&lines);
         for line in &lines {
             self.app.say(&line.socket, RequestBody::Close { abort: false });
         }
@@ -290,24 +297,21 @@ impl Trace {
 
     fn requests(&mut self) {
         let lines = std::mem::take(&mut self.lines);
-        self.exchange(&lines);
+        self.peer_writes(&lines, REQUEST);
+        self.world.settle();
+        self.answer(&lines);
+        self.peer_reads(&lines, ANSWER);
         self.lines = lines;
     }
 
-    /// A request from the peer and the answer to it on each connection.
-    fn exchange(&mut self, lines: &[Line]) {
-        self.peer_writes(lines, REQUEST);
-        self.world.settle();
+    /// The application reads the request that has come on each connection, and answers.
+    fn answer(&mut self, lines: &[Line]) {
         for line in lines {
             let got = self.app.read_now(&line.socket, &mut self.buffer[..2 * REQUEST]);
             assert_eq!(got, REQUEST, "the request");
             assert_eq!(self.app.write_now(&line.socket, &self.buffer[..ANSWER]), ANSWER);
         }
         self.world.settle();
-        // A short connection's answer is held for the close that follows.
-        if self.scenario != Scenario::Short {
-            self.peer_reads(lines, ANSWER);
-        }
     }
 
     /// The peer sends `bytes` on each connection.

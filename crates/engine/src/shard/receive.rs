@@ -59,6 +59,8 @@ pub(super) struct IpPacket<'a> {
 impl Shard {
     /// A frame arrived: Ethernet without frame check sequence. Replies and data come out of
     /// [`Shard::poll_transmit`], news out of [`Shard::poll_event`].
+    // A row of docs/cost.md; a call is half a dozen of its thousand instructions.
+    #[inline(never)]
     pub fn handle_frame(
         &mut self,
         now: Instant,

@@ -28,6 +28,8 @@ const PAST_OLD_CONNECTION: u32 = 65_535 + 2;
 
 impl Shard {
     /// A TCP segment for one of our addresses.
+    // A row of docs/cost.md.
+    #[inline(never)]
     pub(super) fn handle_tcp(
         &mut self,
         packet: &IpPacket<'_>,

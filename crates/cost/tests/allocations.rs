@@ -1,0 +1,38 @@
+//! Nothing per packet allocates: after warm-up the server's turns ask the system for no memory, in
+//! any scenario of the cost table.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use haypile_cost::trace::{Scenario, Trace};
+
+/// Operations counted in each scenario.
+const OPERATIONS: usize = 960;
+
+/// Allocations of the server's turns in so many operations.
+fn allocations(scenario: Scenario) -> u64 {
+    let mut trace = Trace::start(scenario);
+    let count = Rc::new(Cell::new(0));
+    let sum = Rc::clone(&count);
+    trace.world.driver = Box::new(move |server, now, _| {
+        let mut work = None;
+        let info = allocation_counter::measure(|| work = Some(server.step(now)));
+        sum.set(sum.get() + info.count_total);
+        work.expect("measured").expect("the link holds")
+    });
+    trace.run(OPERATIONS);
+    count.get()
+}
+
+#[test]
+fn what_counts_sees_an_allocation() {
+    let info = allocation_counter::measure(|| drop(std::hint::black_box(Box::new(7_u64))));
+    assert_eq!(info.count_total, 1);
+}
+
+#[test]
+fn no_turn_allocates_once_it_is_warm() {
+    let all = Scenario::ALL.map(|scenario| (scenario.name(), allocations(scenario)));
+    let those_that_do: Vec<_> = all.iter().filter(|(_, count)| *count > 0).collect();
+    assert!(those_that_do.is_empty(), "allocations in {OPERATIONS} operations: {those_that_do:?}");
+}
