@@ -376,6 +376,8 @@ impl Peer {
 }
 
 impl Port for Wire {
+    // A row of docs/cost.md.
+    #[inline(never)]
     fn rx_burst(
         &mut self,
         pool: &mut FramePool,
@@ -406,6 +408,8 @@ impl Port for Wire {
         Ok(out.len() - before)
     }
 
+    // A row of docs/cost.md.
+    #[inline(never)]
     fn tx_burst(&mut self, pool: &mut FramePool, frames: &mut Vec<TxFrame>) -> io::Result<usize> {
         self.blocked_len = None;
         let mut done = 0;

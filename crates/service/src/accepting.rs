@@ -13,6 +13,8 @@ use crate::slab::Key;
 impl Core {
     /// Carries out everything the connection manager wants done now. Bounded by the connections
     /// that wait.
+    // A row of docs/cost.md.
+    #[inline(never)]
     pub(crate) fn run_manager(&mut self, now: Instant) {
         self.manager.handle_timers(now);
         while let Some(action) = self.manager.poll_action(now) {

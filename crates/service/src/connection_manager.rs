@@ -13,9 +13,11 @@
 //!                   +---- revoked -- Revoking --claimed--> (it was faster: the process's)
 //! ```
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
 use haypile_engine::{Instant, SocketId};
+
+use crate::slab::OwnMap;
 
 /// A process attached to the service, as numbered by `processes`.
 pub type ProcessId = u32;
@@ -79,8 +81,8 @@ struct Listener {
 
 /// The state of all listeners of one connection manager.
 pub struct ConnectionManager {
-    listeners: HashMap<SocketId, Listener>,
-    pending: HashMap<SocketId, Pending>,
+    listeners: OwnMap<SocketId, Listener>,
+    pending: OwnMap<SocketId, Pending>,
     /// Offers by age: when to look at them again.
     deadlines: VecDeque<(Instant, SocketId, u64)>,
     actions: VecDeque<Action>,
@@ -115,8 +117,8 @@ impl ConnectionManager {
     /// An empty manager; offers are reconsidered after `claim_timeout_us`.
     pub fn new(claim_timeout_us: u64) -> Self {
         ConnectionManager {
-            listeners: HashMap::new(),
-            pending: HashMap::new(),
+            listeners: OwnMap::default(),
+            pending: OwnMap::default(),
             deadlines: VecDeque::new(),
             actions: VecDeque::new(),
             to_assign: VecDeque::new(),

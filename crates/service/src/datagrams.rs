@@ -357,6 +357,8 @@ impl Core {
     }
 
     /// Hands what applications have written to the shard, sockets in turn; how many datagrams.
+    // A row of docs/cost.md.
+    #[inline(never)]
     pub(crate) fn send_datagrams(&mut self, now: Instant) -> usize {
         let mut sent = 0;
         for _ in 0..self.sending.len() {

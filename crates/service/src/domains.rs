@@ -2,12 +2,12 @@
 //! own stream memory. Owns tokens, quotas and the way from a slot to a socket. Called by
 //! `processes` (attach, descriptors of segments) and by the transport server.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use haypile_shm::table::Place;
 use haypile_shm::{Arena, SocketTable};
 
-use crate::slab::{Key, Slab};
+use crate::slab::{Key, OwnSet, Slab};
 
 /// Proves membership of a domain; whoever knows it may join.
 pub type Token = [u8; 16];
@@ -26,7 +26,7 @@ pub struct Domain {
     /// Attached processes.
     pub processes: u32,
     /// Sockets that the kernel's word alone ends.
-    pub shared: HashSet<Key>,
+    pub shared: OwnSet<Key>,
     /// Some of them are in a network namespace that the service does not hear.
     pub unheard: bool,
 }
@@ -50,7 +50,7 @@ impl Domains {
             arena: Arena::new(memory),
             slots: Vec::new(),
             processes: 0,
-            shared: HashSet::new(),
+            shared: OwnSet::default(),
             unheard: false,
         });
         self.by_token.insert(token, key);

@@ -106,6 +106,8 @@ impl<P: Port> LinkServer<P> {
     ///
     /// # Errors
     /// When the port is of no more use.
+    // A row of docs/cost.md.
+    #[inline(never)]
     pub fn receive(
         &mut self,
         now: Instant,
@@ -138,6 +140,8 @@ impl<P: Port> LinkServer<P> {
     ///
     /// # Errors
     /// When the port is of no more use.
+    // A row of docs/cost.md.
+    #[inline(never)]
     pub fn transmit(
         &mut self,
         now: Instant,

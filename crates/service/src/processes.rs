@@ -4,7 +4,7 @@
 //! its process, because forked children inherit it and send theirs over it; the life of a process
 //! is its pidfd. Called by `attach` (control messages), `requests` (rings) and `readiness`.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::os::fd::RawFd;
 
 use haypile_shm::messages::{Offer, Ready, ReplyPayload};
@@ -12,7 +12,7 @@ use haypile_shm::sys::{self, Errno, Fd};
 use haypile_shm::{Doorbell, Message, ServiceChannel};
 
 use crate::connection_manager::ProcessId;
-use crate::slab::{Key, Slab};
+use crate::slab::{Key, OwnMap, OwnSet, Slab};
 use crate::sockets::Watch;
 
 /// One attached process.
@@ -33,14 +33,14 @@ pub struct Process {
     /// Rung by the process when the service sleeps.
     pub wake: Doorbell,
     /// Sockets that it holds alone.
-    pub sockets: HashSet<Key>,
+    pub sockets: OwnSet<Key>,
     /// Offers it has not answered, by listener.
-    pub offers: HashMap<Key, u32>,
+    pub offers: OwnMap<Key, u32>,
     /// Which of all watchers ever opened each is, so that an old registration reaches no new watcher,
     /// of this process or of the next one with its number.
-    watcher_serials: HashMap<u32, u32>,
+    watcher_serials: OwnMap<u32, u32>,
     /// Sockets whose READY found a full ring.
-    backlogs: HashMap<u32, VecDeque<Key>>,
+    backlogs: OwnMap<u32, VecDeque<Key>>,
 }
 
 /// A control connection.
@@ -267,18 +267,22 @@ impl Processes {
 
     /// Rings everybody who has news and sleeps: once a turn, after everything is published.
     pub fn flush(&mut self) {
-        for (id, watcher) in std::mem::take(&mut self.rings) {
+        let mut rings = std::mem::take(&mut self.rings);
+        for (id, watcher) in rings.drain(..) {
             let ring = self.get_mut(id).and_then(|process| process.channel.watcher(watcher));
             // A doorbell that is gone belongs to a process that is going.
             if ring.is_some_and(|ring| ring.wake().is_err()) {
                 self.close_watcher(id, watcher);
             }
         }
-        for id in std::mem::take(&mut self.acceptors) {
+        let mut acceptors = std::mem::take(&mut self.acceptors);
+        for id in acceptors.drain(..) {
             if let Some(process) = self.get(id) {
                 process.channel.wake_acceptors();
             }
         }
+        // The lists keep their memory.
+        (self.rings, self.acceptors) = (rings, acceptors);
     }
 }
 
@@ -293,10 +297,10 @@ impl Process {
             pidfd,
             channel: ServiceChannel::create()?,
             wake,
-            sockets: HashSet::new(),
-            offers: HashMap::new(),
-            watcher_serials: HashMap::new(),
-            backlogs: HashMap::new(),
+            sockets: OwnSet::default(),
+            offers: OwnMap::default(),
+            watcher_serials: OwnMap::default(),
+            backlogs: OwnMap::default(),
         })
     }
 }

@@ -24,6 +24,8 @@ impl Core {
     }
 
     /// As `announce`, to the watchers of one process only if `process` is given.
+    // A row of docs/cost.md.
+    #[inline(never)]
     pub(crate) fn announce_to(&mut self, key: Key, process: Option<ProcessId>, bits: u32) {
         let Some(socket) = self.store.sockets.get_mut(key) else { return };
         let Some(stream) = &socket.stream else { return };

@@ -32,6 +32,8 @@ impl Core {
     }
 
     /// One burst of requests of one process; how many.
+    // A row of docs/cost.md.
+    #[inline(never)]
     pub(crate) fn handle_requests_of(&mut self, now: Instant, process: ProcessId) -> usize {
         // Kept from turn to turn, because most find nothing and clearing it costs more than looking.
         let mut messages = std::mem::take(&mut self.request_room);

@@ -1,6 +1,15 @@
 //! A vector whose places are used again, with keys that tell one use from the next. Holds sockets
 //! (`sockets`), trust domains (`domains`) and processes (`processes`).
 
+use std::collections::{HashMap, HashSet};
+
+use foldhash::fast::FixedState;
+
+/// A map whose keys the service chooses itself, so that nobody can make them collide.
+pub type OwnMap<K, V> = HashMap<K, V, FixedState>;
+/// A set of the same kind.
+pub type OwnSet<K> = HashSet<K, FixedState>;
+
 /// Names one use of one place. A key whose entry is gone never names another one.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key {

@@ -128,6 +128,37 @@ pub struct Store {
     pub(crate) hostile: Vec<Key>,
     /// Reads and writes of the shard for sockets that have no bytes; stays 0.
     pub misses: u64,
+    /// Lists of sockets that are gone, for the next ones.
+    spare: Spare,
+}
+
+/// Empty lists with memory: a short connection asks the system for none.
+#[derive(Debug, Default)]
+struct Spare {
+    watches: Vec<Vec<Watch>>,
+    bytes: Vec<Vec<u8>>,
+}
+
+/// Lists of each kind that are kept.
+const SPARE_MAX: usize = 256;
+/// Longest list that is kept, in watches and in bytes.
+const SPARE_WATCHES: usize = 16;
+const SPARE_BYTES: usize = 16 * 1024;
+
+impl Spare {
+    fn keep_watches(&mut self, mut list: Vec<Watch>) {
+        list.clear();
+        if (1..=SPARE_WATCHES).contains(&list.capacity()) && self.watches.len() < SPARE_MAX {
+            self.watches.push(list);
+        }
+    }
+
+    fn keep_bytes(&mut self, mut list: Vec<u8>) {
+        list.clear();
+        if (1..=SPARE_BYTES).contains(&list.capacity()) && self.bytes.len() < SPARE_MAX {
+            self.bytes.push(list);
+        }
+    }
 }
 
 impl Store {
@@ -143,6 +174,7 @@ impl Store {
             fresh: Vec::new(),
             hostile: Vec::new(),
             misses: 0,
+            spare: Spare::default(),
         }
     }
 
@@ -217,9 +249,14 @@ impl Store {
         }
     }
 
+    fn insert(&mut self, now: Instant) -> Key {
+        let watches = self.spare.watches.pop().unwrap_or_default();
+        self.sockets.insert(Socket { watches, ..Socket::new(now) })
+    }
+
     /// A new socket of an application, with a slot in its domain. `None`: the quota is used up.
     pub fn open(&mut self, domain_key: Key, owner: ProcessId, now: Instant) -> Option<Key> {
-        let key = self.sockets.insert(Socket::new(now));
+        let key = self.insert(now);
         let place = self.domains.get_mut(domain_key).and_then(|d| d.allocate_slot(key));
         let (Some(place), Some(socket)) = (place, self.sockets.get_mut(key)) else {
             self.sockets.remove(key);
@@ -246,11 +283,11 @@ impl Store {
     }
 
     fn new_unclaimed(&mut self, id: SocketId, now: Instant) -> Key {
-        let key = self.sockets.insert(Socket::new(now));
+        let key = self.insert(now);
+        let bytes = self.spare.bytes.pop().unwrap_or_default();
         if let Some(socket) = self.sockets.get_mut(key) {
             socket.kind = SocketKind::Connection;
-            socket.accepting =
-                Some(Accepting { listener: key, offered_to: None, bytes: Vec::new() });
+            socket.accepting = Some(Accepting { listener: key, offered_to: None, bytes });
         }
         self.set_id(key, id);
         key
@@ -307,18 +344,22 @@ impl Store {
         let Some(socket) = self.sockets.get_mut(key) else { return };
         if let Some(accepting) = socket.accepting.take() {
             self.unclaimed_bytes -= accepting.bytes.len() as u64;
+            self.spare.keep_bytes(accepting.bytes);
         }
         socket.owner = Some(owner);
     }
 
-    /// Forgets a socket and everything it has. Answers the record for whoever has to undo more.
+    /// Forgets a socket and everything it has. Answers the record, without its lists, for whoever has to
+    /// undo more.
     pub fn remove(&mut self, key: Key) -> Option<Socket> {
         self.clear_id(key);
         self.clear_cookie(key);
         self.leave_domain(key);
-        let socket = self.sockets.remove(key)?;
-        if let Some(accepting) = &socket.accepting {
+        let mut socket = self.sockets.remove(key)?;
+        self.spare.keep_watches(std::mem::take(&mut socket.watches));
+        if let Some(accepting) = &mut socket.accepting {
             self.unclaimed_bytes -= accepting.bytes.len() as u64;
+            self.spare.keep_bytes(std::mem::take(&mut accepting.bytes));
         }
         Some(socket)
     }
@@ -352,6 +393,8 @@ impl Store {
 }
 
 impl Streams for Store {
+    // A row of docs/cost.md.
+    #[inline(never)]
     fn write(&mut self, id: SocketId, position: u64, data: &[u8]) -> usize {
         let key = match self.key_of(id) {
             Some(key) => key,
@@ -371,6 +414,8 @@ impl Streams for Store {
         if unclaimed { self.keep(key, position, &data[..stored]) } else { stored }
     }
 
+    // A row of docs/cost.md.
+    #[inline(never)]
     fn write_datagram(&mut self, id: SocketId, datagram: &Datagram, payload: &[u8]) -> bool {
         self.store_datagram(id, datagram, payload)
     }

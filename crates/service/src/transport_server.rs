@@ -23,6 +23,8 @@ const RECLAIM_PER_ROUND: usize = 1024;
 
 impl Core {
     /// Takes what the shard has to tell; how much.
+    // A row of docs/cost.md.
+    #[inline(never)]
     pub(crate) fn handle_events(&mut self, now: Instant) -> usize {
         for count in 0..EVENTS_PER_TURN {
             match self.shard.poll_event() {
@@ -125,6 +127,8 @@ impl Core {
     }
 
     /// KICK_TX: the application has written.
+    // A row of docs/cost.md.
+    #[inline(never)]
     pub(crate) fn kick_tx(&mut self, now: Instant, key: Key) {
         let Some(socket) = self.store.sockets.get_mut(key) else { return };
         if socket.kind == SocketKind::Datagram {

@@ -53,6 +53,8 @@ impl Shard {
     ///
     /// # Panics
     /// If `out` is too short.
+    // A row of docs/cost.md.
+    #[inline(never)]
     pub fn poll_transmit(
         &mut self,
         now: Instant,

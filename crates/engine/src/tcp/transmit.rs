@@ -65,6 +65,8 @@ impl Connection {
 
     /// As [`Connection::poll_segment`]; new data may come as one segment of up to `payload_max`
     /// bytes, which somebody cuts at [`Outgoing::segment_size`].
+    // A row of docs/cost.md.
+    #[inline(never)]
     pub fn poll_superframe(
         &mut self,
         now: Instant,

@@ -1,6 +1,8 @@
 //! Tests of the accept handshake: every phase of claim, revocation, refusal and death, and a random
 //! walk that checks that no connection is lost or given twice.
 
+use std::collections::HashMap;
+
 use super::*;
 use std::collections::HashSet;
 
