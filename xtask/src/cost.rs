@@ -108,7 +108,10 @@ mod tests {
 
     #[test]
     fn more_than_two_percent_is_told_both_ways() {
-        let table = |turn: f64, peer: f64| json!({"scenarios": {"short": {"instructions": {"turn": turn, "peer": peer}}}});
+        let table = |turn: f64, peer: f64| {
+            let counts = json!({"turn": turn, "peer": peer});
+            json!({"scenarios": {"short": {"instructions": counts}}})
+        };
         for (old, new, grew, shrank) in [
             (1000.0, 1020.0, 0, 0),
             (1000.0, 1021.0, 1, 0),
