@@ -123,6 +123,6 @@ mod tests {
             let verdict = compare(&table(old, 5.0), &table(new, 500.0));
             assert_eq!((verdict.grew.len(), verdict.shrank.len()), (grew, shrank), "{old} {new}");
         }
-        assert_eq!(compare(&json!({}), &table(7.0, 7.0)).grew.len(), 1);
+        assert_eq!(compare(&json!({}), &table(70.0, 7.0)).grew.len(), 1);
     }
 }
