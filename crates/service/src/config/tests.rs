@@ -145,8 +145,7 @@ fn wires_and_faults_are_named_like_links() {
     let (spec, seed) = config.fault.unwrap();
     assert_eq!((spec.outgoing.loss_ppm, seed), (10_000, 1));
     for (link, addresses, fault, why) in [
-        ("wire:", &["10.9.0.1/24"][..], None, "not a name for a wire"),
-        ("wire:a/b", &["10.9.0.1/24"], None, "not a name for a wire"),
+        ("wire:a/b", &["10.9.0.1/24"][..], None, "not a name for a wire"),
         ("wire:a", &[], None, "has no address"),
         ("wave:a", &["10.9.0.1/24"], None, "use tap:NAME or wire:NAME"),
         ("wire:a", &["10.9.0.1/24"], Some("loss=2"), "is no chance"),
