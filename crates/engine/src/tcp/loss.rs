@@ -11,6 +11,7 @@ use super::connection::Connection;
 use super::scoreboard::{DUPLICATE_THRESHOLD, Scoreboard};
 use super::seam::TcpCounters;
 use super::sequence_space::SYN_OFFSET;
+use super::tail_probe::TailProbe;
 use super::timers::Timer;
 use crate::Instant;
 
@@ -34,6 +35,7 @@ pub(super) struct Loss {
     /// What is known of the data in flight, once something is; see [`Loss::board`].
     pub(super) board: Option<Box<Scoreboard>>,
     /// RecoveryPoint: what was sent when the last repair began; a new one needs progress beyond it.
+    /// While a tail probe is out, TLP.end_seq.
     pub(super) recover: u64,
     /// Bytes that left the network by the word of duplicate acknowledgements without SACK.
     departed: u32,
@@ -52,6 +54,8 @@ pub(super) struct Loss {
     pub(super) retransmit_now: bool,
     /// The end of the flight may be sent again, once in a recovery (RFC 6675, NextSeg rule 4).
     pub(super) rescue: Rescue,
+    /// What asks for an acknowledgement of the end of the flight (RFC 8985 section 7).
+    pub(super) tail_probe: TailProbe,
 }
 
 /// The rescue retransmission of a recovery.
@@ -80,6 +84,7 @@ impl Loss {
             backoff: 0,
             retransmit_now: false,
             rescue: Rescue::Waits,
+            tail_probe: TailProbe::None,
         }
     }
 
@@ -146,6 +151,7 @@ impl Connection {
         } else {
             self.timers.set(Timer::Retransmission, self.retransmission_deadline(now));
         }
+        self.schedule_tail_probe(now);
     }
 
     /// RFC 6298 section 3 and RFC 7323 section 4.1: our own clock where it applies, the echo where
@@ -233,6 +239,7 @@ impl Connection {
         let flight = self.in_flight().min(u64::from(u32::MAX)) as u32;
         self.congestion.on_loss(flight, mss);
         self.loss.phase = Phase::Recovery;
+        self.forget_tail_probe();
         self.loss.recover = self.send.nxt;
         self.loss.rescue = Rescue::Waits;
         self.loss.retransmit_now = true;
@@ -253,6 +260,7 @@ impl Connection {
         self.congestion.on_timeout(flight, mss, again);
         self.loss.settle();
         self.loss.phase = Phase::Loss;
+        self.forget_tail_probe();
         self.loss.recover = self.send.nxt;
         self.loss.board_mut().forget();
         self.loss.board_mut().mark_all_lost(self.send.una, self.send.nxt);

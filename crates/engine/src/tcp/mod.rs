@@ -20,6 +20,7 @@ pub mod seam;
 pub mod segment;
 mod sequence_space;
 mod superframe;
+mod tail_probe;
 pub mod time_wait;
 mod timers;
 mod transmit;

@@ -16,6 +16,7 @@ use super::loss::Phase;
 use super::seam::{Disposition, State, TcpCounters};
 use super::segment::{Flags, Segment, Timestamps};
 use super::sequence_space::{SYN_OFFSET, position};
+use super::tail_probe::TailProbe;
 use crate::{Instant, SocketError, SocketId, Streams};
 
 /// TS.Recent is too old to judge by after this many seconds: 24 days, RFC 7323 section 5.5.
@@ -107,6 +108,7 @@ impl Connection {
         };
         let calm = self.loss.phase == Phase::Open
             && self.loss.duplicates == 0
+            && self.loss.tail_probe == TailProbe::None
             && self.loss.board().is_empty()
             && arrival.segment.options.sack_len == 0
             && self.receive.out_of_order.is_empty()
@@ -298,6 +300,7 @@ impl Connection {
             self.handle_duplicate_ack(counters);
         }
         let news = self.take_sack_blocks(now, arrival.segment, arrival.ack, counters);
+        self.judge_tail_probe(arrival.ack, news, counters);
         self.judge_scoreboard(now, news, progress, counters);
         if arrival.ack >= self.send.una {
             self.update_send_window(arrival);

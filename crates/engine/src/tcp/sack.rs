@@ -25,6 +25,8 @@ const REORDERING_MAX: u16 = 300;
 pub(super) struct SackNews {
     /// Bytes that the peer holds and did not say so before.
     pub(super) bytes: u64,
+    /// Something arrived twice (RFC 2883).
+    pub(super) is_duplicate: bool,
 }
 
 impl Connection {
@@ -115,6 +117,7 @@ impl Connection {
         let inside = second.is_some_and(|held| held.0 <= first.0 && first.1 <= held.1);
         let is_duplicate = first.0 < first.1 && (first.1 <= ack || inside);
         counters.dsacks_received += u64::from(is_duplicate);
+        news.is_duplicate = is_duplicate;
         for &block in &blocks[usize::from(is_duplicate)..] {
             let (start, end) = self.block_offsets(block);
             news.bytes += self.take_sack_block(start, end, counters);
@@ -238,7 +241,9 @@ impl Connection {
         let bound = self.loss.board().lost_bound(self.segment_payload_max());
         let enough =
             self.loss.duplicates >= DUPLICATE_THRESHOLD && !self.loss.board().first_is_resent();
-        if enough || self.loss.board().has_untouched_below(bound) {
+        let probe_bound = self.bound_by_tail_probe();
+        let bound = bound.max(probe_bound.unwrap_or(bound));
+        if enough || probe_bound.is_some() || self.loss.board().has_untouched_below(bound) {
             self.loss.board_mut().mark_lost_below(bound);
             self.enter_recovery(counters);
         }

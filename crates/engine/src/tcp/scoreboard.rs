@@ -442,6 +442,12 @@ impl Scoreboard {
         index.map_or(nxt, |index| self.start_of(index))
     }
 
+    /// Where the last run that the peer holds starts; HighACK when there is none.
+    pub(super) fn last_sacked_start(&self) -> u64 {
+        let index = self.runs.iter().rposition(|run| run.marks.sacked);
+        index.map_or(self.start, |index| self.start_of(index))
+    }
+
     /// Forgets everything, and gives memory back that a large repair took.
     pub(super) fn forget(&mut self) {
         self.sums = NOTHING;
@@ -463,7 +469,7 @@ impl Scoreboard {
     }
 
     /// Before the first run: it will start at `una`.
-    fn begin(&mut self, una: u64) {
+    pub(super) fn begin(&mut self, una: u64) {
         if self.runs.is_empty() {
             self.start = una;
             self.waiting_from = una;

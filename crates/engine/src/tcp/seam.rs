@@ -309,6 +309,10 @@ tcp_counters! {
     rescue_retransmissions,
     /// Segments sent again that were lost too and found without a time-out, RFC 8985.
     lost_retransmissions,
+    /// Tail loss probes sent, RFC 8985 section 7.
+    tail_loss_probes,
+    /// Tail loss probes that repaired a loss which nothing else showed.
+    tail_losses_repaired,
     /// Acknowledgements sent without data.
     pure_acks_sent,
     /// Acknowledgements sent because the delay ran out.

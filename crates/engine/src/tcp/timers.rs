@@ -13,7 +13,8 @@ use crate::{Instant, SocketError};
 pub(super) enum Timer {
     /// RFC 6298: something is in flight.
     Retransmission,
-    /// RFC 9293 section 3.8.6.1: something waits for the window, or for more to fill a segment.
+    /// Nothing is in flight and something waits for the window, or for more to fill a segment (RFC
+    /// 9293 section 3.8.6.1); or else PTO, when the end of the flight is probed for (RFC 8985).
     Persist,
     /// RFC 9293 section 3.8.6.3.
     DelayedAck,
@@ -229,7 +230,11 @@ impl Connection {
         now: Instant,
         counters: &mut TcpCounters,
     ) -> Option<TimerOutcome> {
-        if self.in_flight() > 0 || !self.has_unsent() {
+        if self.in_flight() > 0 {
+            self.handle_tail_probe_timeout();
+            return None;
+        }
+        if !self.has_unsent() {
             return None;
         }
         let user_ran_out = self.user_timeout_us().is_some_and(|user_us| {

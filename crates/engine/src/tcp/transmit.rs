@@ -30,6 +30,8 @@ enum Transmission {
     Rescue(Piece),
     /// Something never sent before.
     New(Piece),
+    /// Asks for an acknowledgement of the end of the flight (RFC 8985 section 7).
+    TailProbe(Piece),
     /// A segment without data just before the window, which the peer has to answer.
     Probe(Probe),
     /// A bare acknowledgement.
@@ -96,6 +98,7 @@ impl Connection {
                 let piece = self.grow_piece(piece, payload_max);
                 self.send_new(now, piece, counters)
             }
+            Transmission::TailProbe(piece) => self.send_tail_probe(now, piece, counters),
             Transmission::Probe(probe) => self.send_probe(now, probe, counters),
             Transmission::Ack => {
                 counters.pure_acks_sent += 1;
@@ -118,6 +121,9 @@ impl Connection {
             }
             if let Some(piece) = self.new_piece() {
                 return Some(Transmission::New(piece));
+            }
+            if let Some(piece) = self.tail_probe_piece() {
+                return Some(Transmission::TailProbe(piece));
             }
             if self.loss.phase == Phase::Recovery
                 && let Some(transmission) = self.speculative_transmission()
@@ -159,7 +165,7 @@ impl Connection {
     }
 
     /// As much of `from..end`, sent before, as a segment takes, with the FIN if that is the end.
-    fn sent_piece(&self, from: u64, end: u64) -> Piece {
+    pub(super) fn sent_piece(&self, from: u64, end: u64) -> Piece {
         let len = end.min(self.send.tail).saturating_sub(from).min(self.piece_max());
         let fin = from + len == self.send.tail && end > self.send.tail;
         Piece { from, len, fin }
@@ -278,7 +284,12 @@ impl Connection {
     }
 
     /// Sends something again.
-    fn send_again(&mut self, now: Instant, piece: Piece, counters: &mut TcpCounters) -> Outgoing {
+    pub(super) fn send_again(
+        &mut self,
+        now: Instant,
+        piece: Piece,
+        counters: &mut TcpCounters,
+    ) -> Outgoing {
         let segments = self.segments_in(piece.len);
         counters.retransmitted_segments += segments;
         self.loss.retransmits = self.loss.retransmits.saturating_add(segments as u32);
@@ -302,7 +313,12 @@ impl Connection {
     }
 
     /// Sends new data, a FIN, or both.
-    fn send_new(&mut self, now: Instant, piece: Piece, counters: &mut TcpCounters) -> Outgoing {
+    pub(super) fn send_new(
+        &mut self,
+        now: Instant,
+        piece: Piece,
+        counters: &mut TcpCounters,
+    ) -> Outgoing {
         self.loss.new_data_sent_us = now.us() as u32;
         if let Some(board) = &mut self.loss.board {
             board.note_sent(piece.from, now.us() as u32, self.rtt.srtt_us / SENT_GRAINS);
@@ -323,7 +339,9 @@ impl Connection {
         }
         self.rtt.start_timing(self.send.nxt, now);
         self.congestion.on_sent(self.send.nxt, self.pipe(), mss);
-        self.send_piece(now, piece, counters)
+        let outgoing = self.send_piece(now, piece, counters);
+        self.schedule_tail_probe(now);
+        outgoing
     }
 
     /// Builds the segment of a piece and sees that it is timed.

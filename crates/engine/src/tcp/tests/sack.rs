@@ -507,3 +507,56 @@ fn a_lost_copy_shows_by_copies_that_were_sent_later() {
     pair.assert_delivered(Side::A);
     assert_eq!(pair.a.counters.retransmission_timeouts, 0);
 }
+
+/// The last segments of a flight are lost: nothing arrives later that could show it, so a probe asks
+/// (RFC 8985 section 7).
+#[test]
+fn a_lost_tail_is_probed_for_before_the_timer() {
+    for lost in [&[8usize, 9][..], &[7, 8, 9], &[5, 6, 7, 8, 9]] {
+        let mut pair = Pair::established();
+        pair.set_fault(move |_, side, index, _| match side == Side::A && lost.contains(&index) {
+            true => Fate::Drop,
+            false => Fate::Deliver,
+        });
+        pair.write(Side::A, 10 * PAYLOAD);
+        pair.run_for(12 * DELAY_US);
+        pair.assert_delivered(Side::A);
+        let counters = pair.a.counters.clone();
+        assert_eq!(counters.retransmission_timeouts, 0, "{lost:?}");
+        assert_eq!(counters.retransmitted_segments, lost.len() as u64, "{lost:?}");
+        // A loss is a loss: the window is smaller once more has been acknowledged.
+        pair.write(Side::A, PAYLOAD);
+        pair.run_for(1_000_000);
+        assert!(pair.a.tcp().info(pair.now).ssthresh < u32::MAX, "{lost:?}");
+    }
+}
+
+#[test]
+fn a_probe_is_new_data_where_there_is_some_and_costs_nothing_where_nothing_was_lost() {
+    let mut pair = Pair::established();
+    // Acknowledgements are late once: the flight of ten is followed by new data.
+    pair.set_fault(|_, side, index, _| match side == Side::B && index < 10 {
+        true => Fate::Late(40_000),
+        false => Fate::Deliver,
+    });
+    pair.write(Side::A, 12 * PAYLOAD);
+    pair.run_for(6 * DELAY_US);
+    assert_eq!(pair.occupying(Side::A).len(), 11, "one more than the window");
+    assert_eq!((pair.a.counters.tail_loss_probes, pair.a.counters.retransmitted_segments), (1, 0));
+    pair.run_for(1_000_000);
+    pair.assert_delivered(Side::A);
+    // And once more with nothing left to send: the copy was not needed.
+    pair.set_fault(|_, side, index, _| match side == Side::B && index < 10 {
+        true => Fate::Late(40_000),
+        false => Fate::Deliver,
+    });
+    pair.write(Side::A, 4 * PAYLOAD);
+    pair.run_for(1_000_000);
+    pair.write(Side::A, 4 * PAYLOAD);
+    pair.run_for(1_000_000);
+    pair.assert_delivered(Side::A);
+    let counters = &pair.a.counters;
+    assert_eq!((counters.tail_loss_probes, counters.retransmitted_segments), (3, 2));
+    assert_eq!((counters.tail_losses_repaired, counters.retransmission_timeouts), (0, 0));
+    assert_eq!(pair.a.tcp().info(pair.now).ssthresh, u32::MAX);
+}
