@@ -147,7 +147,7 @@ fn wires_and_faults_are_named_like_links() {
     for (link, addresses, fault, why) in [
         ("wire:a/b", &["10.9.0.1/24"][..], None, "not a name for a wire"),
         ("wire:a", &[], None, "has no address"),
-        ("wave:a", &["10.9.0.1/24"], None, "use tap:NAME or wire:NAME"),
+        ("wave:a", &["10.9.0.1/24"], None, "links of kind wave are not known"),
         ("wire:a", &["10.9.0.1/24"], Some("loss=2"), "is no chance"),
     ] {
         let error = load(link, addresses, fault).unwrap_err().to_string();
