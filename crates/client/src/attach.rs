@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use haypile_shm::channel::Sent;
-use haypile_shm::limits::{PROTOCOL_VERSION, TABLE_SIZE};
+use haypile_shm::limits::{BUILD_VERSION, PROTOCOL_VERSION, TABLE_SIZE, build_text};
 use haypile_shm::messages::{
     ControlReply, ControlRequest, DOMAIN_TOKEN_BYTES, OptionReply, Request, RequestBody,
     SocketReply,
@@ -73,8 +73,13 @@ pub(crate) struct Attachment {
 pub enum AttachError {
     /// There is nobody at the path, or we may not connect.
     Unreachable(Errno),
-    /// The service speaks another version; its number.
-    Version(u32),
+    /// The service is of another version.
+    Version {
+        /// Its protocol.
+        protocol: u32,
+        /// Its program.
+        build: u64,
+    },
     /// The service refused, or answered nonsense.
     Refused(Errno),
 }
@@ -83,10 +88,12 @@ impl core::fmt::Display for AttachError {
     fn fmt(&self, out: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {
             AttachError::Unreachable(errno) => write!(out, "cannot reach the service ({errno})"),
-            AttachError::Version(version) => write!(
+            AttachError::Version { protocol, build } => write!(
                 out,
-                "the service speaks protocol {version}, this library {PROTOCOL_VERSION}: \
-                 install both from one build"
+                "the service is haypile {} with protocol {protocol}, this library {} with \
+                 protocol {PROTOCOL_VERSION}; start both from one build",
+                build_text(*build),
+                build_text(BUILD_VERSION),
             ),
             AttachError::Refused(errno) => write!(out, "the service refused ({errno})"),
         }
@@ -121,16 +128,18 @@ fn shake_hands(control: Fd, domain: DomainToken) -> Result<Attachment, AttachErr
     let flags = sys::fcntl_getfl(control.raw()).map_err(refused)?;
     sys::fcntl_setfl(control.raw(), flags & !libc::O_NONBLOCK).map_err(refused)?;
     let control = Internal::new(control);
-    let hello = ControlRequest::Hello { version: PROTOCOL_VERSION, domain };
+    let (version, build, program) = (PROTOCOL_VERSION, BUILD_VERSION, sys::thread_name());
+    let hello = ControlRequest::Hello { version, build, program, domain };
     control::send(control.raw(), &hello.encode(), &[]).map_err(refused)?;
     let received = control::receive(control.raw()).map_err(refused)?;
     let reply = ControlReply::decode(&received.message).map_err(|_| refused(Errno::EPROTO))?;
-    let ControlReply::Welcome { errno, version, process_id, spin_us, domain } = reply else {
+    let ControlReply::Welcome { errno, version, build, process_id, spin_us, domain, .. } = reply
+    else {
         return Err(refused(Errno::EPROTO));
     };
     match errno {
         0 => {}
-        libc::EPROTO => return Err(AttachError::Version(version)),
+        libc::EPROTO => return Err(AttachError::Version { protocol: version, build }),
         other => return Err(refused(Errno(other))),
     }
     let channel = map_welcome(received.fds).map_err(refused)?;
@@ -157,7 +166,7 @@ fn processors() -> usize {
 
 /// Channel, status, table 0 and wake socket.
 fn map_welcome(fds: ReplyFds) -> Result<AppChannel, Errno> {
-    let [Some(channel), Some(status), Some(table), Some(wake), ..] = fds else {
+    let [Some(channel), Some(status), Some(table), Some(wake), Some(_epoch), ..] = fds else {
         return Err(Errno::EPROTO);
     };
     memory::keep_first_table(Segment::from_fd(table, TABLE_SIZE, false)?);

@@ -178,6 +178,8 @@ pub fn listen(fd: RawFd, backlog: i32) -> Result<(), Errno> {
         backlog: (backlog as u32).min(4096),
         v6only: socket.stored.v6only(),
         reuse_port: socket.stored.reuse_port(),
+        // A listener's placeholder is never a duplicate of the template.
+        cookie: sys::so_cookie(fd).unwrap_or(0),
     };
     let reply = attach::current()?.ask_socket(slot, generation, body)?;
     if reply.errno != 0 {

@@ -90,9 +90,17 @@ every frame too: the service has an Ethernet address and IP addresses of its own
 Root is not needed for all of it: tap takes CAP_NET_ADMIN and a device /dev/net/tun that may be opened,
 packet:INTERFACE CAP_NET_RAW, packet: both and CAP_SYS_ADMIN, wire nothing.
 
-SIGTERM and SIGINT end it: connections are closed, files and the interface removed. If it is
-killed, the kernel removes the interface and a guardian process the files.")]
+A supervisor holds the link and the sockets; each server is a process of its own, tied to a
+processor, without privileges and with few system calls. One that dies is started again at once:
+its connections are reset, listeners and programs go on.
+
+SIGTERM and SIGINT end the service: connections are closed, files and the interface removed. If
+the supervisor is killed, its servers end, the kernel removes the interface and a guardian process
+the files.")]
     Serve(ServeArgs),
+    /// A server: started by the supervisor, which commands it over its standard input
+    #[command(hide = true)]
+    Server,
     /// List TCP sockets with their states, queues and owners.
     #[command(after_help = "Examples:
   haypile ss            connections
@@ -247,6 +255,15 @@ pub struct ServiceArgs {
     /// What makes the faults happen the same way again [default: 1]
     #[arg(long, value_name = "N", requires = "fault")]
     pub fault_seed: Option<u64>,
+    /// The user that servers become when started by root: a name or a number [default: nobody]
+    #[arg(long, value_name = "USER")]
+    pub user: Option<String>,
+    /// The processor of the server; may be repeated, one for each server [default: chosen]
+    #[arg(long = "core", value_name = "N")]
+    pub cores: Vec<u32>,
+    /// Let servers make every system call, for debugging with tools that need it
+    #[arg(long)]
+    pub no_sandbox: bool,
 }
 
 impl ServiceArgs {
@@ -270,6 +287,9 @@ impl ServiceArgs {
             plan,
             fault,
             fault_seed,
+            user,
+            cores,
+            no_sandbox,
         } = self;
         let mut words: Vec<OsString> = Vec::new();
         let mut flag = |name: &str, value: OsString| words.extend([name.into(), value]);
@@ -308,6 +328,15 @@ impl ServiceArgs {
         }
         if let Some(seed) = fault_seed {
             flag("--fault-seed", seed.to_string().into());
+        }
+        if let Some(user) = user {
+            flag("--user", user.into());
+        }
+        for core in cores {
+            flag("--core", core.to_string().into());
+        }
+        if *no_sandbox {
+            words.push("--no-sandbox".into());
         }
         words
     }

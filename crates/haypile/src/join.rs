@@ -14,7 +14,8 @@ use haypile_link::tap::{Offload, Tap, TapConfig};
 use haypile_link::wire::{Wire, WireConfig};
 use haypile_service::config::{self, LinkChoice};
 use haypile_service::error::Error;
-use haypile_service::start::{catch_signals, link_error};
+use haypile_service::links::link_error;
+use haypile_service::start::catch_signals;
 use serde_json::{Value, json};
 
 use crate::cli::JoinArgs;

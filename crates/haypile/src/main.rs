@@ -28,6 +28,7 @@ mod table;
 mod trace;
 
 use cli::{Cli, Command};
+use haypile_service::server_process;
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         Command::TryNamespace => own_namespace::run_trial(),
         Command::Run(arguments) => run::run(&arguments),
         Command::Serve(arguments) => serve::run(&arguments),
+        Command::Server => server_process::run(),
         Command::Ss(arguments) => ss::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Resolve(arguments) => resolve::run(&arguments),

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use haypile_service::config::{Config, Flags};
 use haypile_service::error::Error;
 use haypile_service::start::{self, Started};
+use haypile_service::supervisor::End;
 use haypile_shm::sys;
 use serde::{Deserialize, Serialize};
 
@@ -56,14 +57,14 @@ pub fn run(arguments: &ServeArgs) -> Result<ExitCode, Error> {
         None => {
             let Prepared { started, directory, guardian } = prepare(arguments, None)?;
             for line in started.lines() {
-                table::say(line);
+                table::say(&line);
             }
             table::say("ready");
             drop(std::io::stdout().flush());
-            let outcome = started.run();
+            let _: End = started.run();
             drop(directory);
             drop(guardian);
-            outcome.map(|()| ExitCode::SUCCESS)
+            Ok(ExitCode::SUCCESS)
         }
     }
 }
@@ -84,21 +85,13 @@ fn run_private(arguments: &ServeArgs, pid: i32) -> ExitCode {
         }
     };
     announce(&Announcement::Ready { link: started.link(), addresses: started.addresses() });
-    let outcome = started.run();
-    let code = match outcome {
-        Ok(()) => {
-            drop(directory);
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            // Standard error is the log in the directory, which stays for once.
-            drop(writeln!(std::io::stderr(), "haypile: {error}"));
-            directory.leave_log();
-            ExitCode::FAILURE
-        }
-    };
+    match started.run() {
+        End::Clean => drop(directory),
+        // Standard error is the log in the directory, which stays for once.
+        End::Failing => directory.leave_log(),
+    }
     drop(guardian);
-    code
+    ExitCode::SUCCESS
 }
 
 fn announce(announcement: &Announcement) {
@@ -173,6 +166,9 @@ fn flags(arguments: &ServiceArgs, control_dir: Option<std::path::PathBuf>) -> Fl
         plan,
         fault,
         fault_seed,
+        user,
+        cores,
+        no_sandbox,
     } = arguments.clone();
     let wires = place::wires();
     Flags {
@@ -184,10 +180,13 @@ fn flags(arguments: &ServiceArgs, control_dir: Option<std::path::PathBuf>) -> Fl
         mtu,
         offload,
         queues,
+        wires,
         plan,
         fault,
         fault_seed,
         control_dir,
-        wires,
+        user,
+        cores,
+        no_sandbox,
     }
 }

@@ -89,6 +89,23 @@ fn show_servers(status: &Status) {
     let header =
         ["Server", "Busy %", "Turns", "Sleeps", "Received", "Sent", "Connections", "Components"];
     table::show(&header, &rows, &[0, 1, 2, 3, 4, 5, 6]);
+    let rows: Vec<Vec<String>> = status
+        .servers
+        .iter()
+        .map(|row| {
+            vec![
+                row.server.to_string(),
+                row.pid.to_string(),
+                row.core.map_or("any".into(), |core| core.to_string()),
+                row.user.to_string(),
+                row.restarts.to_string(),
+                row.sandbox.clone(),
+            ]
+        })
+        .collect();
+    table::say("");
+    let header = ["Server", "Process", "Processor", "User", "Restarts", "Sandbox"];
+    table::show(&header, &rows, &[0, 1, 2, 3, 4]);
 }
 
 fn show_processes(status: &Status) {

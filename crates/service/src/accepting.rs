@@ -158,6 +158,7 @@ impl Core {
         let Some(socket) = self.store.sockets.get(key) else { return };
         debug_assert_eq!(socket.kind, SocketKind::Listener);
         let (id, owner, binding) = (socket.id, socket.owner, socket.binding);
+        self.note_not_listening(key);
         if let Some(id) = id {
             self.manager.listener_closed(id);
             self.run_manager(now);

@@ -9,12 +9,12 @@ use std::os::fd::RawFd;
 use haypile_shm::control::Received;
 use haypile_shm::messages::{ControlReply, ControlRequest};
 use haypile_shm::sys::{self, Errno, Fd};
-use haypile_shm::{Doorbell, Message, PROTOCOL_VERSION};
+use haypile_shm::{BUILD_VERSION, Doorbell, Message, PROTOCOL_VERSION};
 
 use crate::connection_manager::ProcessId;
 use crate::domains::Token as DomainToken;
 use crate::poller::{Poller, Token};
-use crate::processes::{Connection, Process};
+use crate::processes::{Connection, Process, program_name};
 use crate::server::Core;
 use crate::slab::Key;
 
@@ -35,6 +35,8 @@ const SPIN_US: u32 = 20;
 pub(crate) struct Adoption {
     connection: Key,
     placeholder: Fd,
+    /// It is about a listener held since the server before; whether others may have it too.
+    restores: Option<bool>,
 }
 
 impl Core {
@@ -98,7 +100,11 @@ impl Core {
         let (fd, process) = (connection.fd.raw(), connection.process);
         let attached = process.ok_or(Errno::EPROTO);
         match request {
-            ControlRequest::Hello { version, domain } => self.hello(key, version, domain, poller),
+            ControlRequest::Hello { version, build, program, domain } => {
+                let same = (version, build) == (PROTOCOL_VERSION, BUILD_VERSION);
+                let outcome = if same { Ok(program_name(&program)) } else { Err(Errno::EPROTO) };
+                self.hello(key, outcome, domain, poller)
+            }
             ControlRequest::AttachChild => {
                 self.add_connection(first.ok_or(Errno::EPROTO)?, poller);
                 Ok(())
@@ -131,7 +137,14 @@ impl Core {
             ControlRequest::Adopt => {
                 attached?;
                 let placeholder = first.ok_or(Errno::EPROTO)?;
-                self.adoptions.push(Adoption { connection: key, placeholder });
+                self.adoptions.push(Adoption { connection: key, placeholder, restores: None });
+                Ok(())
+            }
+            ControlRequest::Restore { shared } => {
+                attached?;
+                let placeholder = first.ok_or(Errno::EPROTO)?;
+                let restores = Some(shared);
+                self.adoptions.push(Adoption { connection: key, placeholder, restores });
                 Ok(())
             }
         }
@@ -142,11 +155,12 @@ impl Core {
         self.store.domains.get_mut(domain)
     }
 
-    /// HELLO: a process comes in, and is given its memory.
+    /// HELLO: a process comes in, and is given its memory. `program`: its name, if it speaks our
+    /// version.
     fn hello(
         &mut self,
         key: Key,
-        version: u32,
+        program: Result<String, Errno>,
         token: DomainToken,
         poller: &Poller,
     ) -> Result<(), Errno> {
@@ -155,12 +169,7 @@ impl Core {
             return Err(Errno::EPROTO);
         }
         let fd = connection.fd.raw();
-        let outcome = if version == PROTOCOL_VERSION {
-            self.admit(fd, token, poller)
-        } else {
-            Err(Errno::EPROTO)
-        };
-        match outcome {
+        match program.and_then(|program| self.admit(fd, program, token, poller)) {
             Ok((process, domain, wake)) => {
                 if let Some(connection) = self.processes.connections.get_mut(key) {
                     connection.process = Some(process);
@@ -169,7 +178,7 @@ impl Core {
             }
             Err(errno) => {
                 self.counters.refused_attaches += 1;
-                let reply = welcome(errno.0, 0, token);
+                let reply = welcome(errno.0, self.era.epoch, 0, token);
                 send(fd, &reply.encode(), &[])
             }
         }
@@ -179,6 +188,7 @@ impl Core {
     fn admit(
         &mut self,
         fd: RawFd,
+        program: String,
         token: DomainToken,
         poller: &Poller,
     ) -> Result<(ProcessId, Key, Doorbell), Errno> {
@@ -202,7 +212,7 @@ impl Core {
             self.limits.sockets_per_domain,
             self.limits.memory_per_domain,
         );
-        let process = match Process::new(pid, domain_key, pidfd, ours) {
+        let process = match Process::new(fd, pid, program, domain_key, pidfd, ours) {
             Ok(process) => process,
             Err(errno) => {
                 self.store.domains.remove_if_unused(domain_key);
@@ -217,7 +227,10 @@ impl Core {
             .add(wake_fd, Token::Wake(id))
             .and_then(|()| poller.add(pidfd_raw, Token::Pidfd(id)));
         match added {
-            Ok(()) => Ok((id, domain_key, theirs)),
+            Ok(()) => {
+                self.tell_of_process(id);
+                Ok((id, domain_key, theirs))
+            }
             Err(errno) => {
                 self.deaths.push(id);
                 Err(errno)
@@ -237,8 +250,8 @@ impl Core {
         let token = domain.token;
         let table = domain.table.segment(0).and_then(|table| table.fd()).ok_or(Errno::ENOBUFS)?;
         let process = self.processes.get(id).ok_or(Errno::ENOENT)?;
-        let fds = [process.channel.fd(), status, table, wake.raw()];
-        send(fd, &welcome(0, id, token).encode(), &fds)
+        let fds = [process.channel.fd(), status, table, wake.raw(), self.era.fd()];
+        send(fd, &welcome(0, self.era.epoch, id, token).encode(), &fds)
     }
 
     /// Answers questions about placeholders. Called after every ring has been drained since they
@@ -249,7 +262,10 @@ impl Core {
                 continue;
             };
             let (fd, process) = (connection.fd.raw(), connection.process);
-            let found = process.and_then(|process| self.adopt(process, &adoption.placeholder));
+            let found = process.and_then(|process| match adoption.restores {
+                Some(false) => self.restore(process, &adoption.placeholder),
+                _ => self.adopt(process, &adoption.placeholder),
+            });
             let reply = found.unwrap_or(ControlReply::Adopted {
                 errno: libc::ENOENT,
                 slot: haypile_shm::NO_SLOT,
@@ -270,6 +286,7 @@ impl Core {
         if self.diag.observe(placeholder).is_ok() {
             self.observed.insert(cookie);
         }
+        self.inherited.take(key);
         self.share(process, key, cookie);
         let socket = self.store.sockets.get(key)?;
         let (slot, generation) = socket.name()?;
@@ -302,13 +319,13 @@ fn send(socket: RawFd, message: &Message, fds: &[RawFd]) -> Result<(), Errno> {
     sys::send_fds(socket, &bytes, fds, libc::MSG_DONTWAIT).map(drop)
 }
 
-fn welcome(errno: i32, process_id: ProcessId, domain: DomainToken) -> ControlReply {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let spin_us = if cores > 1 { SPIN_US } else { 0 };
-    ControlReply::Welcome { errno, version: PROTOCOL_VERSION, process_id, spin_us, domain }
+fn welcome(errno: i32, epoch: u32, process_id: ProcessId, domain: DomainToken) -> ControlReply {
+    let spin_us = if crate::processes::processors() > 1 { SPIN_US } else { 0 };
+    let (version, build) = (PROTOCOL_VERSION, BUILD_VERSION);
+    ControlReply::Welcome { errno, version, build, epoch, process_id, spin_us, domain }
 }
 
 /// A token that nobody can guess.
 fn new_token() -> Result<DomainToken, Errno> {
-    crate::server::random().map_err(|error| Errno(error.raw_os_error().unwrap_or(libc::EIO)))
+    crate::server::random()
 }

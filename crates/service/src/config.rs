@@ -2,7 +2,8 @@
 //!
 //! Owns the names, defaults and checks of every setting. Called by the binary before anything is
 //! opened; the rest of the service gets a `Config` by value and reads no file and no environment.
-//! Unknown keys are refused, with the line they stand on. Read `plan` for the plan notation.
+//! Unknown keys are refused, with the line they stand on. Read `plan` for the plan notation, and
+//! `config/text.rs` for how a configuration travels to the servers.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
@@ -12,18 +13,20 @@ use haypile_link::fault::FaultSpec;
 use haypile_link::steering::QUEUES_MAX;
 use haypile_link::tap::Offload;
 use haypile_link::wire;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::link_server::MTU_MAX;
 use crate::plan::Plan;
 
-/// Everything the service needs to know before it starts.
-#[derive(Clone, Debug)]
+/// Everything the service needs to know before it starts. The supervisor hands it to its servers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Config {
     /// The link to open.
     pub link: LinkChoice,
     /// The service's own addresses with the prefix of their network.
+    #[serde(with = "text::list")]
     pub addresses: Vec<Cidr>,
     /// Addresses that it finds by itself.
     pub automatic: Automatic,
@@ -31,27 +34,47 @@ pub struct Config {
     pub name_servers: Vec<IpAddr>,
     /// Addresses that the kernel's end of a TAP link gets, so that the host reaches the service.
     /// Unless they are given, one other address of each network of `addresses`.
+    #[serde(with = "text::list")]
     pub host_addresses: Vec<Cidr>,
     /// Routes beside the networks of `addresses`, gateways included.
+    #[serde(with = "text::routes")]
     pub routes: Vec<Route>,
     /// IP MTU in bytes, [`MTU_MIN`]..=`link_server::MTU_MAX`.
     pub mtu: u16,
     /// What the link and its peer leave to each other.
+    #[serde(with = "text::offload")]
     pub offload: Offload,
     /// Queues of a TAP; one server polls them all.
     pub queues: u16,
     /// Which servers run which components.
+    #[serde(with = "text::one")]
     pub plan: Plan,
     /// A bad path behind the link, and its seed.
+    #[serde(with = "text::fault")]
     pub fault: Option<(FaultSpec, u64)>,
     /// Bounds on memory, sockets and time.
     pub limits: ServiceLimits,
     /// Where the sockets for applications and for commands are.
     pub control_dir: PathBuf,
+    /// How servers are confined.
+    pub confine: Confine,
+}
+
+/// How servers are confined.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Confine {
+    /// The user that servers become where the service is started by root.
+    pub user: String,
+    /// The processors of the servers, in order; empty: of those allowed, one for each.
+    pub cores: Vec<u32>,
+    /// Whether system calls that a server does not need are forbidden it.
+    pub filter: bool,
 }
 
 /// How a service finds addresses by itself.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Automatic {
     /// `--addr dhcp`: IPv4 from a DHCP server.
     pub dhcp: bool,
@@ -67,7 +90,7 @@ impl Automatic {
 }
 
 /// A link as named by `--link`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LinkChoice {
     /// `tap:NAME`: a TAP interface that the service makes; `None` lets the kernel choose a name.
     Tap(Option<String>),
@@ -93,7 +116,8 @@ impl LinkChoice {
 }
 
 /// Bounds of the service; everything an application can make grow is in here.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ServiceLimits {
     /// Attached processes in all.
     pub processes: u32,
@@ -157,6 +181,12 @@ pub struct Flags {
     pub control_dir: Option<PathBuf>,
     /// Where wires have their sockets; no flag, but the same base as that of control directories.
     pub wires: Option<PathBuf>,
+    /// `--user`.
+    pub user: Option<String>,
+    /// `--core`, repeatable.
+    pub cores: Vec<u32>,
+    /// `--no-sandbox`.
+    pub no_sandbox: bool,
 }
 
 /// The file, as written. Kept apart from `Config` so that checking happens in one place.
@@ -179,6 +209,10 @@ struct File {
     fault: Option<String>,
     fault_seed: Option<u64>,
     control_dir: Option<PathBuf>,
+    user: Option<String>,
+    #[serde(default)]
+    cores: Vec<u32>,
+    sandbox: Option<bool>,
     #[serde(default)]
     route: Vec<FileRoute>,
     #[serde(default)]
@@ -205,6 +239,8 @@ struct FileLimits {
     trace_records: Option<u64>,
 }
 
+/// The user that servers become unless told otherwise.
+pub const USER_DEFAULT: &str = "nobody";
 /// Default IP MTU of a TAP link.
 pub const MTU_DEFAULT: u16 = 1500;
 /// The smallest MTU that IPv6 allows (RFC 8200 section 5).
@@ -317,6 +353,11 @@ impl File {
                 .clone()
                 .or(self.control_dir)
                 .unwrap_or_else(|| control_dir.to_path_buf()),
+            confine: Confine {
+                user: flags.user.clone().or(self.user).unwrap_or_else(|| USER_DEFAULT.into()),
+                cores: if flags.cores.is_empty() { self.cores } else { flags.cores.clone() },
+                filter: !flags.no_sandbox && self.sandbox.unwrap_or(true),
+            },
         })
     }
 }
@@ -613,6 +654,8 @@ pub fn check_mtu(mtu: u16) -> Result<u16, Error> {
     let remedy = format!("choose {MTU_MIN} to {MTU_MAX}");
     Err(Error::new(format_args!("mtu {mtu}"), why, remedy))
 }
+
+pub mod text;
 
 #[cfg(test)]
 mod tests;

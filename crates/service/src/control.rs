@@ -62,17 +62,33 @@ pub enum Request {
         /// A name or an address.
         name: String,
     },
+    /// Makes a server fail in this way, for tests of what happens then.
+    Fail {
+        /// In which.
+        how: Failure,
+    },
     /// Closes all connections and ends the service.
     Shutdown {},
+}
+
+/// A way for a server to fail.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Failure {
+    /// An assertion of ours breaks.
+    Panic,
+    /// A system call that the sandbox forbids.
+    ForbiddenCall,
 }
 
 /// Names one connection of the control socket.
 pub type ClientId = u64;
 
-/// The listening control socket and its connections.
+/// The listening control socket and its connections, or connections alone: a server's come from its
+/// supervisor.
+#[derive(Default)]
 pub struct ControlSocket {
-    listener: UnixListener,
-    path: PathBuf,
+    listening: Option<(UnixListener, PathBuf)>,
     clients: HashMap<ClientId, Client>,
     next: ClientId,
 }
@@ -106,23 +122,26 @@ impl ControlSocket {
         let listener = UnixListener::bind(&path).map_err(fail)?;
         listener.set_nonblocking(true).map_err(fail)?;
         std::fs::set_permissions(&path, Permissions::from_mode(0o660)).map_err(fail)?;
-        Ok(ControlSocket { listener, path, clients: HashMap::new(), next: 0 })
+        let mut socket = ControlSocket::default();
+        socket.listening = Some((listener, path));
+        Ok(socket)
     }
 
-    /// The descriptor to wait for new connections on.
-    pub fn raw_fd(&self) -> RawFd {
-        self.listener.as_raw_fd()
-    }
-
-    /// Where the socket is.
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// The descriptor to wait for new connections on, if it listens.
+    pub fn raw_fd(&self) -> Option<RawFd> {
+        self.listening.as_ref().map(|(listener, _)| listener.as_raw_fd())
     }
 
     /// Takes one new connection; the caller waits on its descriptor. `None` when there is none.
     pub fn accept(&mut self) -> Option<(ClientId, RawFd)> {
-        let (stream, _) = self.listener.accept().ok()?;
-        if self.clients.len() >= CLIENTS_MAX || stream.set_nonblocking(true).is_err() {
+        let (stream, _) = self.listening.as_ref()?.0.accept().ok()?;
+        stream.set_nonblocking(true).ok()?;
+        self.add(stream)
+    }
+
+    /// Takes a non-blocking connection that somebody else has made.
+    pub fn add(&mut self, stream: UnixStream) -> Option<(ClientId, RawFd)> {
+        if self.clients.len() >= CLIENTS_MAX {
             return None;
         }
         let id = self.next;
@@ -186,7 +205,9 @@ impl ControlSocket {
 
 impl Drop for ControlSocket {
     fn drop(&mut self) {
-        drop(std::fs::remove_file(&self.path));
+        if let Some((_, path)) = &self.listening {
+            drop(std::fs::remove_file(path));
+        }
     }
 }
 

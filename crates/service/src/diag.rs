@@ -9,19 +9,25 @@
 //! sock_diag(7), and `Documentation/filesystems/proc` on `/proc/PID/fdinfo`.
 
 use std::collections::HashSet;
+use std::fs::File;
+use std::io::{Read, Seek};
 use std::os::fd::{AsFd, RawFd};
-use std::os::unix::fs::MetadataExt;
 
 use haypile_link::netns::{self, Namespace};
 use haypile_shm::sys::{self, Errno, Fd};
 
+/// Opens the multicast in the network namespace (by its cookie) that a process is in.
+pub type Opener = Box<dyn FnMut(i32, u64) -> Option<Fd>>;
+
 /// Both sources of ends of placeholders.
-#[derive(Debug)]
 pub struct Diag {
     /// A multicast socket for each network namespace that placeholders are made in, with the
-    /// namespace's inode.
+    /// namespace's cookie.
     multicasts: Vec<(u64, Fd)>,
     witness: Fd,
+    /// What the kernel says of `witness`; opened once, because a server may open no files later.
+    listing: File,
+    opener: Opener,
     /// Messages were lost since the last look at the witness.
     overrun: bool,
     counters: DiagCounters,
@@ -62,9 +68,22 @@ impl Diag {
     /// # Errors
     /// When the process may open no more descriptors.
     pub fn new() -> Result<Diag, Errno> {
+        Diag::with(Box::new(open_in))
+    }
+
+    /// As `new`; `opener` opens multicasts, for which a confined server has no right.
+    ///
+    /// # Errors
+    /// As `new`.
+    pub fn with(opener: Opener) -> Result<Diag, Errno> {
+        let witness = sys::epoll_create()?;
+        let listing = File::open(format!("/proc/self/fdinfo/{}", witness.raw()))
+            .map_err(|error| Errno(error.raw_os_error().unwrap_or(libc::EIO)))?;
         Ok(Diag {
             multicasts: Vec::new(),
-            witness: sys::epoll_create()?,
+            witness,
+            listing,
+            opener,
             overrun: false,
             counters: DiagCounters::default(),
         })
@@ -75,21 +94,16 @@ impl Diag {
         self.counters
     }
 
-    /// Starts to listen in the network namespace with this inode, which process `pid` is in, if
+    /// Starts to listen in the network namespace with this cookie, which process `pid` is in, if
     /// that has not been done yet; answers the descriptor to wait on when it was just made.
     /// Without the multicast (no right to enter that namespace) the witness alone must do.
-    pub fn listen_for(&mut self, pid: i32, inode: u64) -> Option<RawFd> {
-        if self.multicasts.len() >= NAMESPACES_MAX || self.hears(inode) {
+    pub fn listen_for(&mut self, pid: i32, namespace: u64) -> Option<RawFd> {
+        if self.multicasts.len() >= NAMESPACES_MAX || self.hears(namespace) {
             return None;
         }
-        let fd = if namespace_inode_of("/proc/self/ns/net") == Some(inode) {
-            open_multicast().ok()?
-        } else {
-            let namespace = Namespace::open(&namespace_path(pid)).ok()?;
-            netns::run_in(namespace.as_fd(), open_multicast).ok()?.ok()?
-        };
+        let fd = (self.opener)(pid, namespace)?;
         let raw = fd.raw();
-        self.multicasts.push((inode, fd));
+        self.multicasts.push((namespace, fd));
         Some(raw)
     }
 
@@ -99,8 +113,8 @@ impl Diag {
     }
 
     /// Whether the end of placeholders made in this network namespace is told at once.
-    pub fn hears(&self, inode: u64) -> bool {
-        self.multicasts.iter().any(|(known, _)| *known == inode)
+    pub fn hears(&self, namespace: u64) -> bool {
+        self.multicasts.iter().any(|(known, _)| *known == namespace)
     }
 
     /// Puts a shared placeholder under observation and answers its cookie. The descriptor may be
@@ -144,8 +158,16 @@ impl Diag {
     /// When /proc cannot be read.
     pub fn living(&mut self) -> std::io::Result<HashSet<u64>> {
         self.counters.listings += 1;
-        let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", self.witness.raw()))?;
-        Ok(text.lines().filter_map(witness_cookie).collect())
+        let (mut text, mut part) = (Vec::new(), [0; 16_384]);
+        self.listing.rewind()?;
+        // By plain reads: a confined server may not ask how large the file is.
+        loop {
+            match self.listing.read(&mut part)? {
+                0 => break,
+                len => text.extend_from_slice(&part[..len]),
+            }
+        }
+        Ok(String::from_utf8_lossy(&text).lines().filter_map(witness_cookie).collect())
     }
 }
 
@@ -174,17 +196,17 @@ fn read_burst(
     true
 }
 
-fn namespace_path(pid: i32) -> String {
-    format!("/proc/{pid}/ns/net")
-}
-
-/// The inode of the network namespace of a process; `None` if it cannot be seen.
-pub fn namespace_inode(pid: i32) -> Option<u64> {
-    namespace_inode_of(&namespace_path(pid))
-}
-
-fn namespace_inode_of(path: &str) -> Option<u64> {
-    std::fs::metadata(path).ok().map(|data| data.ino())
+/// Opens the multicast in the network namespace with this cookie, which process `pid` is in. Others'
+/// namespaces can be entered by the privileged alone.
+pub fn open_in(pid: i32, namespace: u64) -> Option<Fd> {
+    let own = open_multicast().ok()?;
+    if sys::network_namespace(own.raw()) == Ok(namespace) {
+        return Some(own);
+    }
+    let theirs = Namespace::open(&format!("/proc/{pid}/ns/net")).ok()?;
+    let fd = netns::run_in(theirs.as_fd(), open_multicast).ok()?.ok()?;
+    // The process may have gone elsewhere, or be another by now.
+    (sys::network_namespace(fd.raw()) == Ok(namespace)).then_some(fd)
 }
 
 fn open_multicast() -> Result<Fd, Errno> {
@@ -243,12 +265,12 @@ mod tests {
     fn the_multicast_tells_the_cookie_of_the_last_close() {
         let mut diag = Diag::new().unwrap();
         let own = std::process::id() as i32;
-        let inode = namespace_inode(own).unwrap();
-        assert!(!diag.hears(inode));
-        assert!(diag.listen_for(own, inode).is_some());
-        assert!(diag.listen_for(own, inode).is_none());
-        assert!(diag.hears(inode));
         let socket = placeholder();
+        let namespace = sys::network_namespace(socket.raw()).unwrap();
+        assert!(!diag.hears(namespace));
+        assert!(diag.listen_for(own, namespace).is_some());
+        assert!(diag.listen_for(own, namespace).is_none());
+        assert!(diag.hears(namespace));
         let cookie = diag.observe(&socket).unwrap();
         let other = sys::dup_at_least(socket.raw(), 0).unwrap();
         drop(socket);

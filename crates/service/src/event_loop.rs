@@ -6,59 +6,53 @@
 //! reads the announcement (`haypile_shm::sleep` has the argument). Everything else that wakes it is
 //! a descriptor in the epoll set. Called by `start`.
 
-use std::os::fd::AsRawFd;
+use std::collections::VecDeque;
+use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::rc::Rc;
 
 use haypile_engine::Instant;
 use haypile_link::capture::{Capture, CaptureOptions};
 use haypile_link::port::Port;
 use haypile_shm::spin::{Gaps, Spinner};
-use haypile_shm::sys::{self, Errno, Fd};
+use haypile_shm::sys::{self, Errno, Fd, privilege};
 use serde_json::{Value, json};
 
-use crate::control::{self, ControlSocket, Request};
+use crate::control::{self, ControlSocket, Failure, Request};
 use crate::error::Error;
+use crate::inherited::Notice;
 use crate::poller::Token;
+use crate::processes;
 use crate::report::{Facts, SocketChoice};
 use crate::resolve::{Lookup, Resolved};
 use crate::server::Server;
+use crate::server_process::PutOff;
+use crate::supervisor::orders::{self, Fds, Order, Report};
 use crate::trace;
 
-/// A service that runs: one server, its sockets, and what ends it.
+/// A server that runs: with its sockets, and the supervisor that commands it.
 pub struct Service<P: Port> {
     /// The server.
     pub server: Server<Capture<P>>,
-    pub(crate) attach: Fd,
-    pub(crate) control: ControlSocket,
-    pub(crate) facts: Facts,
-    /// Readable when SIGTERM or SIGINT has come.
-    pub(crate) signals: UnixStream,
-    /// For a private service: the process it was started for.
-    pub(crate) owner: Option<Owner>,
-    /// Whoever removes the service's files should it be killed.
-    guardian: Option<Guardian>,
+    attach: Fd,
+    control: ControlSocket,
+    facts: Facts,
+    channel: Rc<Fd>,
+    /// Orders that came while the server waited for another answer.
+    put_off: Rc<PutOff>,
+    /// Reports that the channel did not take yet.
+    reports: VecDeque<Report>,
+    /// What the supervisor was last told of users.
+    used: bool,
+    /// Where the next capture goes.
+    file: Option<File>,
     /// Told to end.
     ending: Ending,
     tokens: Vec<Token>,
     looked: Instant,
     /// Clients that wait for name servers.
     lookups: Vec<Lookup>,
-}
-
-/// The process that a private service was started for, until it ends.
-#[derive(Debug)]
-pub struct Owner {
-    pub(crate) pidfd: Fd,
-    alive: bool,
-    /// Since when nobody has used the service.
-    unused_since: Option<Instant>,
-}
-
-/// The process that removes what the service leaves should it be killed.
-struct Guardian {
-    /// Readable when it has ended.
-    channel: UnixStream,
-    ended: Box<dyn FnOnce()>,
 }
 
 /// Turns without work, until the next with some.
@@ -91,62 +85,41 @@ const LOOKUPS_MAX: usize = 16;
 /// Turns or time between two looks at the kernel's descriptors while there is work.
 const LOOK_TURNS: u32 = 64;
 const LOOK_US: u64 = 100;
-/// How long a private service waits for somebody after the last process that used it.
-const GRACE_US: u64 = 500_000;
 /// Time for resets to leave.
 const RESET_US: u64 = 50_000;
 
-impl Owner {
-    /// The process with this id.
-    ///
-    /// # Errors
-    /// When there is none.
-    pub fn new(pid: i32) -> Result<Owner, Error> {
-        let pidfd = sys::pidfd_open(pid).map_err(|errno| {
-            Error::new(
-                format_args!("watch process {pid}"),
-                std::io::Error::from(errno),
-                "start the service with haypile run",
-            )
-        })?;
-        Ok(Owner { pidfd, alive: true, unused_since: None })
-    }
-}
-
 impl<P: Port> Service<P> {
-    /// Puts a service together; `start` makes the parts.
+    /// Puts a service together; `server_process` makes the parts.
     ///
     /// # Errors
     /// When the kernel takes no more descriptors to wait on.
     pub fn new(
         server: Server<Capture<P>>,
         attach: Fd,
-        control: ControlSocket,
         facts: Facts,
-        signals: UnixStream,
-        owner: Option<Owner>,
+        channel: Rc<Fd>,
+        put_off: Rc<PutOff>,
     ) -> Result<Self, Error> {
-        let poller = &server.poller;
         let wanted = [
             (server.link_fd(), Token::Link),
             (attach.raw(), Token::Attach),
-            (control.raw_fd(), Token::Control),
-            (signals.as_raw_fd(), Token::Signal),
+            (channel.raw(), Token::Channel(facts.server)),
         ];
-        let owner_fd = owner.as_ref().map(|owner| (owner.pidfd.raw(), Token::Owner));
-        for (fd, token) in wanted.into_iter().chain(owner_fd) {
-            poller.add(fd, token).map_err(|errno| {
+        for (fd, token) in wanted {
+            server.poller.add(fd, token).map_err(|errno| {
                 Error::new("wait for events", std::io::Error::from(errno), "raise the limits")
             })?;
         }
         Ok(Service {
             server,
             attach,
-            control,
+            control: ControlSocket::default(),
             facts,
-            signals,
-            owner,
-            guardian: None,
+            channel,
+            put_off,
+            reports: VecDeque::new(),
+            used: false,
+            file: None,
             ending: Ending::No,
             tokens: Vec::new(),
             looked: now(),
@@ -154,26 +127,12 @@ impl<P: Port> Service<P> {
         })
     }
 
-    /// Calls `ended` once when `channel` is hung up, which only the end of the guardian does.
-    ///
-    /// # Errors
-    /// When the kernel takes no more descriptors to wait on.
-    pub fn watch_guardian(
-        &mut self,
-        channel: UnixStream,
-        ended: Box<dyn FnOnce()>,
-    ) -> Result<(), Errno> {
-        self.server.poller.add(channel.as_raw_fd(), Token::Guardian)?;
-        self.guardian = Some(Guardian { channel, ended });
-        Ok(())
-    }
-
-    /// Runs until a signal, a command, or the end of whoever a private service was started for.
+    /// Runs until the supervisor says so, or is gone.
     ///
     /// # Errors
     /// When the link is of no more use.
     pub fn run(&mut self) -> Result<(), Error> {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let cores = processes::processors();
         let floor_ns = if cores > 1 { SPIN_NS } else { 0 };
         let gaps = Gaps::new();
         self.server.core.holds_writes = cores > 1;
@@ -188,13 +147,15 @@ impl<P: Port> Service<P> {
             let end = now();
             let busy = !work.is_none();
             self.server.load.turn(start, end, busy);
+            self.report()?;
+            self.obey_put_off();
             turns_since_look += 1;
             if busy && let Some(idle) = idle.take() {
                 gaps.note(start.since(idle.since).saturating_mul(1000));
             }
             if turns_since_look >= LOOK_TURNS || end.since(self.looked) >= LOOK_US {
                 turns_since_look = 0;
-                self.look(0);
+                self.look(0)?;
             } else if !busy {
                 let idle = idle.get_or_insert_with(|| {
                     let patience_ns = if cores > 1 { gaps.patience_ns(floor_ns) } else { 0 };
@@ -202,7 +163,7 @@ impl<P: Port> Service<P> {
                 });
                 if !idle.spinner.rest() {
                     turns_since_look = 0;
-                    self.sleep();
+                    self.sleep()?;
                     // Awake without work, for a timer or a command: no reason to spin again.
                     idle.spinner = Spinner::new(0, 0);
                 }
@@ -214,78 +175,135 @@ impl<P: Port> Service<P> {
     }
 
     /// Sleeps until something comes or a timer is due.
-    fn sleep(&mut self) {
+    fn sleep(&mut self) -> Result<(), Error> {
         let core = &mut self.server.core;
         if core.release_held(now(), true) > 0 {
-            return;
+            return Ok(());
         }
         core.status.prepare_sleep();
         let port = self.server.link.port_mut();
+        let mut looked = Ok(());
         if !core.processes.any_requests() && port.prepare_sleep() {
             self.server.load.sleeps += 1;
             let timeout_ms = self.timeout_ms(now());
-            self.look(timeout_ms);
+            looked = self.look(timeout_ms);
         }
         self.server.link.port_mut().awake();
         self.server.core.status.awake();
+        looked
     }
 
     /// Time to sleep, in milliseconds rounded up; -1 for ever.
     fn timeout_ms(&self, now: Instant) -> i32 {
         let ending = match self.ending {
-            Ending::No => {
-                self.owner.as_ref().and_then(|owner| Some(owner.unused_since?.plus_us(GRACE_US)))
-            }
+            Ending::No => None,
             // The end of a connection is seen in the shard, not told.
             Ending::Closing(_) | Ending::Resetting(_) => Some(now.plus_us(1000)),
         };
+        let unreported = (!self.reports.is_empty()).then(|| now.plus_us(1000));
         let blocked = self.server.link.is_blocked().then(|| now.plus_us(1000));
-        match [self.server.poll_timeout(), ending, blocked].into_iter().flatten().min() {
+        match [self.server.poll_timeout(), ending, blocked, unreported].into_iter().flatten().min()
+        {
             Some(due) => due.since(now).div_ceil(1000).min(60_000) as i32,
             None => -1,
         }
     }
 
     /// Looks at the kernel's descriptors, waiting up to `timeout_ms`.
-    fn look(&mut self, timeout_ms: i32) {
+    fn look(&mut self, timeout_ms: i32) -> Result<(), Error> {
         let mut tokens = std::mem::take(&mut self.tokens);
         self.server.poller.wait(timeout_ms, &mut tokens);
         self.looked = now();
         self.server.core.now = self.looked;
+        let mut outcome = Ok(());
         for token in tokens.drain(..) {
-            self.handle(token);
+            outcome = outcome.and(self.handle(token));
         }
         self.tokens = tokens;
+        outcome
     }
 
-    fn handle(&mut self, token: Token) {
+    fn handle(&mut self, token: Token) -> Result<(), Error> {
         match token {
-            Token::Control => {
-                while let Some((id, fd)) = self.control.accept() {
+            Token::Channel(_) => return self.read_orders(),
+            Token::Client(id) => self.serve_client(id),
+            other => self.server.handle(other, self.attach.raw()),
+        }
+        Ok(())
+    }
+
+    /// Takes what the supervisor has said. Without a supervisor there is no server.
+    fn read_orders(&mut self) -> Result<(), Error> {
+        loop {
+            match orders::receive(self.channel.raw(), orders::decode::<Order>) {
+                Ok((order, fds)) => self.obey(order, fds),
+                Err(Errno::EAGAIN) => return Ok(()),
+                Err(errno) => return Err(supervisor_lost(errno)),
+            }
+        }
+    }
+
+    fn obey_put_off(&mut self) {
+        // Said while a turn waited for the supervisor, so there are few.
+        for (order, fds) in self.put_off.take() {
+            self.obey(order, fds);
+        }
+    }
+
+    fn obey(&mut self, order: Order, fds: Fds) {
+        let [first, ..] = fds;
+        match order {
+            Order::Client {} => {
+                let client = first.map(|fd| UnixStream::from(OwnedFd::from(fd)));
+                if let Some((id, fd)) = client.and_then(|client| self.control.add(client)) {
                     // A client that cannot be waited for is dropped with its connection.
                     let _: Result<(), Errno> = self.server.poller.add(fd, Token::Client(id));
                 }
             }
-            Token::Client(id) => self.serve_client(id),
-            Token::Signal => {
-                let mut bytes = [0; 16];
-                let _: Result<usize, Errno> = sys::read(self.signals.as_raw_fd(), &mut bytes);
-                self.end();
-            }
-            Token::Owner => {
-                if let Some(owner) = &mut self.owner {
-                    owner.alive = false;
-                    self.server.poller.remove(owner.pidfd.raw());
-                }
-            }
-            Token::Guardian => {
-                if let Some(Guardian { channel, ended }) = self.guardian.take() {
-                    self.server.poller.remove(channel.as_raw_fd());
-                    ended();
-                }
-            }
-            other => self.server.handle(other, self.attach.raw()),
+            Order::File {} => self.file = first.map(|fd| File::from(OwnedFd::from(fd))),
+            Order::End { patience_us } => self.end(patience_us),
+            // Said at the start, or answered where it was asked.
+            Order::Start(_)
+            | Order::Link { .. }
+            | Order::Listener(_)
+            | Order::Run {}
+            | Order::Notices { .. } => {}
         }
+    }
+
+    /// Tells the supervisor what it wants to know.
+    fn report(&mut self) -> Result<(), Error> {
+        let core = &mut self.server.core;
+        if core.notices.is_empty() && self.reports.is_empty() && !core.tells_processes {
+            return Ok(());
+        }
+        for notice in std::mem::take(&mut core.notices) {
+            match notice {
+                Notice::Listening(record) => self.reports.push_back(Report::Listening(record)),
+                Notice::NotListening(domain, cookie) => {
+                    self.reports.push_back(Report::NotListening { domain, cookie });
+                }
+                Notice::Attached(pidfd) => {
+                    // Without it the supervisor goes by what is said of users.
+                    let report = Report::Attached {};
+                    let _: Result<(), Errno> =
+                        orders::send(self.channel.raw(), &report, &[pidfd.raw()]);
+                }
+            }
+        }
+        let used = core.tells_processes && core.is_used();
+        if used != self.used {
+            self.used = used;
+            self.reports.push_back(Report::Used { used });
+        }
+        while let Some(report) = self.reports.front() {
+            match orders::send(self.channel.raw(), report, &[]) {
+                Ok(()) => drop(self.reports.pop_front()),
+                Err(Errno::EAGAIN | Errno::ENOBUFS) => return Ok(()),
+                Err(errno) => return Err(supervisor_lost(errno)),
+            }
+        }
+        Ok(())
     }
 
     fn serve_client(&mut self, id: control::ClientId) {
@@ -305,12 +323,6 @@ impl<P: Port> Service<P> {
     fn answer(&mut self, client: control::ClientId, request: Request) -> Option<Value> {
         Some(match request {
             Request::Resolve { name } => return self.begin_lookup(client, &name),
-            Request::Version {} => control::acceptance(json!({
-                "version": env!("CARGO_PKG_VERSION"),
-                "protocol": haypile_shm::PROTOCOL_VERSION,
-                "pid": std::process::id(),
-                "addresses": self.server.core.usable_addresses(),
-            })),
             Request::Status {} => control::acceptance(self.server.status(&self.facts, now())),
             Request::Ss { listening, all, tcp, udp } => {
                 let choice = SocketChoice { listening, all, tcp, udp };
@@ -324,10 +336,18 @@ impl<P: Port> Service<P> {
             },
             Request::CaptureStart { path, max_bytes } => self.start_capture(&path, max_bytes),
             Request::CaptureStop {} => self.stop_capture(),
-            Request::Shutdown {} => {
-                self.end();
-                control::acceptance(json!({}))
+            Request::Fail { how: Failure::Panic } => panic!("asked to fail"),
+            Request::Fail { how: Failure::ForbiddenCall } => {
+                let outcome = privilege::call_something_forbidden();
+                control::refusal(&format!("the call was not forbidden: {outcome:?}"))
             }
+            Request::Version {} => control::acceptance(json!({
+                "version": env!("CARGO_PKG_VERSION"),
+                "protocol": haypile_shm::PROTOCOL_VERSION,
+                "pid": std::process::id(),
+                "addresses": self.server.core.usable_addresses(),
+            })),
+            Request::Shutdown {} => control::refusal("ask the supervisor"),
         })
     }
 
@@ -371,9 +391,8 @@ impl<P: Port> Service<P> {
         if max_bytes > 0 {
             options.limit_bytes = max_bytes;
         }
-        // A file that exists is somebody's; the service may be more privileged than who asks.
-        let file = std::fs::OpenOptions::new().write(true).create_new(true).open(path);
-        let started = file.and_then(|file| capture.start(file, "haypile", &options));
+        let Some(file) = self.file.take() else { return control::refusal("there is no file") };
+        let started = capture.start(file, "haypile", &options);
         match started {
             Ok(_) => control::acceptance(json!({ "path": path })),
             Err(error) => {
@@ -395,23 +414,21 @@ impl<P: Port> Service<P> {
     }
 
     /// Starts to end the service.
-    fn end(&mut self) {
+    fn end(&mut self, patience_us: u64) {
         if self.ending == Ending::No {
             let now = now();
             self.server.core.now = now;
+            // The supervisor knows that everything ends.
+            self.server.core.tells = false;
             self.server.core.close_everything(now);
-            let patience = self.server.core.limits.shutdown_timeout_us;
-            self.ending = Ending::Closing(now.plus_us(patience));
+            self.ending = Ending::Closing(now.plus_us(patience_us));
         }
     }
 
     /// Whether the service has ended.
     fn is_over(&mut self, now: Instant) -> bool {
         match self.ending {
-            Ending::No => {
-                self.look_for_users(now);
-                false
-            }
+            Ending::No => false,
             Ending::Closing(until) => {
                 if self.server.core.shard.is_quiet() && !self.server.link.is_blocked() {
                     return true;
@@ -428,23 +445,14 @@ impl<P: Port> Service<P> {
             }
         }
     }
+}
 
-    /// A private service ends some time after the last process that used it.
-    fn look_for_users(&mut self, now: Instant) {
-        let used = self.server.core.is_used();
-        let Some(owner) = &mut self.owner else { return };
-        if owner.alive || used {
-            owner.unused_since = None;
-            return;
-        }
-        let since = *owner.unused_since.get_or_insert(now);
-        if now.since(since) >= GRACE_US {
-            self.end();
-            // Data that a program left behind is delivered as after any close.
-            let patience = self.server.core.limits.orphan_timeout_us;
-            self.ending = Ending::Closing(now.plus_us(patience));
-        }
-    }
+fn supervisor_lost(errno: Errno) -> Error {
+    let why = match errno {
+        Errno::EPIPE => "it has ended".to_string(),
+        errno => std::io::Error::from(errno).to_string(),
+    };
+    Error::new("listen to the supervisor", why, "start the service again")
 }
 
 /// The service's clock.

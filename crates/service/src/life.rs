@@ -129,6 +129,7 @@ impl Core {
             domain.unheard |= !heard;
         }
         self.store.set_cookie(key, cookie);
+        self.note_listening(key);
     }
 
     /// Registers descriptors of the kernel's notices that were opened since the last call.

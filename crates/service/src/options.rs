@@ -112,6 +112,42 @@ pub fn value(option: u16, options: &SocketOptions, mss: Option<u16>) -> Result<i
 /// What Linux says when nothing was chosen (`net.ipv4.tcp_syn_retries`).
 const SYN_COUNT_USUAL: i32 = 6;
 
+/// The options of a listener that are not as by default, as SET_OPTION would set them.
+pub fn changed(options: &SocketOptions) -> Vec<(u16, i64)> {
+    const ALL: [u16; 14] = [
+        SO_SNDBUF,
+        SO_RCVBUF,
+        SO_KEEPALIVE,
+        TCP_NODELAY,
+        TCP_CORK,
+        TCP_QUICKACK,
+        TCP_KEEPIDLE,
+        TCP_KEEPINTVL,
+        TCP_KEEPCNT,
+        TCP_SYNCNT,
+        TCP_LINGER2,
+        TCP_DEFER_ACCEPT,
+        TCP_USER_TIMEOUT,
+        IP_TOS,
+    ];
+    let default = SocketOptions::default();
+    let differs = |option: &u16| value(*option, options, None) != value(*option, &default, None);
+    let set = |option: u16| {
+        let value = i64::from(value(option, options, None).ok()?);
+        // What parse doubles.
+        let halved = matches!(option, SO_SNDBUF | SO_RCVBUF);
+        Some((option, if halved { value / 2 } else { value }))
+    };
+    let mut changed: Vec<(u16, i64)> = ALL.into_iter().filter(differs).filter_map(set).collect();
+    if options.max_segment != default.max_segment {
+        changed.push((TCP_MAXSEG, i64::from(options.max_segment)));
+    }
+    if options.hop_limit != default.hop_limit {
+        changed.push((IP_TTL, i64::from(options.hop_limit)));
+    }
+    changed
+}
+
 /// What Linux says of an unconnected socket's segment size.
 const MSS_UNCONNECTED: u16 = 536;
 
@@ -213,6 +249,33 @@ mod tests {
             options.set(parse(option, value_set).unwrap());
             assert_eq!(value(option, &options, None), Ok(value_read), "{option:#x}");
         }
+    }
+
+    #[test]
+    fn changed_options_make_the_same_again() {
+        assert_eq!(changed(&SocketOptions::default()), []);
+        let mut options = SocketOptions::default();
+        let set = [
+            (SO_RCVBUF, 100_000),
+            (SO_SNDBUF, 70_000),
+            (SO_KEEPALIVE, 1),
+            (TCP_NODELAY, 1),
+            (TCP_KEEPIDLE, 30),
+            (TCP_KEEPCNT, 3),
+            (TCP_MAXSEG, 1000),
+            (TCP_DEFER_ACCEPT, 5),
+            (TCP_USER_TIMEOUT, 1234),
+            (IP_TTL, 9),
+            (IP_TOS, 0x10),
+        ];
+        for (option, value) in set {
+            options.set(parse(option, value).unwrap());
+        }
+        let mut again = SocketOptions::default();
+        for (option, value) in changed(&options) {
+            again.set(parse(option, value).unwrap());
+        }
+        assert_eq!(again, options);
     }
 
     #[test]

@@ -30,6 +30,14 @@ pub enum Token {
     Owner,
     /// The guardian of the control directory has ended.
     Guardian,
+    /// The channel between a supervisor and its server with this number.
+    Channel(u32),
+    /// The server with this number has ended.
+    Exit(u32),
+    /// The answer of a server for this client of the control socket.
+    Answer(u64),
+    /// A process that used the service has ended.
+    User(u64),
 }
 
 /// The epoll set.
@@ -97,6 +105,10 @@ impl Token {
             Token::Signal => (9, 0),
             Token::Owner => (10, 0),
             Token::Guardian => (11, 0),
+            Token::Channel(server) => (12, u64::from(server)),
+            Token::Exit(server) => (13, u64::from(server)),
+            Token::Answer(id) => (14, id),
+            Token::User(id) => (15, id),
         };
         kind << KIND_SHIFT | (value & ((1 << KIND_SHIFT) - 1))
     }
@@ -115,6 +127,10 @@ impl Token {
             9 => Token::Signal,
             10 => Token::Owner,
             11 => Token::Guardian,
+            12 => Token::Channel(value as u32),
+            13 => Token::Exit(value as u32),
+            14 => Token::Answer(value),
+            15 => Token::User(value),
             _ => return None,
         })
     }

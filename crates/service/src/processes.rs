@@ -20,11 +20,11 @@ use crate::sockets::Watch;
 pub struct Process {
     /// Process id in the kernel's words.
     pub pid: i32,
-    /// Name of the program.
+    /// Name of the program, as it says itself.
     pub program: String,
     /// Its trust domain.
     pub domain: Key,
-    /// The network namespace that its placeholders are made in, where that can be seen.
+    /// The network namespace that its placeholders are made in, by its cookie.
     pub namespace: Option<u64>,
     /// Readable once it has ended.
     pub pidfd: Fd,
@@ -287,13 +287,23 @@ impl Processes {
 }
 
 impl Process {
-    /// A process that has just said HELLO.
-    pub fn new(pid: i32, domain: Key, pidfd: Fd, wake: Doorbell) -> Result<Process, Errno> {
+    /// A process that has just said HELLO on the control connection `control`.
+    ///
+    /// # Errors
+    /// When the system gives no memory for its channel.
+    pub fn new(
+        control: RawFd,
+        pid: i32,
+        program: String,
+        domain: Key,
+        pidfd: Fd,
+        wake: Doorbell,
+    ) -> Result<Process, Errno> {
         Ok(Process {
             pid,
-            program: program_of(pid),
+            program,
             domain,
-            namespace: crate::diag::namespace_inode(pid),
+            namespace: sys::network_namespace(control).ok(),
             pidfd,
             channel: ServiceChannel::create()?,
             wake,
@@ -305,10 +315,17 @@ impl Process {
     }
 }
 
-/// Name of a program, for display.
-pub fn program_of(pid: i32) -> String {
-    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    name.trim_end().to_string()
+/// Processors of the machine that this process may use, as they were at the first call.
+pub fn processors() -> usize {
+    static COUNT: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
+    *COUNT.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
+}
+
+/// Name of a program, for display: up to the first 0 byte, and nothing that moves a cursor.
+pub fn program_name(bytes: &[u8]) -> String {
+    let name = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+    let shown = |c: char| if c.is_control() { '?' } else { c };
+    String::from_utf8_lossy(name).chars().map(shown).collect()
 }
 
 /// The process at the other end of a control connection: its id and a descriptor of it.

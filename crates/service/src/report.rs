@@ -11,6 +11,7 @@ use haypile_link::port::Port;
 use haypile_shm::limits::CHUNK_SIZE;
 use serde::{Deserialize, Serialize};
 
+use crate::sandbox::Confinement;
 use crate::server::{Core, Server};
 
 /// One line of `haypile ss`.
@@ -100,7 +101,7 @@ pub struct LeaseRow {
 pub struct Status {
     /// Version of the program.
     pub version: String,
-    /// Process id of the service.
+    /// Process id of the service: its supervisor's.
     pub pid: u32,
     /// Seconds since its start.
     pub uptime_s: u64,
@@ -127,10 +128,20 @@ pub struct Status {
 }
 
 /// One server.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ServerRow {
     /// Its number.
     pub server: u32,
+    /// Its process; 0 while it is being started again.
+    pub pid: i32,
+    /// The processor it is tied to.
+    pub core: Option<u32>,
+    /// The user it is.
+    pub user: u32,
+    /// Its sandbox: on or off, and what could not be given up.
+    pub sandbox: String,
+    /// How often it was started again.
+    pub restarts: u64,
     /// What it is.
     pub components: Vec<String>,
     /// Share of the last second spent with work, 0 to 100.
@@ -197,6 +208,10 @@ pub struct Facts {
     pub host_addresses: Vec<String>,
     /// Configured name servers.
     pub name_servers: Vec<IpAddr>,
+    /// Which server of the plan speaks.
+    pub server: u32,
+    /// How it is confined.
+    pub confinement: Confinement,
 }
 
 impl Core {
@@ -331,7 +346,12 @@ impl<P: Port> Server<P> {
         let port = self.link.port();
         let link = port.counters();
         let row = ServerRow {
-            server: 0,
+            server: facts.server,
+            pid: facts.confinement.pid,
+            core: facts.confinement.core,
+            user: facts.confinement.user,
+            sandbox: facts.confinement.describe(),
+            restarts: 0,
             components: ["transport", "link", "connection manager"].map(str::to_string).to_vec(),
             busy_percent: self.load.percent(now),
             turns: self.load.turns,

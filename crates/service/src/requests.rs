@@ -16,6 +16,7 @@ use crate::connection_manager::ProcessId;
 use crate::ports::Binding;
 use crate::server::Core;
 use crate::slab::Key;
+use crate::sockets::Socket;
 use crate::{errno, options};
 
 /// Requests of one process handled in one turn.
@@ -186,8 +187,14 @@ impl Core {
                 let binding = Binding { address, reuse_address, reuse_port, v6_only: v6only };
                 self.bind(now, key, binding)
             }
-            RequestBody::Listen { backlog, v6only, reuse_port } => {
-                self.listen(now, key, backlog, v6only, reuse_port)
+            RequestBody::Listen { backlog, v6only, reuse_port, cookie } => {
+                let outcome = self.listen(now, key, backlog, v6only, reuse_port);
+                let unknown = |socket: &Socket| socket.cookie.is_none() && cookie != 0;
+                if outcome.is_ok() && self.store.sockets.get(key).is_some_and(unknown) {
+                    self.store.set_cookie(key, cookie);
+                }
+                self.note_listening(key);
+                outcome
             }
             RequestBody::Connect { remote } => self.connect(now, key, unmapped(remote)),
             RequestBody::BindDatagram { address, reuse_address, reuse_port, v6only } => {
@@ -215,7 +222,7 @@ impl Core {
         }
     }
 
-    fn bind(&mut self, now: Instant, key: Key, binding: Binding) -> Result<(), i32> {
+    pub(crate) fn bind(&mut self, now: Instant, key: Key, binding: Binding) -> Result<(), i32> {
         let ip = binding.address.ip();
         if !ip.is_unspecified() && !self.shard.owns_address(ip) {
             return Err(NOT_OURS);
@@ -224,11 +231,13 @@ impl Core {
         if socket.binding.is_some() || socket.kind != SocketKind::Plain {
             return Err(libc::EINVAL);
         }
+        let domain = socket.domain;
         let address = match self.ports.bind(key, binding) {
             Some(address) => address,
             // Whoever had the port may be gone without anybody having said so yet.
             None => {
                 self.ask_witness(now);
+                self.yield_inherited(now, domain, binding.address.port());
                 self.ports.bind(key, binding).ok_or(libc::EADDRINUSE)?
             }
         };
@@ -241,7 +250,7 @@ impl Core {
         Ok(())
     }
 
-    fn listen(
+    pub(crate) fn listen(
         &mut self,
         now: Instant,
         key: Key,
@@ -345,6 +354,14 @@ impl Core {
     }
 
     fn set_option(&mut self, now: Instant, key: Key, option: u16, value: i64) -> i32 {
+        let errno = self.put_option(now, key, option, value);
+        if errno == 0 {
+            self.note_listening(key);
+        }
+        errno
+    }
+
+    fn put_option(&mut self, now: Instant, key: Key, option: u16, value: i64) -> i32 {
         let Some(socket) = self.store.sockets.get_mut(key) else { return libc::EBADF };
         if socket.kind == SocketKind::Datagram {
             return self.set_datagram_option(key, option, value);

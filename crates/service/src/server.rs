@@ -7,12 +7,11 @@
 //! each process, 256 events.
 
 use std::collections::{HashSet, VecDeque};
-use std::io::Read;
 use std::os::fd::{AsRawFd, RawFd};
 
 use haypile_engine::{Close, Instant, Limits, Shard, ShardConfig};
 use haypile_link::port::Port;
-use haypile_shm::{Errno, Fd, Message, ServiceStatus};
+use haypile_shm::{EpochWriter, Errno, Fd, Message, ServiceStatus, epoch, sys};
 
 use crate::attach::Adoption;
 use crate::config::{Config, ServiceLimits};
@@ -20,6 +19,7 @@ use crate::connection_manager::{ConnectionManager, ProcessId};
 use crate::diag::Diag;
 use crate::error::Error;
 use crate::farewell::Held;
+use crate::inherited::{Inherited, Notice};
 use crate::link_server::{self, LinkServer};
 use crate::poller::{Poller, Token};
 use crate::ports::Ports;
@@ -73,10 +73,84 @@ pub struct Core {
     pub(crate) adoptions: Vec<Adoption>,
     pub(crate) new_diag: Vec<RawFd>,
     pub(crate) witness_asked: Instant,
+    /// The life of the service that this server is part of.
+    pub(crate) era: Era,
+    /// Listeners of the server before this one.
+    pub(crate) inherited: Inherited,
+    /// What the supervisor is to be told.
+    pub(crate) notices: Vec<Notice>,
+    /// There is one who wants to be told of listeners.
+    pub(crate) tells: bool,
+    /// And of processes.
+    pub(crate) tells_processes: bool,
     /// Tells who is at the other end of a control connection; tests put others there.
     pub(crate) peer_process: fn(RawFd) -> Result<(i32, Fd), Errno>,
     housekeeping_due: Instant,
     trim_due: Instant,
+}
+
+/// What a server stands on that outlives it.
+pub struct Foundation {
+    /// Keys of sequence numbers and ports.
+    pub secret: [u8; 32],
+    /// Seeds tables and searches; never the same twice.
+    pub seed: u64,
+    /// Where the kernel tells of placeholders.
+    pub diag: Diag,
+    /// The epoch.
+    pub era: Era,
+    /// A supervisor wants to be told of listeners.
+    pub tells: bool,
+    /// And of processes.
+    pub tells_processes: bool,
+}
+
+/// The epoch of a server, and the segment that tells applications when it is over.
+#[derive(Debug)]
+pub struct Era {
+    /// Its number.
+    pub epoch: u32,
+    /// Where it can be read.
+    pub segment: EraSegment,
+}
+
+/// The segment of the epoch.
+#[derive(Debug)]
+pub enum EraSegment {
+    /// Ours to write: there is no supervisor.
+    Own(EpochWriter),
+    /// The supervisor's.
+    Given(Fd),
+}
+
+impl Era {
+    /// The descriptor of the segment.
+    pub fn fd(&self) -> RawFd {
+        match &self.segment {
+            EraSegment::Own(writer) => writer.fd(),
+            EraSegment::Given(fd) => fd.raw(),
+        }
+    }
+}
+
+impl Foundation {
+    /// Without a supervisor: for tests, and for whoever drives a server alone.
+    ///
+    /// # Errors
+    /// When the system gives no memory, descriptors or randomness.
+    pub fn alone() -> Result<Foundation, Errno> {
+        let writer = EpochWriter::create()?;
+        let epoch = epoch::next_up(writer.get());
+        writer.set(epoch);
+        Ok(Foundation {
+            secret: random()?,
+            seed: u64::from_ne_bytes(random()?),
+            diag: Diag::new()?,
+            era: Era { epoch, segment: EraSegment::Own(writer) },
+            tells: false,
+            tells_processes: false,
+        })
+    }
 }
 
 /// One server with its link.
@@ -150,9 +224,8 @@ impl<P: Port> Server<P> {
     /// # Errors
     /// When the configuration is impossible or the system gives no memory or descriptors.
     pub fn new(config: &Config, port: P, now: Instant) -> Result<Self, Error> {
-        let secret = random().map_err(no_randomness)?;
-        let seed = u64::from_ne_bytes(random().map_err(no_randomness)?);
-        Server::with_randomness(config, port, now, secret, seed)
+        let foundation = Foundation::alone().map_err(refused)?;
+        Server::with(config, port, now, foundation)
     }
 
     /// As [`Server::new`], with randomness of the caller's.
@@ -166,14 +239,28 @@ impl<P: Port> Server<P> {
         secret: [u8; 32],
         seed: u64,
     ) -> Result<Self, Error> {
+        let foundation = Foundation::alone().map_err(refused)?;
+        Server::with(config, port, now, Foundation { secret, seed, ..foundation })
+    }
+
+    /// As `new`, on what a supervisor gives.
+    ///
+    /// # Errors
+    /// As `new`.
+    pub fn with(
+        config: &Config,
+        port: P,
+        now: Instant,
+        foundation: Foundation,
+    ) -> Result<Self, Error> {
         let shard_config = ShardConfig {
             mac: port.mac(),
             mtu: port.mtu(),
             addresses: config.addresses.clone(),
             routes: config.routes.clone(),
             limits: Limits::default(),
-            secret,
-            seed,
+            secret: foundation.secret,
+            seed: foundation.seed,
             offloads: link_server::offloads(port.features()),
         };
         let ports = Ports::new(shard_config.seed.rotate_left(17));
@@ -187,10 +274,6 @@ impl<P: Port> Server<P> {
             shard.start_slaac(now);
         }
         shard.set_trace(config.limits.trace_records as usize);
-        let refused = |errno: Errno| {
-            let error = std::io::Error::from(errno);
-            Error::new("set up the service", error, "raise the limits of memory and descriptors")
-        };
         let core = Core {
             shard,
             store: Store::new(config.limits.unclaimed_bytes),
@@ -199,7 +282,7 @@ impl<P: Port> Server<P> {
             counters: Counters::default(),
             ports,
             status: ServiceStatus::create().map_err(refused)?,
-            diag: Diag::new().map_err(refused)?,
+            diag: foundation.diag,
             limits: config.limits.clone(),
             now,
             held: Held::default(),
@@ -217,6 +300,11 @@ impl<P: Port> Server<P> {
             adoptions: Vec::new(),
             new_diag: Vec::new(),
             witness_asked: now,
+            era: foundation.era,
+            inherited: Inherited::default(),
+            notices: Vec::new(),
+            tells: foundation.tells,
+            tells_processes: foundation.tells_processes,
             peer_process: processes::peer_process,
             housekeeping_due: now,
             trim_due: now,
@@ -290,6 +378,7 @@ impl<P: Port> Server<P> {
             housekeeping.then_some(core.housekeeping_due),
             // The shard had no room for all of them.
             (!core.sending.is_empty()).then(|| core.now.plus_us(SEND_AGAIN_US)),
+            core.inherited.due(),
         ]
         .into_iter()
         .flatten()
@@ -348,6 +437,9 @@ impl Core {
         self.housekeeping_due = now.plus_us(HOUSEKEEPING_US);
         self.reclaim(now);
         self.end_orphans(now);
+        if !self.inherited.is_empty() {
+            self.end_inherited(now);
+        }
         if now >= self.trim_due {
             self.trim_due = now.plus_us(TRIM_US);
             self.store.domains.trim(TRIM_CHUNKS);
@@ -384,12 +476,13 @@ impl Core {
 ///
 /// # Errors
 /// When the system has none to give.
-pub fn random<const N: usize>() -> std::io::Result<[u8; N]> {
+pub fn random<const N: usize>() -> Result<[u8; N], Errno> {
     let mut bytes = [0; N];
-    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    sys::random_bytes(&mut bytes)?;
     Ok(bytes)
 }
 
-fn no_randomness(error: std::io::Error) -> Error {
-    Error::new("read /dev/urandom", error, "mount /dev")
+fn refused(errno: Errno) -> Error {
+    let error = std::io::Error::from(errno);
+    Error::new("set up the service", error, "raise the limits of memory and descriptors")
 }

@@ -1,5 +1,5 @@
-//! Starting a service: opens the link, makes the sockets in the control directory, and tells what
-//! was taken. Called by the binary; read `event_loop` for what runs then.
+//! Starting a service: makes the link and the sockets in the control directory, hands them to a
+//! supervisor, and tells what was taken. Called by the binary; read `supervisor` for what runs then.
 
 use std::fs::Permissions;
 use std::net::IpAddr;
@@ -9,28 +9,19 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use haypile_engine::Cidr;
-use haypile_link::LinkError;
 use haypile_link::address_plan::{self, Reservation};
-use haypile_link::capture::Capture;
-use haypile_link::fault::Fault;
-use haypile_link::packet::{Attachment, Packet, PacketConfig};
-use haypile_link::port::{Port, local_mac};
-use haypile_link::tap::{Offload, Tap, TapConfig, TapQueues};
-use haypile_link::wire::{Wire, WireConfig};
 use haypile_shm::sys::{self, Errno, Fd};
 
 use crate::attach::ATTACH_SOCKET;
 use crate::config::{Config, LinkChoice};
-use crate::control::ControlSocket;
+use crate::control::{CONTROL_SOCKET, ControlSocket};
 use crate::error::Error;
-use crate::event_loop::{Owner, Service, now};
-use crate::report::Facts;
-use crate::server::Server;
+use crate::links::{self, link_error};
+use crate::supervisor::{End, Owner, Parts, Supervisor};
 
 /// A service that is ready to run.
 pub struct Started {
-    service: Service<Box<dyn Port>>,
-    lines: Vec<String>,
+    supervisor: Supervisor,
     attach_path: PathBuf,
     /// Keeps other services from the same addresses.
     _reservation: Option<Reservation>,
@@ -39,7 +30,8 @@ pub struct Started {
 /// Connections of applications that may wait to be taken.
 const ATTACH_BACKLOG: i32 = 1024;
 
-/// Opens everything that `config` names. `owner`: the process that a private service is for.
+/// Opens everything that `config` names, and starts the servers. `owner`: the process that a
+/// private service is for.
 ///
 /// # Errors
 /// What could not be had, why, and what to do.
@@ -49,38 +41,29 @@ pub fn start(mut config: Config, owner: Option<i32>) -> Result<Started, Error> {
     let reservation = choose_addresses(&mut config)?;
     let signals = catch_signals()?;
     raise_descriptor_limit();
-    let tap = open_link(&config)?;
-    let mode = tap.describe();
-    let server = Server::new(&config, Capture::new(tap), now())?;
+    let link = links::make(&config)?;
     let attach_path = config.control_dir.join(ATTACH_SOCKET);
     let attach = bind_attach(&attach_path)?;
     let control = ControlSocket::bind(&config.control_dir)?;
-    let lines = describe(&config, &mode, &attach_path, control.path());
-    let facts = Facts {
-        plan: config.plan.to_string(),
-        addresses: config.addresses.iter().map(ToString::to_string).collect(),
-        host_addresses: config.host_addresses.iter().map(ToString::to_string).collect(),
-        name_servers: config.name_servers.clone(),
-    };
-    let service = Service::new(server, attach, control, facts, signals, owner)?;
-    Ok(Started { service, lines, attach_path, _reservation: reservation })
+    let parts = Parts { config, link, attach, control, signals, owner };
+    let supervisor = Supervisor::start(parts)?;
+    Ok(Started { supervisor, attach_path, _reservation: reservation })
 }
 
 impl Started {
     /// What was taken: one line each, for the start of the output.
-    pub fn lines(&self) -> &[String] {
-        &self.lines
+    pub fn lines(&self) -> Vec<String> {
+        describe(&self.supervisor)
     }
 
     /// The service's addresses, without prefixes.
     pub fn addresses(&self) -> Vec<String> {
-        let addresses = self.service.facts.addresses.iter();
-        addresses.map(|text| text.split('/').next().unwrap_or_default().to_string()).collect()
+        self.supervisor.config().addresses.iter().map(|cidr| cidr.addr.to_string()).collect()
     }
 
     /// The link and its mode.
     pub fn link(&self) -> String {
-        self.service.server.link.port().describe()
+        self.supervisor.link()
     }
 
     /// Calls `ended` once when `channel` is hung up, which only the end of the guardian does: the
@@ -93,17 +76,14 @@ impl Started {
         channel: UnixStream,
         ended: Box<dyn FnOnce()>,
     ) -> Result<(), Error> {
-        self.service.watch_guardian(channel, ended).map_err(|errno| {
+        self.supervisor.watch_guardian(channel, ended).map_err(|errno| {
             Error::new("wait for events", std::io::Error::from(errno), "raise the limits")
         })
     }
 
     /// Runs it until it is told to end; its files are gone then.
-    ///
-    /// # Errors
-    /// When the link is of no more use.
-    pub fn run(mut self) -> Result<(), Error> {
-        self.service.run()
+    pub fn run(mut self) -> End {
+        self.supervisor.run()
     }
 }
 
@@ -125,72 +105,6 @@ fn choose_addresses(config: &mut Config) -> Result<Option<Reservation>, Error> {
         config.host_addresses = reservation.plan().host().into_iter().map(cidr).collect();
     }
     Ok(Some(reservation))
-}
-
-fn open_link(config: &Config) -> Result<Box<dyn Port>, Error> {
-    let mut seed: Vec<String> =
-        config.addresses.iter().map(|address| address.addr.to_string()).collect();
-    if config.automatic.any() {
-        // Servers tell clients apart by this address: one for each service of each machine.
-        let machine = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
-        seed.push(format!("{} {}", config.control_dir.display(), machine.trim()));
-    }
-    let mac = local_mac(&seed.join(" "));
-    let port: Box<dyn Port> = match &config.link {
-        LinkChoice::Tap(name) => open_tap(config, name.clone(), mac)?,
-        LinkChoice::Packet(interface) => {
-            let packet = packet_config(config, interface.clone(), mac);
-            Box::new(Packet::open(&packet).map_err(link_error)?)
-        }
-        LinkChoice::Alone => {
-            let superframes = config.offload == Offload::Segmentation;
-            let wire = WireConfig { mtu: config.mtu, mac, superframes };
-            Box::new(Wire::alone(&wire).map_err(link_error)?)
-        }
-        LinkChoice::Wire { directory, name } => {
-            let superframes = config.offload == Offload::Segmentation;
-            let wire = WireConfig { mtu: config.mtu, mac, superframes };
-            Box::new(Wire::open(directory, name, &wire).map_err(link_error)?)
-        }
-    };
-    match &config.fault {
-        None => Ok(port),
-        Some((spec, seed)) => Ok(Box::new(Fault::new(port, spec, *seed).map_err(link_error)?)),
-    }
-}
-
-fn packet_config(config: &Config, interface: Option<String>, mac: [u8; 6]) -> PacketConfig {
-    let addresses = &config.host_addresses;
-    let attachment = match interface {
-        Some(name) => Attachment::Interface(name),
-        None => {
-            Attachment::Pair(addresses.iter().map(|cidr| (cidr.addr, cidr.prefix_len)).collect())
-        }
-    };
-    PacketConfig { attachment, mtu: config.mtu, mac, offload: config.offload }
-}
-
-fn open_tap(config: &Config, name: Option<String>, mac: [u8; 6]) -> Result<Box<dyn Port>, Error> {
-    let mut tap = TapConfig::new(config.mtu, mac);
-    tap.name = name;
-    tap.host_addresses =
-        config.host_addresses.iter().map(|cidr| (cidr.addr, cidr.prefix_len)).collect();
-    tap.offload = config.offload;
-    if config.queues == 1 {
-        return Ok(Box::new(Tap::open(&tap).map_err(link_error)?));
-    }
-    let queues = Tap::open_queues(&tap, config.queues).and_then(TapQueues::new);
-    Ok(Box::new(queues.map_err(link_error)?))
-}
-
-/// The error of a link, in the service's form.
-pub fn link_error(error: LinkError) -> Error {
-    let what = format!("cannot {}", error.attempt());
-    let whole = error.to_string();
-    // The error prints as "WHAT: WHY; ADVICE"; the parts are wanted here.
-    let why = whole.strip_prefix(&what).unwrap_or(&whole).trim_start_matches([':', ' ']);
-    let why = why.strip_suffix(error.advice()).unwrap_or(why).trim_end_matches([';', ' ']);
-    Error::new(what, why, error.advice())
 }
 
 /// The socket that applications attach to. Everyone may connect: who may reach a service is decided
@@ -252,7 +166,8 @@ fn addresses_line(config: &Config, join: &dyn Fn(&[Cidr]) -> String) -> String {
     if all.is_empty() { "none".to_string() } else { all.join(", ") }
 }
 
-fn describe(config: &Config, mode: &str, attach: &Path, control: &Path) -> Vec<String> {
+fn describe(supervisor: &Supervisor) -> Vec<String> {
+    let config = supervisor.config();
     let join = |list: &[Cidr]| {
         let texts: Vec<String> = list.iter().map(ToString::to_string).collect();
         if texts.is_empty() { "none".to_string() } else { texts.join(", ") }
@@ -265,13 +180,21 @@ fn describe(config: &Config, mode: &str, attach: &Path, control: &Path) -> Vec<S
             None => format!("{} on link", route.destination),
         })
         .collect();
+    let confinement = supervisor.confinement();
+    let core = confinement.core.map_or("any processor".into(), |core| format!("processor {core}"));
     let mut lines = vec![
         format!("plan      {}: 1 server, {}", config.plan, queue_count(config)),
-        format!("link      {mode}"),
+        format!("link      {}", supervisor.link()),
         format!("addresses {}", addresses_line(config, &join)),
         format!("host end  {}", join(&config.host_addresses)),
-        format!("control   {}", control.display()),
-        format!("attach    {}", attach.display()),
+        format!("control   {}", config.control_dir.join(CONTROL_SOCKET).display()),
+        format!("attach    {}", config.control_dir.join(ATTACH_SOCKET).display()),
+        format!(
+            "server 0  process {}, {core}, user {}, sandbox {}",
+            confinement.pid,
+            confinement.user,
+            confinement.describe()
+        ),
     ];
     if !routes.is_empty() {
         lines.push(format!("routes    {}", routes.join(", ")));

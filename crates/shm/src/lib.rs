@@ -18,6 +18,7 @@ pub mod channel;
 pub mod control;
 pub mod datagram;
 pub mod doorbell;
+pub mod epoch;
 pub mod handshake;
 pub mod limits;
 pub mod messages;
@@ -37,9 +38,10 @@ pub use arena::Arena;
 pub use channel::{AppChannel, ReplyCell, RequestSender, SendError, Sent, ServiceChannel};
 pub use datagram::DatagramHeader;
 pub use doorbell::Doorbell;
+pub use epoch::{EpochReader, EpochWriter};
 pub use limits::{
-    ARENA_SIZE, BLOCK_SIZE, CHUNK_SIZE, FIFO_SLOTS, NO_CHUNK, NO_REPLY, NO_SLOT, PROTOCOL_VERSION,
-    TABLE_SIZE, WATCHERS,
+    ARENA_SIZE, BLOCK_SIZE, BUILD_VERSION, CHUNK_SIZE, FIFO_SLOTS, NO_CHUNK, NO_REPLY, NO_SLOT,
+    PROTOCOL_VERSION, TABLE_SIZE, WATCHERS,
 };
 pub use messages::Message;
 pub use pool::{Frame, FramePool};

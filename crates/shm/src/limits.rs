@@ -4,6 +4,27 @@
 /// Version of all shared layouts and messages; both sides compare it at attach.
 pub const PROTOCOL_VERSION: u32 = 3;
 
+/// Version of the program that this was built for: 16 bits each of major, minor and patch, from the
+/// highest down. Compared at attach as well.
+pub const BUILD_VERSION: u64 = number(env!("CARGO_PKG_VERSION_MAJOR")) << 32
+    | number(env!("CARGO_PKG_VERSION_MINOR")) << 16
+    | number(env!("CARGO_PKG_VERSION_PATCH"));
+
+/// A decimal number.
+const fn number(text: &str) -> u64 {
+    let (bytes, mut at, mut value) = (text.as_bytes(), 0, 0);
+    while at < bytes.len() {
+        value = value * 10 + (bytes[at] - b'0') as u64;
+        at += 1;
+    }
+    value
+}
+
+/// A build version in words.
+pub fn build_text(version: u64) -> String {
+    format!("{}.{}.{}", version >> 32, version >> 16 & 0xffff, version & 0xffff)
+}
+
 /// Bytes of one chunk of stream memory.
 pub const CHUNK_SIZE: usize = 64 * 1024;
 /// Chunks that one direction of a stream can hold at a time.

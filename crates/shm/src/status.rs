@@ -1,5 +1,5 @@
 //! The status segment: a few words about the service as a whole, which every application maps
-//! read-only. Today: whether the service sleeps, and its epoch.
+//! read-only. Today: whether the service sleeps.
 
 use core::sync::atomic::{AtomicU32, Ordering};
 use std::os::fd::RawFd;
@@ -16,7 +16,6 @@ pub const STATUS_SIZE: usize = 4096;
 #[repr(C)]
 struct StatusLayout {
     sleeps: AtomicU32,
-    epoch: AtomicU32,
     version: AtomicU32,
 }
 
@@ -58,11 +57,6 @@ impl ServiceStatus {
     pub fn awake(&self) {
         SleepCount::new(&self.layout().sleeps).awake();
     }
-
-    /// Sets the epoch, a number that grows whenever the service starts anew.
-    pub fn set_epoch(&self, epoch: u32) {
-        self.layout().epoch.store(epoch, Ordering::Release);
-    }
 }
 
 /// An application's side.
@@ -91,11 +85,6 @@ impl AppStatus {
     /// bell: the sleep of the service for which it was rung last, 0 at first.
     pub fn must_wake(&self, rung: &AtomicU32) -> bool {
         SleepCount::new(&self.layout().sleeps).must_wake(rung)
-    }
-
-    /// The service's epoch.
-    pub fn epoch(&self) -> u32 {
-        self.layout().epoch.load(Ordering::Acquire)
     }
 }
 

@@ -18,7 +18,9 @@ use haypile_shm::messages::{
 };
 use haypile_shm::stream::status;
 use haypile_shm::sys::{self, Errno, Fd, PollFd};
-use haypile_shm::{Arena, Doorbell, ServiceChannel, ServiceStatus, ServiceStream, SocketTable};
+use haypile_shm::{
+    Arena, Doorbell, EpochWriter, ServiceChannel, ServiceStatus, ServiceStream, SocketTable,
+};
 
 mod datagrams;
 
@@ -49,6 +51,7 @@ struct Process {
 
 /// Everything the service knows.
 pub struct State {
+    epoch: EpochWriter,
     status: ServiceStatus,
     table: SocketTable,
     arena: Arena,
@@ -75,7 +78,10 @@ pub fn start() -> (&'static Fake, MutexGuard<'static, ()>) {
         let path = format!("\0haypile-fake-{}", std::process::id());
         let listener = sys::unix_listen_seqpacket(path.as_bytes(), 16).unwrap();
         let (wake, woken) = Doorbell::pair().unwrap();
+        let epoch = EpochWriter::create().unwrap();
+        epoch.set(2);
         let state = State {
+            epoch,
             status: ServiceStatus::create().unwrap(),
             table: SocketTable::new(10_000),
             arena: Arena::new(64 << 20),
@@ -331,7 +337,9 @@ impl State {
                 }
                 return;
             }
-            ControlRequest::Adopt => (self.adopt(&first.unwrap()), vec![]),
+            ControlRequest::Adopt | ControlRequest::Restore { .. } => {
+                (self.adopt(&first.unwrap()), vec![])
+            }
         };
         control::send(self.processes[index].control.raw(), &reply.encode(), &fds).unwrap();
     }
@@ -354,11 +362,13 @@ impl State {
         let reply = ControlReply::Welcome {
             errno: 0,
             version: PROTOCOL_VERSION,
+            build: haypile_shm::BUILD_VERSION,
+            epoch: self.epoch.get(),
             process_id: index as u32 + 1,
             spin_us: 20,
             domain: [7; 16],
         };
-        let fds = [channel.fd(), status, table, theirs.raw()];
+        let fds = [channel.fd(), status, table, theirs.raw(), self.epoch.fd()];
         control::send(self.processes[index].control.raw(), &reply.encode(), &fds).unwrap();
         self.processes[index].channel = Some(channel);
         self.processes[index].wake = Some(wake);

@@ -73,6 +73,14 @@ impl Shard {
         }
     }
 
+    /// How many connections may wait for `accept`; `None` for what is no listener.
+    pub fn backlog(&self, listener: SocketId) -> Option<u32> {
+        match self.sockets.get(listener)? {
+            Socket::Listener(listener) => Some(listener.backlog),
+            _ => None,
+        }
+    }
+
     /// Somebody took a connection from its listener's accept queue: the place is free again.
     pub fn claimed(&mut self, id: SocketId) {
         self.leave_listener_as(id, Stage::Owned);

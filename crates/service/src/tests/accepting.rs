@@ -73,7 +73,7 @@ fn an_unclaimed_connection_moves_to_another_domain_with_its_bytes() {
     let mut world = World::new();
     let (mut slow, mut quick) = (world.app(), world.app());
     let (first, _) = slow.bind_with(&mut world, "0.0.0.0:80", true).unwrap();
-    let body = RequestBody::Listen { backlog: 5, v6only: false, reuse_port: true };
+    let body = RequestBody::Listen { backlog: 5, v6only: false, reuse_port: true, cookie: 0 };
     slow.ask(&mut world, (first.slot, first.generation), body).unwrap();
     slow.tell(&mut world, &first, RequestBody::Acceptor);
     let peer = world.dial(80);

@@ -422,7 +422,8 @@ impl App {
     }
 
     fn greet(world: &mut World, child: Child, control: Fd, domain: [u8; 16]) -> App {
-        let hello = ControlRequest::Hello { version: PROTOCOL_VERSION, domain };
+        let (build, program) = (haypile_shm::BUILD_VERSION, *b"application\0\0\0\0\0");
+        let hello = ControlRequest::Hello { version: PROTOCOL_VERSION, build, program, domain };
         control::send(control.raw(), &hello.encode(), &[]).unwrap();
         world.settle();
         let received = control::receive(control.raw()).unwrap();
@@ -554,7 +555,7 @@ impl App {
 
     /// Listens.
     pub fn listen_on(&self, world: &mut World, socket: &Sock, backlog: u32) -> Result<(), i32> {
-        let body = RequestBody::Listen { backlog, v6only: false, reuse_port: false };
+        let body = RequestBody::Listen { backlog, v6only: false, reuse_port: false, cookie: 0 };
         self.ask(world, (socket.slot, socket.generation), body).map(drop)
     }
 

@@ -146,14 +146,20 @@ fn a_version_that_differs_is_told() {
     use haypile_shm::control;
     use haypile_shm::messages::{ControlReply, ControlRequest};
     let mut world = World::new();
-    let fd = world.connect_control();
-    let hello = ControlRequest::Hello { version: 999, domain: [0; 16] };
-    control::send(fd.raw(), &hello.encode(), &[]).unwrap();
-    world.settle();
-    let reply = ControlReply::decode(&control::receive(fd.raw()).unwrap().message).unwrap();
-    let ControlReply::Welcome { errno, version, .. } = reply else { panic!("{reply:?}") };
-    assert_eq!((errno, version), (libc::EPROTO, haypile_shm::PROTOCOL_VERSION));
-    assert_eq!(world.server.core.counters.refused_attaches, 1);
+    let (version, build) = (haypile_shm::PROTOCOL_VERSION, haypile_shm::BUILD_VERSION);
+    for (theirs, their_build) in [(999, build), (version, build + 1)] {
+        let fd = world.connect_control();
+        let (program, domain) = ([0; 16], [0; 16]);
+        let hello = ControlRequest::Hello { version: theirs, build: their_build, program, domain };
+        control::send(fd.raw(), &hello.encode(), &[]).unwrap();
+        world.settle();
+        let reply = ControlReply::decode(&control::receive(fd.raw()).unwrap().message).unwrap();
+        let ControlReply::Welcome { errno, version: told, build: told_build, .. } = reply else {
+            panic!("{reply:?}")
+        };
+        assert_eq!((errno, told, told_build), (libc::EPROTO, version, build));
+    }
+    assert_eq!(world.server.core.counters.refused_attaches, 2);
 }
 
 #[test]

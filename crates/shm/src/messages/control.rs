@@ -6,6 +6,9 @@ use super::{Malformed, Message, pair, unpair, word32};
 /// Bytes of the token that names a trust domain.
 pub const DOMAIN_TOKEN_BYTES: usize = 16;
 
+/// Bytes of the name of a program, the kernel's own limit.
+pub const PROGRAM_BYTES: usize = 16;
+
 type Token = [u8; DOMAIN_TOKEN_BYTES];
 
 /// Application to service.
@@ -15,6 +18,10 @@ pub enum ControlRequest {
     Hello {
         /// `PROTOCOL_VERSION` of the application.
         version: u32,
+        /// `BUILD_VERSION` of the application.
+        build: u64,
+        /// Name of its program, ended by a 0 byte unless it fills the array.
+        program: [u8; PROGRAM_BYTES],
         /// The trust domain to join; zero: a new one.
         domain: Token,
     },
@@ -45,18 +52,28 @@ pub enum ControlRequest {
     /// Asks what socket a placeholder stands for, with one descriptor: the placeholder. Answered by
     /// `Adopted`.
     Adopt,
+    /// Asks for the listener that the service has held for a placeholder since the server before
+    /// died, with one descriptor: the placeholder. Answered by `Adopted`.
+    Restore {
+        /// Other processes may hold it too.
+        shared: bool,
+    },
 }
 
 /// Service to application.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum ControlReply {
-    /// Answer to `Hello`, with four descriptors: channel, status, socket table 0, wake socket. No
-    /// descriptors if `errno` is not 0.
+    /// Answer to `Hello`, with five descriptors: channel, status, socket table 0, wake socket,
+    /// epoch. No descriptors if `errno` is not 0.
     Welcome {
         /// 0 or a positive errno; `EPROTO`: the versions differ.
         errno: i32,
         /// `PROTOCOL_VERSION` of the service.
         version: u32,
+        /// `BUILD_VERSION` of the service.
+        build: u64,
+        /// The epoch of the service (`epoch`): another one means another server.
+        epoch: u32,
         /// The number of this process in owner words.
         process_id: u32,
         /// How long a blocking call should spin before it sleeps, in microseconds.
@@ -121,6 +138,7 @@ mod kind {
     pub const NEW_WATCHER: u64 = 0x205;
     pub const DROP_WATCHER: u64 = 0x206;
     pub const ADOPT: u64 = 0x207;
+    pub const RESTORE: u64 = 0x208;
     pub const WELCOME: u64 = 0x301;
     pub const TABLE_MAPPED: u64 = 0x303;
     pub const ARENA_MAPPED: u64 = 0x304;
@@ -141,9 +159,10 @@ impl ControlRequest {
     /// As a message.
     pub fn encode(&self) -> Message {
         match *self {
-            ControlRequest::Hello { version, domain } => {
+            ControlRequest::Hello { version, build, program, domain } => {
                 let [a, b] = token_words(domain);
-                [kind::HELLO, u64::from(version), a, b, 0, 0, 0, 0]
+                let [c, d] = token_words(program);
+                [kind::HELLO, u64::from(version), a, b, build, c, d, 0]
             }
             ControlRequest::AttachChild => [kind::ATTACH_CHILD, 0, 0, 0, 0, 0, 0, 0],
             ControlRequest::MapTable { index } => number(kind::MAP_TABLE, index),
@@ -151,6 +170,7 @@ impl ControlRequest {
             ControlRequest::NewWatcher { watcher } => number(kind::NEW_WATCHER, watcher),
             ControlRequest::DropWatcher { watcher } => number(kind::DROP_WATCHER, watcher),
             ControlRequest::Adopt => [kind::ADOPT, 0, 0, 0, 0, 0, 0, 0],
+            ControlRequest::Restore { shared } => number(kind::RESTORE, u32::from(shared)),
         }
     }
 
@@ -162,6 +182,8 @@ impl ControlRequest {
             kind::HELLO => ControlRequest::Hello {
                 version: value()?,
                 domain: words_token([message[2], message[3]]),
+                build: message[4],
+                program: words_token([message[5], message[6]]),
             },
             kind::ATTACH_CHILD => ControlRequest::AttachChild,
             kind::MAP_TABLE => ControlRequest::MapTable { index: value()? },
@@ -169,6 +191,11 @@ impl ControlRequest {
             kind::NEW_WATCHER => ControlRequest::NewWatcher { watcher: value()? },
             kind::DROP_WATCHER => ControlRequest::DropWatcher { watcher: value()? },
             kind::ADOPT => ControlRequest::Adopt,
+            kind::RESTORE => match value()? {
+                0 => ControlRequest::Restore { shared: false },
+                1 => ControlRequest::Restore { shared: true },
+                _ => return Err(Malformed),
+            },
             _ => return Err(Malformed),
         })
     }
@@ -186,10 +213,11 @@ impl ControlReply {
     /// As a message.
     pub fn encode(&self) -> Message {
         match *self {
-            ControlReply::Welcome { errno, version, process_id, spin_us, domain } => {
+            ControlReply::Welcome { errno, version, build, epoch, process_id, spin_us, domain } => {
                 let [a, b] = token_words(domain);
                 let first = pair(version, errno as u32);
-                [kind::WELCOME, first, pair(process_id, spin_us), a, b, 0, 0, 0]
+                let second = pair(process_id, spin_us);
+                [kind::WELCOME, first, second, a, b, build, u64::from(epoch), 0]
             }
             ControlReply::TableMapped { index, errno } => {
                 numbered(kind::TABLE_MAPPED, index, errno)
@@ -215,7 +243,9 @@ impl ControlReply {
             kind::WELCOME => {
                 let (process_id, spin_us) = unpair(message[2]);
                 let domain = words_token([message[3], message[4]]);
-                ControlReply::Welcome { errno, version: first, process_id, spin_us, domain }
+                let (build, epoch) = (message[5], word32(message[6])?);
+                let version = first;
+                ControlReply::Welcome { errno, version, build, epoch, process_id, spin_us, domain }
             }
             kind::TABLE_MAPPED => ControlReply::TableMapped { index: first, errno },
             kind::ARENA_MAPPED => ControlReply::ArenaMapped { index: first, errno },

@@ -67,6 +67,9 @@ pub enum RequestBody {
         v6only: bool,
         /// `SO_REUSEPORT`
         reuse_port: bool,
+        /// Cookie of the placeholder, by which the listener is found again after the death of a
+        /// server; 0: unknown.
+        cookie: u64,
     },
     /// Sync: connect, opening a new socket if the slot is `NO_SLOT`. The reply comes when the SYN
     /// is queued; the outcome shows in the record.
@@ -273,9 +276,9 @@ impl RequestBody {
                     flag(reuse_address, FLAG_A) | flag(reuse_port, FLAG_B) | flag(v6only, FLAG_C);
                 (kind::BIND, flags, with_address(address))
             }
-            RequestBody::Listen { backlog, v6only, reuse_port } => {
+            RequestBody::Listen { backlog, v6only, reuse_port, cookie } => {
                 let flags = flag(v6only, FLAG_A) | flag(reuse_port, FLAG_B);
-                (kind::LISTEN, flags, one(u64::from(backlog)))
+                (kind::LISTEN, flags, [u64::from(backlog), cookie, 0, 0, 0, 0])
             }
             RequestBody::Connect { remote } => (kind::CONNECT, 0, with_address(remote)),
             RequestBody::Open { v6 } => (kind::OPEN, flag(v6, FLAG_A), none),
@@ -331,7 +334,8 @@ impl RequestBody {
                 v6only: c,
             },
             kind::LISTEN => {
-                RequestBody::Listen { backlog: word32(body[0])?, v6only: a, reuse_port: b }
+                let backlog = word32(body[0])?;
+                RequestBody::Listen { backlog, v6only: a, reuse_port: b, cookie: body[1] }
             }
             kind::CONNECT => RequestBody::Connect { remote: address_of(body)? },
             kind::OPEN => RequestBody::Open { v6: a },

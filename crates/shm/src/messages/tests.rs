@@ -15,7 +15,7 @@ fn every_request() -> Vec<RequestBody> {
             reuse_port: true,
             v6only: false,
         },
-        RequestBody::Listen { backlog: u32::MAX, v6only: true, reuse_port: false },
+        RequestBody::Listen { backlog: u32::MAX, v6only: true, reuse_port: false, cookie: 1 << 40 },
         RequestBody::Connect { remote },
         RequestBody::Open { v6: true },
         RequestBody::Acceptor,
@@ -96,7 +96,9 @@ fn events_and_replies_survive() {
 fn control_messages_survive() {
     let domain = core::array::from_fn(|index| index as u8 + 1);
     for request in [
-        ControlRequest::Hello { version: 1, domain },
+        ControlRequest::Hello { version: 1, build: u64::MAX, program: [9; 16], domain },
+        ControlRequest::Restore { shared: true },
+        ControlRequest::Restore { shared: false },
         ControlRequest::AttachChild,
         ControlRequest::MapTable { index: 3 },
         ControlRequest::MapArena { index: 4 },
@@ -109,7 +111,15 @@ fn control_messages_survive() {
     }
     let (errno, version) = (-1, u32::MAX);
     for reply in [
-        ControlReply::Welcome { errno, version, process_id: 7, spin_us: 50, domain },
+        ControlReply::Welcome {
+            errno,
+            version,
+            build: 1 << 32,
+            epoch: 4,
+            process_id: 7,
+            spin_us: 50,
+            domain,
+        },
         ControlReply::TableMapped { index: 1, errno },
         ControlReply::ArenaMapped { index: 2, errno: 12 },
         ControlReply::WatcherMade { watcher: 3, errno: 0 },

@@ -8,6 +8,7 @@
 pub mod fd;
 pub mod futex;
 pub mod poll;
+pub mod privilege;
 pub mod process;
 pub mod socket;
 

@@ -32,6 +32,33 @@ pub fn kill_group(leader: u32, signal: i32) -> Result<()> {
     unsafe { syscall4(libc::SYS_kill, -group as isize as usize, signal as usize, 0, 0) }.map(drop)
 }
 
+/// Fills `out` with bytes that nobody can guess.
+pub fn random_bytes(out: &mut [u8]) -> Result<()> {
+    let mut done = 0;
+    while done < out.len() {
+        let rest = &mut out[done..];
+        // SAFETY: the kernel writes at most `rest.len()` bytes into `rest`.
+        let filled =
+            unsafe { syscall4(libc::SYS_getrandom, rest.as_mut_ptr() as usize, rest.len(), 0, 0) };
+        match filled {
+            Ok(len) => done += len,
+            Err(super::Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+/// The name of the calling thread; of a program's first one, the program's.
+pub fn thread_name() -> [u8; 16] {
+    let mut name = [0u8; 16];
+    // SAFETY: the call writes up to 16 bytes.
+    let _: Result<usize> = unsafe {
+        syscall4(libc::SYS_prctl, libc::PR_GET_NAME as usize, name.as_mut_ptr() as usize, 0, 0)
+    };
+    name
+}
+
 /// Starts a session of our own, away from the terminal and its signals. `EPERM` for the leader of a
 /// process group.
 pub fn setsid() -> Result<()> {

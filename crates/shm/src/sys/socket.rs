@@ -189,6 +189,15 @@ pub fn so_cookie(fd: RawFd) -> Result<u64> {
     Ok(u64::from_ne_bytes(value))
 }
 
+/// `SO_NETNS_COOKIE`: the number of the network namespace that the socket was made in (for an
+/// accepted Unix socket: its client's).
+pub fn network_namespace(fd: RawFd) -> Result<u64> {
+    const SO_NETNS_COOKIE: i32 = 71;
+    let mut value = [0u8; 8];
+    getsockopt(fd, libc::SOL_SOCKET, SO_NETNS_COOKIE, &mut value)?;
+    Ok(u64::from_ne_bytes(value))
+}
+
 /// `SO_DOMAIN`.
 pub fn so_domain(fd: RawFd) -> Result<i32> {
     integer_option(fd, libc::SO_DOMAIN)

@@ -1,0 +1,251 @@
+//! The seam between whoever makes a link and whoever moves frames over it: the supervisor makes
+//! the link ([`make`]) and keeps its descriptors, which outlive every server; a server opens a port
+//! on them ([`open`]). A new kind of link adds a variant to [`LinkFacts`], a way to make it, and a
+//! way to open it.
+
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+use haypile_link::LinkError;
+use haypile_link::fault::Fault;
+use haypile_link::port::{Port, local_mac};
+use haypile_link::steering::Steering;
+use haypile_link::tap::{Offload, Tap, TapConfig, TapFacts, TapQueues};
+use haypile_link::wire::{Rendezvous, Wire, WireConfig};
+use haypile_shm::sys::Fd;
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Config, LinkChoice};
+use crate::error::Error;
+
+/// A link that was made: what a server needs to open a port on it.
+#[derive(Debug)]
+pub struct LinkHandle {
+    /// The queues and whatever else belongs to it, in the order that `open` wants.
+    pub descriptors: Vec<OwnedFd>,
+    /// What they are.
+    pub facts: LinkFacts,
+    /// Where the ends of a wire meet.
+    pub rendezvous: Option<Rendezvous>,
+}
+
+/// What the descriptors of a link are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum LinkFacts {
+    /// Queues of a TAP interface: a descriptor each.
+    Tap {
+        /// How many.
+        queues: u16,
+        /// Name of the interface.
+        name: String,
+        /// The kernel's number of it.
+        index: u32,
+        /// Largest IP packet, in bytes.
+        mtu: u16,
+        /// Ethernet address of our end.
+        mac: [u8; 6],
+        /// What was negotiated.
+        #[serde(with = "crate::config::text::offload")]
+        offload: Offload,
+        /// Further queues can be opened.
+        multi_queue: bool,
+        /// The kernel knows batches of UDP datagrams.
+        udp_batches_known: bool,
+        /// The key by which flows are spread over the queues, if they are.
+        steering_key: Option<u64>,
+    },
+    /// A wire: one descriptor, the channel to its rendezvous.
+    Wire {
+        /// Its name.
+        name: String,
+        /// Largest IP packet, in bytes.
+        mtu: u16,
+        /// Ethernet address of our end.
+        mac: [u8; 6],
+        /// Superframes cross.
+        superframes: bool,
+    },
+}
+
+impl LinkFacts {
+    /// How many descriptors belong to the link.
+    pub fn descriptors(&self) -> usize {
+        match self {
+            LinkFacts::Tap { queues, .. } => usize::from(*queues),
+            LinkFacts::Wire { .. } => 1,
+        }
+    }
+}
+
+impl LinkHandle {
+    /// Makes of the link anew what does not outlive a server: a wire's other end is another's to
+    /// lose, so the ends meet again.
+    ///
+    /// # Errors
+    /// As [`make`].
+    pub fn renew(&mut self, config: &Config) -> Result<(), Error> {
+        if self.leave() {
+            *self = make(config)?;
+        }
+        Ok(())
+    }
+
+    /// Leaves the wire, whose files go if they are ours; whether there was one.
+    fn leave(&mut self) -> bool {
+        let Some(rendezvous) = self.rendezvous.take() else { return false };
+        // Ends with the last copy of its channel, and the server is dead.
+        self.descriptors.clear();
+        rendezvous.wait();
+        true
+    }
+
+    /// The descriptors' numbers.
+    pub fn raw(&self) -> Vec<RawFd> {
+        self.descriptors.iter().map(AsRawFd::as_raw_fd).collect()
+    }
+}
+
+impl Drop for LinkHandle {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+/// Makes the link that a configuration names, with all privileges that takes.
+///
+/// # Errors
+/// When the system does not let us.
+pub fn make(config: &Config) -> Result<LinkHandle, Error> {
+    let mut seed: Vec<String> =
+        config.addresses.iter().map(|address| address.addr.to_string()).collect();
+    if config.automatic.any() {
+        // Servers tell clients apart by this address: one for each service of each machine.
+        let machine = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+        seed.push(format!("{} {}", config.control_dir.display(), machine.trim()));
+    }
+    let mac = local_mac(&seed.join(" "));
+    match &config.link {
+        LinkChoice::Tap(name) => make_tap(config, name.clone(), mac),
+        LinkChoice::Wire { directory, name } => {
+            let mtu = config.mtu;
+            let superframes = config.offload == Offload::Segmentation;
+            let (rendezvous, channel) =
+                Rendezvous::start(directory, name, mtu).map_err(link_error)?;
+            let facts = LinkFacts::Wire { name: name.clone(), mtu, mac, superframes };
+            let descriptors = vec![OwnedFd::from(channel)];
+            Ok(LinkHandle { descriptors, facts, rendezvous: Some(rendezvous) })
+        }
+    }
+}
+
+/// Opens a port on the descriptors of a link, behind the bad path that the configuration may name.
+/// Needs no privilege.
+///
+/// # Errors
+/// When the descriptors are not what the facts say.
+pub fn open(
+    config: &Config,
+    facts: LinkFacts,
+    descriptors: Vec<Fd>,
+) -> Result<Box<dyn Port>, Error> {
+    let port = open_bare(facts, descriptors)?;
+    match &config.fault {
+        None => Ok(port),
+        Some((spec, seed)) => Ok(Box::new(Fault::new(port, spec, *seed).map_err(link_error)?)),
+    }
+}
+
+fn open_bare(facts: LinkFacts, descriptors: Vec<Fd>) -> Result<Box<dyn Port>, Error> {
+    match facts {
+        LinkFacts::Tap {
+            queues,
+            name,
+            index,
+            mtu,
+            mac,
+            offload,
+            multi_queue,
+            udp_batches_known,
+            steering_key,
+        } => {
+            let steering = steering_key.map(|key| Steering { key, queues });
+            let facts = TapFacts {
+                name,
+                index,
+                mtu,
+                mac,
+                offload,
+                multi_queue,
+                udp_batches_known,
+                queues,
+                steering,
+            };
+            let queue = |fd| Tap::from_queue(OwnedFd::from(fd), facts.clone());
+            let taps: Result<Vec<Tap>, LinkError> = descriptors.into_iter().map(queue).collect();
+            let mut taps = taps.map_err(link_error)?;
+            match taps.pop() {
+                Some(only) if taps.is_empty() => Ok(Box::new(only)),
+                last => {
+                    taps.extend(last);
+                    Ok(Box::new(TapQueues::new(taps).map_err(link_error)?))
+                }
+            }
+        }
+        LinkFacts::Wire { name, mtu, mac, superframes } => {
+            let config = WireConfig { mtu, mac, superframes };
+            let channel = descriptors.into_iter().next();
+            let missing = || Error::new("open the wire", "its channel is missing", "report this");
+            let channel = channel.ok_or_else(missing)?;
+            Ok(Box::new(Wire::from_channel(channel, &name, &config).map_err(link_error)?))
+        }
+    }
+}
+
+fn make_tap(config: &Config, name: Option<String>, mac: [u8; 6]) -> Result<LinkHandle, Error> {
+    let mut tap = TapConfig::new(config.mtu, mac);
+    tap.name = name;
+    tap.host_addresses =
+        config.host_addresses.iter().map(|cidr| (cidr.addr, cidr.prefix_len)).collect();
+    tap.offload = config.offload;
+    let taps = match config.queues {
+        1 => Tap::open(&tap).map(|tap| vec![tap]),
+        queues => Tap::open_queues(&tap, queues),
+    };
+    let taps = taps.map_err(link_error)?;
+    let descriptors: Result<Vec<OwnedFd>, std::io::Error> = taps.iter().map(Tap::queue).collect();
+    let descriptors = descriptors
+        .map_err(|error| Error::new("keep the queues of the link", error, "raise the limits"))?;
+    let TapFacts {
+        name,
+        index,
+        mtu,
+        mac,
+        offload,
+        multi_queue,
+        udp_batches_known,
+        queues,
+        steering,
+    } = taps[0].facts().clone();
+    let facts = LinkFacts::Tap {
+        queues,
+        name,
+        index,
+        mtu,
+        mac,
+        offload,
+        multi_queue,
+        udp_batches_known,
+        steering_key: steering.map(|steering| steering.key),
+    };
+    Ok(LinkHandle { descriptors, facts, rendezvous: None })
+}
+
+/// An error of the link crate as one of ours.
+pub fn link_error(error: LinkError) -> Error {
+    let what = format!("cannot {}", error.attempt());
+    let whole = error.to_string();
+    // The error prints as "WHAT: WHY; ADVICE"; the parts are wanted here.
+    let why = whole.strip_prefix(&what).unwrap_or(&whole).trim_start_matches([':', ' ']);
+    let why = why.strip_suffix(error.advice()).unwrap_or(why).trim_end_matches([';', ' ']);
+    Error::new(what, why, error.advice())
+}

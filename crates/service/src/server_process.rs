@@ -1,0 +1,205 @@
+//! A server as a process of its own: takes over what the supervisor holds, holds the listeners of
+//! the server before, confines itself, and runs the event loop. Started by `supervisor` (the hidden
+//! subcommand `server`), with the channel as standard input; read `supervisor::orders` for what is
+//! said there.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::Duration;
+
+use haypile_link::capture::Capture;
+use haypile_link::port::Port;
+use haypile_shm::sys::{self, Errno, Fd, PollFd, privilege};
+
+use crate::diag::Diag;
+use crate::error::Error;
+use crate::event_loop::{Service, now};
+use crate::links::{self, LinkFacts};
+use crate::processes;
+use crate::report::Facts;
+use crate::sandbox;
+use crate::server::{Era, EraSegment, Foundation, Server, random};
+use crate::supervisor::orders::{self, Fds, Order, Report, Start};
+
+/// Exit status of a server in which an assertion of ours broke.
+pub const PANIC_STATUS: i32 = 101;
+/// How long the supervisor may take for an answer, in milliseconds.
+const PATIENCE_MS: i32 = 5_000;
+/// The lowest number for descriptors that are not standard ones.
+const ABOVE_STANDARD: RawFd = 3;
+
+/// Runs a server until its supervisor says that it is to end.
+///
+/// # Errors
+/// When its link goes, or its supervisor.
+pub fn run() -> Result<ExitCode, Error> {
+    // Counted before it is tied to one of them.
+    processes::processors();
+    // Fails only for the leader of a group, which its starter did not make it.
+    let _: Result<(), Errno> = sys::setsid();
+    let channel = take_channel().map(Rc::new).map_err(|errno| {
+        let why = io::Error::from(errno);
+        Error::new("take orders", why, "servers are started by haypile serve")
+    })?;
+    report_panics();
+    match prepare(&channel) {
+        Ok(mut service) => service.run().map(|()| ExitCode::SUCCESS),
+        Err(error) => {
+            let (what, why) = (error.what().to_string(), error.why().to_string());
+            let report = Report::Failed { what, why, remedy: error.remedy().to_string() };
+            // The supervisor says it; without one there is nobody to tell.
+            let _: Result<(), Errno> = orders::send(channel.raw(), &report, &[]);
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+/// The channel, which comes as standard input; /dev/null takes its place. Whatever else the
+/// supervisor was given by its starter is closed.
+fn take_channel() -> Result<Fd, Errno> {
+    if sys::so_type(0)? != libc::SOCK_SEQPACKET {
+        return Err(Errno::EPROTOTYPE);
+    }
+    // What this number was before is none of ours.
+    let channel = Fd::from_raw(sys::dup3(0, ABOVE_STANDARD, libc::O_CLOEXEC)?);
+    privilege::close_from(ABOVE_STANDARD + 1)?;
+    let null = std::fs::File::open("/dev/null")
+        .map_err(|error| Errno(error.raw_os_error().unwrap_or(libc::EIO)))?;
+    sys::dup3(null.as_raw_fd(), 0, 0)?;
+    Ok(channel)
+}
+
+/// A broken assertion ends the server, with one line that says what and where.
+fn report_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map_or("somewhere".to_string(), ToString::to_string);
+        let what = panic.payload_as_str().unwrap_or("no message");
+        // A log that takes no more is no reason to go on.
+        drop(writeln!(io::stderr(), "haypile: a server failed at {place}: {what}"));
+        std::process::exit(PANIC_STATUS);
+    }));
+}
+
+/// Orders that came while another answer was waited for.
+pub type PutOff = RefCell<VecDeque<(Order, Fds)>>;
+
+type Ready = Service<Box<dyn Port>>;
+
+fn prepare(channel: &Rc<Fd>) -> Result<Ready, Error> {
+    let (start, fds) = match next_order(channel.raw())? {
+        (Order::Start(start), fds) => (*start, fds),
+        _ => return Err(nonsense()),
+    };
+    let Start { config, server: number, link, secret, epoch, cell, tell_processes } = start;
+    // The name that ps shows.
+    let _: Result<(), Errno> = privilege::set_process_name(&format!("haypile-srv{number}"));
+    let mut fds = fds.into_iter().flatten();
+    let (attach, segment) = (fds.next().ok_or_else(nonsense)?, fds.next().ok_or_else(nonsense)?);
+    let port = links::open(&config, link.clone(), link_descriptors(channel.raw(), &link)?)?;
+    let failed = |errno: Errno| {
+        Error::new("set up a server", io::Error::from(errno), "raise the limits of descriptors")
+    };
+    let put_off = Rc::new(PutOff::default());
+    let opener = ask_for_notices(channel.raw(), Rc::clone(&put_off));
+    let foundation = Foundation {
+        secret,
+        seed: u64::from_ne_bytes(random().map_err(failed)?),
+        diag: Diag::with(opener).map_err(failed)?,
+        era: Era { epoch, segment: EraSegment::Given(segment) },
+        tells: true,
+        tells_processes: tell_processes,
+    };
+    let link = port.describe();
+    let mut server = Server::with(&config, Capture::new(port), now(), foundation)?;
+    hold_listeners(channel.raw(), &mut server)?;
+    let confinement = sandbox::confine(&cell, channel.raw());
+    let report = Report::Ready { confinement: confinement.clone(), link };
+    orders::send(channel.raw(), &report, &[]).map_err(failed)?;
+    let texts = |list: &[haypile_engine::Cidr]| list.iter().map(ToString::to_string).collect();
+    let facts = Facts {
+        plan: config.plan.to_string(),
+        addresses: texts(&config.addresses),
+        host_addresses: texts(&config.host_addresses),
+        name_servers: config.name_servers.clone(),
+        server: number,
+        confinement,
+    };
+    Service::new(server, attach, facts, Rc::clone(channel), put_off)
+}
+
+/// Takes the descriptors of the link.
+fn link_descriptors(channel: RawFd, link: &LinkFacts) -> Result<Vec<Fd>, Error> {
+    let mut descriptors = Vec::new();
+    while descriptors.len() < link.descriptors() {
+        match next_order(channel)? {
+            (Order::Link { .. }, fds) => descriptors.extend(fds.into_iter().flatten()),
+            _ => return Err(nonsense()),
+        }
+    }
+    Ok(descriptors)
+}
+
+/// Takes the listeners of the server before, until the supervisor says that there are no more.
+fn hold_listeners<P: Port>(channel: RawFd, server: &mut Server<P>) -> Result<(), Error> {
+    loop {
+        match next_order(channel)?.0 {
+            Order::Listener(record) => {
+                let now = now();
+                server.core.now = now;
+                // One that cannot be held is the application's to miss.
+                let _: bool = server.core.hold_listener(now, &record);
+            }
+            Order::Run {} => return Ok(()),
+            Order::End { .. } => {
+                return Err(Error::new("start", "the service ends", ""));
+            }
+            _ => return Err(nonsense()),
+        }
+    }
+}
+
+/// Waits for an order.
+fn next_order(channel: RawFd) -> Result<(Order, Fds), Error> {
+    loop {
+        match orders::receive(channel, orders::decode::<Order>) {
+            Ok(order) => return Ok(order),
+            Err(Errno::EAGAIN) if wait(channel, PATIENCE_MS) => {}
+            Err(errno) => {
+                let why = io::Error::from(errno);
+                return Err(Error::new("hear from the supervisor", why, "start the service again"));
+            }
+        }
+    }
+}
+
+fn wait(channel: RawFd, time_ms: i32) -> bool {
+    let mut wanted = [PollFd { fd: channel, events: libc::POLLIN, revents: 0 }];
+    let time = Duration::from_millis(time_ms as u64);
+    // A signal ends the wait early, like a message.
+    sys::ppoll(&mut wanted, Some(time)).is_ok_and(|ready| ready > 0)
+}
+
+/// Opens the kernel's notices in a network namespace through the supervisor, which has the right
+/// to. Waits for the answer: it comes at once, and is asked for once a namespace. What the
+/// supervisor says meanwhile is put off.
+fn ask_for_notices(channel: RawFd, put_off: Rc<PutOff>) -> crate::diag::Opener {
+    Box::new(move |pid, namespace| {
+        orders::send(channel, &Report::WantNotices { pid, namespace }, &[]).ok()?;
+        loop {
+            match orders::receive(channel, orders::decode::<Order>) {
+                Ok((Order::Notices { .. }, [fd, ..])) => return fd,
+                Ok(other) => put_off.borrow_mut().push_back(other),
+                Err(Errno::EAGAIN) if wait(channel, PATIENCE_MS) => {}
+                Err(_) => return None,
+            }
+        }
+    })
+}
+
+fn nonsense() -> Error {
+    Error::new("understand the supervisor", "it spoke out of turn", "report this")
+}
