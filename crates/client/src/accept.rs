@@ -19,10 +19,13 @@ use crate::addresses::{to_application, unspecified};
 use crate::attach::{self, Attachment};
 use crate::entry::{self, Phase, Pinned, Socket, flag};
 use crate::errno::SERVICE_GONE;
+use crate::memory::Record;
 use crate::{memory, placeholder, poll, socket};
 
 /// Longest sleep before the life of the service is looked at again.
 const SLICE_NS: u64 = 1_000_000_000;
+/// The same where the sleep does not end by itself when the server dies.
+const SHORT_SLICE_NS: u64 = 50_000_000;
 
 /// Offers that have come, by listener.
 #[derive(Debug)]
@@ -93,23 +96,27 @@ impl Offers {
 /// Whether an offer for a listener is at hand. It may be revoked by the time it is claimed.
 pub(crate) fn has_offer(listener: &Socket) -> bool {
     let Ok(attachment) = attach::current() else { return false };
-    attachment.offers().lock().is_ok_and(|mut offers| offers.holds(listener.name()))
+    let Some(name) = listener.name_in(&attachment) else { return false };
+    attachment.offers().lock().is_ok_and(|mut offers| offers.holds(name))
 }
 
 /// Registers as an acceptor of a listener, if this process is not. What already waits is offered
 /// before this returns: a program may look only once.
 pub(crate) fn register(listener: &Socket) -> Result<(), Errno> {
-    if !listener.has(flag::ACCEPTOR) {
-        let attachment = attach::current()?;
-        attachment.offers().lock()?.open(listener.name());
-        if listener.set(flag::ACCEPTOR) {
-            listener.tell(RequestBody::Acceptor)?;
-            let (slot, generation) = listener.name();
-            // An option that nobody has: the answer comes after the offers, as rings keep their order.
-            let barrier = RequestBody::GetOption { option: 0 };
-            if let Err(SERVICE_GONE) = attachment.ask_option(slot, generation, barrier) {
-                return Err(SERVICE_GONE);
-            }
+    if listener.acceptor() == attach::present_serial() {
+        return Ok(());
+    }
+    let attachment = attach::current()?;
+    // None: its server is dead, and the next one does not know it yet.
+    let Some((slot, generation)) = listener.name_in(&attachment) else { return Ok(()) };
+    attachment.offers().lock()?.open((slot, generation));
+    if listener.set_acceptor(attachment.serial()) != attachment.serial() {
+        attachment.tell(slot, generation, RequestBody::Acceptor)?;
+        // An option that nobody has: the answer comes after the offers, as rings keep their order.
+        let barrier = RequestBody::GetOption { option: 0 };
+        let answer = attachment.ask_option(slot, generation, barrier);
+        if answer.err() == Some(SERVICE_GONE) && !attachment.is_awaited() {
+            return Err(SERVICE_GONE);
         }
     }
     Ok(())
@@ -145,21 +152,27 @@ pub fn accept_sleeping(
         if listener.phase() != Phase::Listening || listener.has(flag::SHUT_READ) {
             return Err(Errno::EINVAL);
         }
-        if attachment.is_gone() {
+        let awaited = attachment.is_awaited();
+        if !awaited && (attachment.is_gone() || !listener.has_record()) {
             // Said once; after that a dual listener goes on with the kernel alone.
             if listener.set(flag::GONE_TOLD) || !listener.has(flag::DUAL) {
                 return Err(SERVICE_GONE);
             }
-        } else {
+        } else if !awaited {
             register(&listener)?;
         }
-        if let Some(accepted) = accept_now(attachment, &listener, fd, flags)? {
+        if let Some(accepted) = accept_now(&attachment, &listener, fd, flags)? {
             return Ok(accepted);
         }
         if listener.has(flag::NONBLOCKING) {
             return Err(Errno::EAGAIN);
         }
-        wait(attachment, &listener, fd, sleep)?;
+        if awaited && !listener.has(flag::DUAL) {
+            drop(attachment);
+            wait_for_server(&listener, fd)?;
+        } else {
+            wait(&attachment, &listener, fd, sleep)?;
+        }
     }
 }
 
@@ -187,7 +200,7 @@ fn claim(
     listener: &Pinned,
     flags: i32,
 ) -> Result<Option<Accepted>, Errno> {
-    let name = listener.name();
+    let Some(name) = listener.name_in(attachment) else { return Ok(None) };
     let mut number = None;
     let outcome = loop {
         let Some(connection) = attachment.offers().lock()?.pop(name) else { break Ok(None) };
@@ -210,7 +223,7 @@ fn claim(
         };
         if !stream.claim() {
             // Revoked: we are on the list no more.
-            listener.clear(flag::ACCEPTOR);
+            listener.set_acceptor(0);
             register(listener)?;
             continue;
         }
@@ -228,7 +241,7 @@ fn enter(
     attachment: &Attachment,
     listener: &Pinned,
     fd: RawFd,
-    stream: haypile_shm::AppStream,
+    stream: Record,
     flags: i32,
 ) -> Result<Accepted, Errno> {
     let (slot, generation) = (stream.slot(), stream.generation());
@@ -312,8 +325,14 @@ fn wait(
         let until_ns = deadline_ns.min(now_ns + SLICE_NS);
         // With a time limit every handler ends the call (signal(7)).
         let waited = match limit_us {
-            0 => channel.wait_offers(ticket, until_ns),
-            _ => channel.wait_offers_interruptibly(ticket, until_ns),
+            0 => {
+                let word = attachment.memory().now().word();
+                channel.wait_offers_both(ticket, word, attachment.epoch(), until_ns)
+            }
+            _ => {
+                let until_ns = until_ns.min(now_ns + SHORT_SLICE_NS);
+                channel.wait_offers_interruptibly(ticket, until_ns)
+            }
         };
         if waited == Waited::Interrupted {
             return Err(Errno::EINTR);
@@ -321,14 +340,17 @@ fn wait(
         if !listener.is_behind(fd) {
             return Err(Errno::EBADF);
         }
-        if !attachment.is_alive() {
-            return Err(SERVICE_GONE);
-        }
-        if attachment.is_lost() {
-            // Offers come over the next one.
+        if !attachment.is_alive() || attachment.is_lost() {
+            // Offers come over the next one, if there is one.
             return Ok(());
         }
     }
+}
+
+/// Waits a moment for the server that is to come.
+fn wait_for_server(listener: &Pinned, fd: RawFd) -> Result<(), Errno> {
+    attach::sleep_ms(2);
+    if listener.is_behind(fd) { Ok(()) } else { Err(Errno::EBADF) }
 }
 
 /// Waits for an offer or for the kernel, whichever comes first.

@@ -144,7 +144,7 @@ fn drop_record(socket: &Pinned) {
     if let Ok(attachment) = attach::current()
         && slot != NO_SLOT
     {
-        socket::drop_record(attachment, socket, slot, generation);
+        socket::drop_record(&attachment, socket, slot, generation);
     }
 }
 
@@ -196,7 +196,7 @@ fn bind_to(socket: &Pinned, fd: RawFd, address: SocketAddr, both: bool) -> Resul
             NOT_OURS => return bind_by_kernel(socket, fd, &address),
             errno => return Err(Errno(errno)),
         }
-        socket.open_record(attachment, reply.slot, reply.generation)?;
+        socket.open_record(&attachment, reply.slot, reply.generation)?;
         let port = reply.local.map_or(address.port(), |local| local.port());
         let bound = match both && is_dual(&address) {
             true => sys::bind(fd, &SocketAddr::new(address.ip(), port)),
@@ -229,6 +229,22 @@ fn bind_by_kernel(socket: &Pinned, fd: RawFd, address: &SocketAddr) -> Result<()
     match socket::become_kernel(socket, fd) {
         Err(TO_KERNEL) if !scoped => Ok(()),
         other => other,
+    }
+}
+
+/// The server is another: binds and connects to where the record of the dead one says.
+pub(crate) fn reopen(socket: &Pinned) -> Result<(), Errno> {
+    let names = socket.stream().map(|old| (old.local_address(), old.remote_address()));
+    let (local, remote) = names.unwrap_or_default();
+    let fd = socket.number();
+    socket.forget_record();
+    if let Some(local) = local.filter(|local| local.port() != 0) {
+        // The kernel's half, if there is one, has kept its name.
+        bind_to(socket, fd, local, false)?;
+    }
+    match remote {
+        Some(remote) => connect(socket, fd, remote),
+        None => Ok(()),
     }
 }
 
@@ -297,7 +313,7 @@ fn connect_by_service(socket: &Pinned, fd: RawFd, remote: SocketAddr) -> Result<
         errno => return Err(Errno(errno)),
     }
     if slot == NO_SLOT {
-        socket.open_record(attachment, reply.slot, reply.generation)?;
+        socket.open_record(&attachment, reply.slot, reply.generation)?;
         opened(socket, Phase::Stream);
     } else {
         socket.set_phase(Phase::Stream);

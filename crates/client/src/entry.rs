@@ -11,18 +11,19 @@ use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::sync::{RwLock, RwLockReadGuard};
 
+use haypile_shm::Errno;
 use haypile_shm::limits::NO_SLOT;
 use haypile_shm::messages::RequestBody;
 use haypile_shm::spin::Gaps;
 use haypile_shm::sys;
-use haypile_shm::{AppStream, Errno};
 
 use crate::attach;
 use crate::descriptors::{self, Owner};
 use crate::errno::TO_KERNEL;
+use crate::memory::{self, Record};
 use crate::options::Stored;
 use crate::slab::{Entry, Slab};
-use crate::{datagram, epoll, memory};
+use crate::{datagram, epoll};
 
 /// How far a socket has come.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -50,8 +51,6 @@ pub(crate) mod flag {
     pub const DUAL: u32 = 1 << 2;
     /// The placeholder is a duplicate of the template and has no identity of its own.
     pub const TEMPLATE: u32 = 1 << 3;
-    /// We are registered as an acceptor of this listener.
-    pub const ACCEPTOR: u32 = 1 << 4;
     /// The kernel may hold a connection for this dual listener.
     pub const KERNEL_READY: u32 = 1 << 5;
     /// A wait has looked at this dual listener, so that `KERNEL_READY` can be believed.
@@ -93,6 +92,10 @@ pub(crate) struct Socket {
     flags: AtomicU32,
     slot: AtomicU32,
     generation: AtomicU32,
+    /// As given to listen(2).
+    backlog: AtomicU32,
+    /// The attachment over which we are registered as an acceptor of this listener; 0: none.
+    acceptor_in: AtomicU32,
     pub(crate) receive_timeout_us: AtomicU64,
     pub(crate) send_timeout_us: AtomicU64,
     /// `SO_RCVLOWAT`: so many bytes make the socket readable, at least 1.
@@ -103,7 +106,9 @@ pub(crate) struct Socket {
     pub(crate) datagram: datagram::State,
     /// Epoll sets that hold it, by number plus one.
     epolls: [AtomicU32; 2],
-    stream: RwLock<Option<AppStream>>,
+    /// The epoch of the server that keeps the record.
+    epoch: AtomicU32,
+    stream: RwLock<Option<Record>>,
 }
 
 impl Default for Socket {
@@ -117,6 +122,8 @@ impl Default for Socket {
             flags: AtomicU32::new(0),
             slot: AtomicU32::new(NO_SLOT),
             generation: AtomicU32::new(0),
+            backlog: AtomicU32::new(0),
+            acceptor_in: AtomicU32::new(0),
             receive_timeout_us: AtomicU64::new(0),
             send_timeout_us: AtomicU64::new(0),
             receive_low: AtomicU32::new(1),
@@ -124,6 +131,7 @@ impl Default for Socket {
             stored: Stored::default(),
             datagram: datagram::State::default(),
             epolls: [const { AtomicU32::new(0) }; 2],
+            epoch: AtomicU32::new(0),
             stream: RwLock::new(None),
         }
     }
@@ -139,11 +147,11 @@ impl Entry for Socket {
 pub(crate) static SOCKETS: Slab<Socket> = Slab::new();
 
 /// The record of a socket, held open while a call uses it.
-pub(crate) struct StreamRef<'a>(RwLockReadGuard<'a, Option<AppStream>>);
+pub(crate) struct StreamRef<'a>(RwLockReadGuard<'a, Option<Record>>);
 
 impl std::ops::Deref for StreamRef<'_> {
-    type Target = AppStream;
-    fn deref(&self) -> &AppStream {
+    type Target = Record;
+    fn deref(&self) -> &Record {
         // `Socket::stream` gives out none that is empty.
         self.0.as_ref().expect("an open record")
     }
@@ -204,6 +212,27 @@ impl Socket {
         (self.slot.load(Ordering::Acquire), self.generation.load(Ordering::Acquire))
     }
 
+    /// As given to listen(2).
+    pub(crate) fn backlog(&self) -> u32 {
+        self.backlog.load(Ordering::Relaxed)
+    }
+
+    /// Keeps what was given to listen(2).
+    pub(crate) fn set_backlog(&self, backlog: u32) {
+        self.backlog.store(backlog, Ordering::Relaxed);
+    }
+
+    /// The attachment over which we are registered as an acceptor; 0: none.
+    pub(crate) fn acceptor(&self) -> u32 {
+        self.acceptor_in.load(Ordering::Acquire)
+    }
+
+    /// Notes that we are registered as an acceptor over an attachment (0: over none); what was
+    /// noted before.
+    pub(crate) fn set_acceptor(&self, serial: u32) -> u32 {
+        self.acceptor_in.swap(serial, Ordering::AcqRel)
+    }
+
     pub(crate) fn has_record(&self) -> bool {
         self.slot.load(Ordering::Acquire) != NO_SLOT
     }
@@ -219,11 +248,15 @@ impl Socket {
     }
 
     /// Ties the socket to a record that is open already.
-    pub(crate) fn set_record(&self, stream: AppStream) -> Result<(), Errno> {
-        let (slot, generation) = (stream.slot(), stream.generation());
+    pub(crate) fn set_record(&self, record: Record) -> Result<(), Errno> {
+        let (slot, generation) = (record.slot(), record.generation());
+        let epoch = record.memory.epoch();
         let Ok(mut place) = self.stream.try_write() else { return Err(Errno::EAGAIN) };
-        *place = Some(stream);
+        *place = Some(record);
         drop(place);
+        // Nobody may take the new name for one of the old epoch.
+        self.slot.store(NO_SLOT, Ordering::Release);
+        self.epoch.store(epoch, Ordering::Release);
         self.generation.store(generation, Ordering::Release);
         self.slot.store(slot, Ordering::Release);
         Ok(())
@@ -243,10 +276,33 @@ impl Socket {
         guard.is_some().then_some(StreamRef(guard))
     }
 
-    /// Sends a request about this socket.
-    pub(crate) fn tell(&self, body: RequestBody) -> Result<(), Errno> {
+    /// The name of the record with the server of this attachment; `None` if there is none: another
+    /// server, dead by now, may have known the socket.
+    pub(crate) fn name_in(&self, attachment: &attach::Attachment) -> Option<(u32, u32)> {
+        let before = self.epoch.load(Ordering::Acquire);
         let (slot, generation) = self.name();
-        attach::current()?.tell(slot, generation, body)
+        let same = before == attachment.epoch() && self.epoch.load(Ordering::Acquire) == before;
+        (slot != NO_SLOT && same).then_some((slot, generation))
+    }
+
+    /// Whether the record was kept by another server than that of this attachment.
+    pub(crate) fn is_behind_times(&self, attachment: &attach::Attachment) -> bool {
+        self.has_record() && self.epoch.load(Ordering::Acquire) != attachment.epoch()
+    }
+
+    /// The server that kept the record is gone, and the socket with it; what was received can still
+    /// be read.
+    pub(crate) fn forget_name(&self) {
+        self.slot.store(NO_SLOT, Ordering::Release);
+    }
+
+    /// Sends a request about this socket; nowhere if its server is gone.
+    pub(crate) fn tell(&self, body: RequestBody) -> Result<(), Errno> {
+        let attachment = attach::current()?;
+        match self.name_in(&attachment) {
+            Some((slot, generation)) => attachment.tell(slot, generation, body),
+            None => Ok(()),
+        }
     }
 
     /// Notes that an epoll set holds the socket.
@@ -292,6 +348,7 @@ impl Socket {
         self.flags.store(0, Ordering::Relaxed);
         self.slot.store(NO_SLOT, Ordering::Relaxed);
         self.generation.store(0, Ordering::Relaxed);
+        self.acceptor_in.store(0, Ordering::Relaxed);
         self.receive_timeout_us.store(0, Ordering::Relaxed);
         self.send_timeout_us.store(0, Ordering::Relaxed);
         self.receive_low.store(1, Ordering::Relaxed);
@@ -426,7 +483,7 @@ fn end(pinned: &Pinned) {
         return;
     }
     if pinned.has(flag::SHARED) {
-        if pinned.has(flag::ACCEPTOR) {
+        if pinned.set_acceptor(0) != 0 {
             let _: Result<(), Errno> = pinned.tell(RequestBody::NotAcceptor);
         }
         return;
@@ -458,7 +515,7 @@ fn linger(pinned: &Pinned, limit_s: u32) {
     loop {
         let ticket = stream.prepare_wait();
         let now_ns = sys::clock_monotonic_ns();
-        let alive = attach::current().is_ok_and(|attachment| attachment.is_alive());
+        let alive = !stream.is_dead();
         if stream.unacknowledged() == 0
             || stream.status() & ended != 0
             || now_ns >= deadline_ns

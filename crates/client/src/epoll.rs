@@ -46,6 +46,8 @@ fn mark(kind: u32, process_id: u32) -> u64 {
 const KERNEL_TURN: u32 = 16;
 /// While spinning, the kernel's half is looked at so often, in nanoseconds.
 const KERNEL_INTERVAL_NS: u64 = 50_000;
+/// Longest sleep while the server is dead and another is expected, in milliseconds.
+const AWAITING_MS: i32 = 5;
 /// How long a wait rests from a set in which another process's doorbell rings on. Its own doorbell
 /// ends the rest.
 const REST: Duration = Duration::from_millis(10);
@@ -385,7 +387,7 @@ fn look(
 ) -> Result<usize, Errno> {
     let mut interest = held.interest(epoll)?;
     if held.nested.load(Ordering::Acquire) {
-        interest.quiet();
+        interest.quiet(epoll);
     }
     let mut ready = interest.collect(out);
     held.settle(epoll, &mut interest);
@@ -441,7 +443,7 @@ fn sift(
             BELL | ALARM if data as u32 & !KIND_MASK != own => {
                 held.foreign_bell.store(true, Ordering::Relaxed);
             }
-            BELL => interest.quiet(),
+            BELL => interest.quiet(epoll),
             ALARM => interest.silence(),
             _ => interest.kernel_half_ready(data as u32, event.events),
         }
@@ -505,8 +507,13 @@ fn doze(
     sleep: Sleep<'_>,
 ) -> Result<Dozed, Errno> {
     let _asleep = Asleep::new(held);
-    if held.has_ours.load(Ordering::Acquire) && !held.interest(epoll)?.prepare_sleep() {
-        return Ok(Dozed::LookAgain);
+    let mut awaiting = false;
+    if held.has_ours.load(Ordering::Acquire) {
+        let mut interest = held.interest(epoll)?;
+        if !interest.prepare_sleep() {
+            return Ok(Dozed::LookAgain);
+        }
+        awaiting = interest.is_uncertain();
     }
     let now_ns = sys::clock_monotonic_ns();
     if held.foreign_bell.swap(false, Ordering::Relaxed) && now_ns < deadline_ns {
@@ -520,7 +527,13 @@ fn doze(
             i32::try_from(left_ms).unwrap_or(i32::MAX)
         }
     };
-    let slept = sleep(epoll, out, left_ms);
+    // Nobody rings when the next server comes.
+    let slice_ms = match left_ms {
+        left_ms if !awaiting => left_ms,
+        ..0 => AWAITING_MS,
+        left_ms => left_ms.min(AWAITING_MS),
+    };
+    let slept = sleep(epoll, out, slice_ms);
     drop(_asleep);
     if held.has_ours.load(Ordering::Acquire) {
         let mut interest = held.interest(epoll)?;
@@ -529,7 +542,9 @@ fn doze(
     }
     let found = slept?;
     if found == 0 {
-        return Ok(if left_ms < 0 { Dozed::LookAgain } else { Dozed::TimedOut });
+        let over = left_ms >= 0 && sys::clock_monotonic_ns() >= deadline_ns;
+        let again = left_ms < 0 || awaiting && !over;
+        return Ok(if again { Dozed::LookAgain } else { Dozed::TimedOut });
     }
     match sift(held, epoll, out, found, true)? {
         0 if sys::clock_monotonic_ns() >= deadline_ns => Ok(Dozed::TimedOut),
@@ -601,6 +616,20 @@ pub(crate) fn hold_for_fork() {
 pub(crate) fn release_after_fork() {
     EPOLLS.release_after_fork();
     EPOLLS.for_each(|_, epoll| epoll.interest.release_after_fork());
+}
+
+/// This process has a new attachment: sleepers are to be rung over it.
+pub(crate) fn attached_again() {
+    EPOLLS.for_each(|_, epoll| {
+        let number = epoll.number.load(Ordering::Acquire);
+        // One that this thread holds is looked at when it goes on.
+        if epoll.has_ours.load(Ordering::Acquire)
+            && let Ok(mut interest) = epoll.interest.lock()
+            && interest.ensure_watcher(number).is_ok()
+        {
+            epoll.settle(number, &mut interest);
+        }
+    });
 }
 
 /// A forked child has attached: what its parent's watchers were told is not told to it.

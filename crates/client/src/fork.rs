@@ -84,7 +84,7 @@ pub fn after_fork_in_child() {
         become_child();
         if keeps_a_connection() {
             // What goes wrong now goes wrong again, with an error, when the service is needed.
-            let _: Result<&Attachment, haypile_shm::Errno> = attach::current();
+            let _: Result<attach::Current, haypile_shm::Errno> = attach::current();
         }
     }
 }
@@ -96,7 +96,6 @@ fn become_child() {
     placeholder::forget_spawns();
     attach::set_forked();
     SOCKETS.for_each(|_, socket| {
-        socket.clear(flag::ACCEPTOR);
         if socket.has_record() {
             socket.set(flag::SHARED);
         }
@@ -129,11 +128,12 @@ pub(crate) fn attached_in_child(attachment: &Attachment) {
     });
 }
 
-/// This process has a new channel because the old one's descriptors were lost.
-pub(crate) fn attached_again(attachment: &Attachment) {
-    SOCKETS.for_each(|_, socket| socket.put(flag::ACCEPTOR, false));
-    placeholder::forget_templates();
-    attached_in_child(attachment);
+/// This process has a new channel: the old one's descriptors were lost, or its server is dead. What
+/// is held by locks that another thread has is put in order when that looks at it next.
+pub(crate) fn attached_again() {
+    watchers::forget_all();
+    poll::forget_all();
+    epoll::attached_again();
 }
 
 /// Before `exec`: what survives it is marked as shared.

@@ -73,6 +73,15 @@ pub(crate) fn keep(fd: Fd) -> Fd {
     kept.fd.take().unwrap_or(Fd::from_raw(-1))
 }
 
+/// Closes a doorbell that was kept, unless somebody has closed it behind our back.
+pub(crate) fn give_up(bell: Doorbell) {
+    let ours = bell.is_ours();
+    let fd = bell.into_fd();
+    if !(descriptors::take_if(fd.raw(), Owner::Internal) && ours) {
+        let _: RawFd = fd.into_raw();
+    }
+}
+
 /// Our end of a doorbell.
 #[derive(Debug)]
 pub(crate) struct Bell {
@@ -105,11 +114,7 @@ impl Bell {
 impl Drop for Bell {
     fn drop(&mut self) {
         if let Some(bell) = self.bell.take() {
-            let ours = bell.is_ours();
-            let fd = bell.into_fd();
-            if !(descriptors::take_if(fd.raw(), Owner::Internal) && ours) {
-                let _: RawFd = fd.into_raw();
-            }
+            give_up(bell);
         }
     }
 }

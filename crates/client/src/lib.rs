@@ -31,6 +31,7 @@ mod options;
 mod placeholder;
 mod poll;
 mod readiness;
+mod restore;
 mod slab;
 mod socket;
 mod stream_io;

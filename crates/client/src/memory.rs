@@ -4,47 +4,135 @@
 //!
 //! Used by `entry.rs` to open records and by `stream_io.rs` as the resolver of chunks.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use haypile_shm::limits::{self, slot_table};
 use haypile_shm::messages::{ControlReply, ControlRequest};
-use haypile_shm::{AppStream, Chunks, Errno, Segment};
+use haypile_shm::{AppStream, Chunks, EpochReader, Errno, Segment};
 
 use crate::attach::{self, Attachment};
+use crate::errno::SERVICE_GONE;
 
 /// Tables a process can map: 8 million sockets.
 const TABLES: usize = 64;
 /// Arenas a process can map: 256 GiB of stream memory.
 const ARENAS: usize = 4096;
 
-static TABLE: [OnceLock<Arc<Segment>>; TABLES] = [const { OnceLock::new() }; TABLES];
-static ARENA: [OnceLock<Arc<Segment>>; ARENAS] = [const { OnceLock::new() }; ARENAS];
-
-/// Keeps table 0, which comes with the welcome. A child of the domain has it already.
-pub(crate) fn keep_first_table(segment: Segment) {
-    let _: Result<(), Arc<Segment>> = TABLE[0].set(Arc::new(segment));
+/// The segments of one life of the service. What a record of an earlier life needs stays mapped until
+/// the last such record goes.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    /// The epoch of the server that made them.
+    epoch: u32,
+    /// The present epoch.
+    now: EpochReader,
+    /// There will be no other server, although the epoch may not say so.
+    over: AtomicBool,
+    tables: Box<[OnceLock<Arc<Segment>>]>,
+    arenas: Box<[OnceLock<Arc<Segment>>]>,
 }
 
-/// The table with a number, mapped now if it was not.
-fn table(attachment: &Attachment, index: u32) -> Result<Arc<Segment>, Errno> {
-    let place = TABLE.get(index as usize).ok_or(Errno::ENOMEM)?;
-    if let Some(segment) = place.get() {
-        return Ok(Arc::clone(segment));
+fn places(count: usize) -> Box<[OnceLock<Arc<Segment>>]> {
+    (0..count).map(|_| OnceLock::new()).collect()
+}
+
+impl Memory {
+    /// The memory of the server of `epoch`, with table 0, which comes with the welcome.
+    pub(crate) fn new(epoch: u32, now: EpochReader, table: Segment) -> Memory {
+        let memory = Memory {
+            epoch,
+            now,
+            over: AtomicBool::new(false),
+            tables: places(TABLES),
+            arenas: places(ARENAS),
+        };
+        let _: Result<(), Arc<Segment>> = memory.tables[0].set(Arc::new(table));
+        memory
     }
-    let request = ControlRequest::MapTable { index };
-    let (reply, [fd, ..]) = attachment.ask(
-        &request,
-        &[],
-        |reply| matches!(reply, ControlReply::TableMapped { index: of, .. } if *of == index),
-    )?;
-    if let ControlReply::TableMapped { errno, .. } = reply
-        && errno != 0
-    {
-        return Err(Errno(errno));
+
+    /// The epoch of the server.
+    pub(crate) fn epoch(&self) -> u32 {
+        self.epoch
     }
-    let segment = Segment::from_fd(fd.ok_or(Errno::EPROTO)?, limits::TABLE_SIZE, false)?;
-    let _: Result<(), Arc<Segment>> = place.set(Arc::new(segment));
-    place.get().cloned().ok_or(Errno::ENOMEM)
+
+    /// Where the present epoch stands.
+    pub(crate) fn now(&self) -> &EpochReader {
+        &self.now
+    }
+
+    /// Whether the server that made it is gone.
+    #[inline]
+    pub(crate) fn is_past(&self) -> bool {
+        self.now.get() != self.epoch || self.is_over()
+    }
+
+    /// Whether there will be no other server.
+    #[inline]
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
+    }
+
+    /// There will be no other server.
+    pub(crate) fn set_over(&self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+
+    /// The table with a number, mapped now if it was not.
+    fn table(&self, attachment: &Attachment, index: u32) -> Result<Arc<Segment>, Errno> {
+        let place = self.tables.get(index as usize).ok_or(Errno::ENOMEM)?;
+        if let Some(segment) = place.get() {
+            return Ok(Arc::clone(segment));
+        }
+        let request = ControlRequest::MapTable { index };
+        let (reply, [fd, ..]) = attachment.ask(
+            &request,
+            &[],
+            |reply| matches!(reply, ControlReply::TableMapped { index: of, .. } if *of == index),
+        )?;
+        if let ControlReply::TableMapped { errno, .. } = reply
+            && errno != 0
+        {
+            return Err(Errno(errno));
+        }
+        let segment = Segment::from_fd(fd.ok_or(Errno::EPROTO)?, limits::TABLE_SIZE, false)?;
+        let _: Result<(), Arc<Segment>> = place.set(Arc::new(segment));
+        place.get().cloned().ok_or(Errno::ENOMEM)
+    }
+
+    #[cold]
+    fn map_arena(&self, place: &OnceLock<Arc<Segment>>, index: u32) -> Result<Arc<Segment>, Errno> {
+        let attachment = attach::current()?;
+        if attachment.memory().epoch != self.epoch {
+            // Nobody has it any more.
+            return Err(Errno::ENOENT);
+        }
+        let request = ControlRequest::MapArena { index };
+        let (reply, [fd, ..]) = attachment.ask(
+            &request,
+            &[],
+            |reply| matches!(reply, ControlReply::ArenaMapped { index: of, .. } if *of == index),
+        )?;
+        if let ControlReply::ArenaMapped { errno, .. } = reply
+            && errno != 0
+        {
+            return Err(Errno(errno));
+        }
+        let segment = Segment::from_fd(fd.ok_or(Errno::EPROTO)?, limits::ARENA_SIZE, false)?;
+        let _: Result<(), Arc<Segment>> = place.set(Arc::new(segment));
+        place.get().cloned().ok_or(Errno::ENOMEM)
+    }
+}
+
+/// The resolver of chunks: maps an arena when it is first met.
+impl Chunks for Memory {
+    fn arena(&self, index: u32) -> Option<Arc<Segment>> {
+        let place = self.arenas.get(index as usize)?;
+        match place.get() {
+            Some(segment) => Some(Arc::clone(segment)),
+            None => self.map_arena(place, index).ok(),
+        }
+    }
 }
 
 /// Opens the record of a socket.
@@ -52,42 +140,34 @@ pub(crate) fn open_stream(
     attachment: &Attachment,
     slot: u32,
     generation: u32,
-) -> Result<AppStream, Errno> {
-    let table = table(attachment, slot_table(slot))?;
-    // The caller's attachment may have been renewed meanwhile.
-    let process_id = attach::current()?.process_id();
-    AppStream::open(table, slot, generation, process_id).ok_or(Errno::EPROTO)
+) -> Result<Record, Errno> {
+    let memory = Arc::clone(attachment.memory());
+    let table = memory.table(attachment, slot_table(slot))?;
+    let stream = AppStream::open(table, slot, generation, attachment.process_id());
+    Ok(Record { stream: stream.ok_or(Errno::EPROTO)?, memory })
 }
 
-/// The resolver of chunks: maps an arena when it is first met.
-#[derive(Copy, Clone, Debug)]
-pub(crate) struct Arenas;
+/// A socket's record, with the memory that its bytes are in.
+#[derive(Debug)]
+pub(crate) struct Record {
+    pub(crate) stream: AppStream,
+    pub(crate) memory: Arc<Memory>,
+}
 
-impl Chunks for Arenas {
-    fn arena(&self, index: u32) -> Option<Arc<Segment>> {
-        let place = ARENA.get(index as usize)?;
-        match place.get() {
-            Some(segment) => Some(Arc::clone(segment)),
-            None => map_arena(place, index).ok(),
+impl Record {
+    /// Whether the server that kept it is gone; its connection has then failed, and says so.
+    pub(crate) fn is_dead(&self) -> bool {
+        let dead = self.memory.is_past();
+        if dead {
+            self.stream.fail(SERVICE_GONE.0);
         }
+        dead
     }
 }
 
-#[cold]
-fn map_arena(place: &OnceLock<Arc<Segment>>, index: u32) -> Result<Arc<Segment>, Errno> {
-    let attachment = attach::current()?;
-    let request = ControlRequest::MapArena { index };
-    let (reply, [fd, ..]) = attachment.ask(
-        &request,
-        &[],
-        |reply| matches!(reply, ControlReply::ArenaMapped { index: of, .. } if *of == index),
-    )?;
-    if let ControlReply::ArenaMapped { errno, .. } = reply
-        && errno != 0
-    {
-        return Err(Errno(errno));
+impl std::ops::Deref for Record {
+    type Target = AppStream;
+    fn deref(&self) -> &AppStream {
+        &self.stream
     }
-    let segment = Segment::from_fd(fd.ok_or(Errno::EPROTO)?, limits::ARENA_SIZE, false)?;
-    let _: Result<(), Arc<Segment>> = place.set(Arc::new(segment));
-    place.get().cloned().ok_or(Errno::ENOMEM)
 }

@@ -183,10 +183,26 @@ pub fn poll(
     let deadline_ns = timeout.map(|timeout| {
         started_ns.saturating_add(u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX))
     });
+    loop {
+        // Once more when the server has died meanwhile, or another has come.
+        if let Some(ready) = poll_once(fds, started_ns, deadline_ns, sleep)? {
+            return Ok(ready);
+        }
+    }
+}
+
+/// One attempt; `None`: it has to be made again from the start.
+fn poll_once(
+    fds: &mut [PollFd],
+    started_ns: u64,
+    deadline_ns: Option<u64>,
+    sleep: Sleep<'_>,
+) -> Result<Option<usize>, Errno> {
     let mut set = Set::of(fds);
     let ready = set.look_at_all(fds)?;
-    if ready > 0 || timeout == Some(Duration::ZERO) {
-        return Ok(ready);
+    let over = |deadline_ns| sys::clock_monotonic_ns() >= deadline_ns;
+    if ready > 0 || deadline_ns.is_some_and(over) {
+        return Ok(Some(ready));
     }
     let attachment = attach::current()?;
     if !set.ours.is_empty()
@@ -194,10 +210,10 @@ pub fn poll(
         && Spinner::new(started_ns, patience_ns).until(|| set.look(fds) > 0)
     {
         GAPS.note(sys::clock_monotonic_ns() - started_ns);
-        return set.look_at_all(fds);
+        return set.look_at_all(fds).map(Some);
     }
-    let mut lookout = if set.ours.is_empty() { None } else { borrow(attachment) };
-    let outcome = wait(attachment, &mut set, fds, lookout.as_mut(), deadline_ns, sleep);
+    let mut lookout = if set.ours.is_empty() { None } else { borrow(&attachment) };
+    let outcome = wait(&attachment, &mut set, fds, lookout.as_mut(), deadline_ns, sleep);
     if let Some(lookout) = lookout {
         give_back(lookout);
     }
@@ -206,13 +222,13 @@ pub fn poll(
 }
 
 fn wait(
-    attachment: &'static Attachment,
+    attachment: &Attachment,
     set: &mut Set,
     fds: &mut [PollFd],
     mut lookout: Option<&mut Lookout>,
     deadline_ns: Option<u64>,
     sleep: Sleep<'_>,
-) -> Result<usize, Errno> {
+) -> Result<Option<usize>, Errno> {
     if let Some(lookout) = &mut lookout {
         lookout.watch(attachment, &set.ours);
         let bell = lookout.watcher.bell();
@@ -233,22 +249,14 @@ fn wait(
             }
             let ready = finish(set, fds)?;
             if ready > 0 {
-                return Ok(ready);
+                return Ok(Some(ready));
             }
             continue;
         }
-        let left = deadline_ns.map(|deadline_ns| {
-            Duration::from_nanos(deadline_ns.saturating_sub(sys::clock_monotonic_ns()))
-        });
         let blind = lookout.is_none() && !set.ours.is_empty();
-        let slice = if blind {
-            Some(left.unwrap_or(BLIND_SLICE).min(BLIND_SLICE))
-        } else if attachment.is_gone() {
-            // Nobody rings any more.
-            Some(left.unwrap_or(GONE_SLICE).min(GONE_SLICE))
-        } else {
-            left
-        };
+        // Nobody rings any more for whose server is gone.
+        let gone = attachment.is_gone().then_some(GONE_SLICE);
+        let slice = slice(deadline_ns, if blind { Some(BLIND_SLICE) } else { gone });
         let slept = sleep(&mut set.kernel, slice);
         if let Some(lookout) = &lookout {
             lookout.watcher.awake();
@@ -264,15 +272,25 @@ fn wait(
                 return Err(Errno::EINTR);
             }
             attachment.note_gone();
-            // Its end can be read for ever: poll leaves negative numbers out.
-            set.kernel[place].fd = -1;
+            return Ok(None);
         }
         let ready = set.copy_kernel(fds) + set.look(fds);
         let over = deadline_ns.is_some_and(|deadline_ns| sys::clock_monotonic_ns() >= deadline_ns);
         if ready > 0 || over {
-            return Ok(ready);
+            return Ok(Some(ready));
+        }
+        if blind && attachment.is_gone() {
+            return Ok(None);
         }
     }
+}
+
+/// How long to sleep at most: until the deadline, and not longer than `longest`.
+fn slice(deadline_ns: Option<u64>, longest: Option<Duration>) -> Option<Duration> {
+    let left = deadline_ns.map(|deadline_ns| {
+        Duration::from_nanos(deadline_ns.saturating_sub(sys::clock_monotonic_ns()))
+    });
+    left.into_iter().chain(longest).min()
 }
 
 /// The last look, with the kernel's part as it is now.
@@ -288,10 +306,7 @@ impl Lookout {
             self.forget(attachment, ours);
         }
         for ours in ours {
-            let (slot, generation) = ours.socket.name();
-            if slot == haypile_shm::NO_SLOT {
-                continue;
-            }
+            let Some((slot, generation)) = ours.socket.name_in(attachment) else { continue };
             let mask = readiness::watch_mask(ours.wanted);
             let known = self.watched.iter_mut().find(|watched| watched.slot == slot);
             let mask = match known {
@@ -333,7 +348,7 @@ impl Lookout {
 }
 
 /// A watcher from the pool, or a new one; `None` when there can be no more.
-fn borrow(attachment: &'static Attachment) -> Option<Lookout> {
+fn borrow(attachment: &Attachment) -> Option<Lookout> {
     if let Ok(mut lookouts) = LOOKOUTS.lock() {
         while let Some(lookout) = lookouts.pop() {
             if lookout.watcher.belongs_to(attachment) {

@@ -20,8 +20,8 @@ const WRNORM: u32 = 0x100;
 /// half is asked elsewhere.) Whoever finds no room to write has asked for it with that, so that
 /// its return is reported although no write has failed.
 pub(crate) fn of_socket(socket: &Socket, wanted: u32) -> u32 {
-    let gone = attach::current().is_ok_and(|attachment| attachment.is_gone())
-        && !socket.has(flag::GONE_TOLD);
+    let over = |attachment: attach::Current| attachment.fate() == attach::Fate::Over;
+    let gone = !socket.has(flag::GONE_TOLD) && attach::current().is_ok_and(over);
     let bits = match socket.phase() {
         Phase::Kernel => return 0,
         _ if socket.has(flag::DATAGRAM) => datagram::readiness(socket, wanted),
@@ -32,6 +32,8 @@ pub(crate) fn of_socket(socket: &Socket, wanted: u32) -> u32 {
         Phase::Listening => 0,
         Phase::Stream => match socket.stream() {
             Some(stream) => {
+                // One whose server is dead has failed.
+                stream.is_dead();
                 let bits = of_stream(&stream, socket);
                 let full = stream.status() & status::CONNECTED != 0 && bits & OUT == 0;
                 if full && wanted & (OUT | WRNORM) != 0 && stream.want_tx() {

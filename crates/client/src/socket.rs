@@ -24,7 +24,7 @@ use crate::attach::{self, Attachment};
 use crate::datagram::{self, World};
 use crate::descriptors::{self, Owner};
 use crate::entry::{self, Phase, Pinned, flag};
-use crate::errno::TO_KERNEL;
+use crate::errno::{SERVICE_GONE, TO_KERNEL};
 use crate::{epoll, options, placeholder, stream_io};
 
 /// Ports tried when the service chooses one that the kernel has given away already.
@@ -87,7 +87,7 @@ pub fn bind(fd: RawFd, address: SocketAddr) -> Result<(), Errno> {
 }
 
 fn bind_to(socket: &Pinned, fd: RawFd, address: SocketAddr) -> Result<(), Errno> {
-    let attachment = attach::current()?;
+    let attachment = attach::present()?;
     for _ in 0..PORT_TRIES {
         let body = RequestBody::Bind {
             address: to_service(address),
@@ -101,7 +101,7 @@ fn bind_to(socket: &Pinned, fd: RawFd, address: SocketAddr) -> Result<(), Errno>
             NOT_OURS => return become_kernel(socket, fd),
             errno => return Err(Errno(errno)),
         }
-        let opened = socket.open_record(attachment, reply.slot, reply.generation);
+        let opened = socket.open_record(&attachment, reply.slot, reply.generation);
         let both = opened.and_then(|()| {
             let port = reply.local.map_or(address.port(), |local| local.port());
             bind_placeholder(socket, fd, SocketAddr::new(address.ip(), port))
@@ -118,7 +118,7 @@ fn bind_to(socket: &Pinned, fd: RawFd, address: SocketAddr) -> Result<(), Errno>
                 return Ok(());
             }
             Err(errno) => {
-                drop_record(attachment, socket, reply.slot, reply.generation);
+                drop_record(&attachment, socket, reply.slot, reply.generation);
                 if errno != Errno::EADDRINUSE || address.port() != 0 {
                     return Err(errno);
                 }
@@ -147,7 +147,7 @@ pub(crate) fn drop_record(attachment: &Attachment, socket: &Pinned, slot: u32, g
 /// The socket is the kernel's from now on; the caller's call is the kernel's to make.
 pub(crate) fn become_kernel(socket: &Pinned, fd: RawFd) -> Result<(), Errno> {
     if let Some((slot, generation)) = socket.has_record().then(|| socket.name()) {
-        drop_record(attach::current()?, socket, slot, generation);
+        drop_record(&*attach::current()?, socket, slot, generation);
     }
     socket.set_phase(Phase::Kernel);
     socket.for_each_epoll(|epoll| epoll::hand_to_kernel(epoll, socket.index()));
@@ -172,7 +172,8 @@ pub fn listen(fd: RawFd, backlog: i32) -> Result<(), Errno> {
         Phase::Bound | Phase::Listening => {}
         Phase::Stream | Phase::Kernel => return Err(Errno::EINVAL),
     }
-    let (slot, generation) = socket.name();
+    let attachment = attach::present()?;
+    let (slot, generation) = socket.name_in(&attachment).ok_or(SERVICE_GONE)?;
     let body = RequestBody::Listen {
         // Linux reads the number as unsigned and holds it to net.core.somaxconn, 4096.
         backlog: (backlog as u32).min(4096),
@@ -181,10 +182,11 @@ pub fn listen(fd: RawFd, backlog: i32) -> Result<(), Errno> {
         // A listener's placeholder is never a duplicate of the template.
         cookie: sys::so_cookie(fd).unwrap_or(0),
     };
-    let reply = attach::current()?.ask_socket(slot, generation, body)?;
+    let reply = attachment.ask_socket(slot, generation, body)?;
     if reply.errno != 0 {
         return Err(Errno(reply.errno));
     }
+    socket.set_backlog((backlog as u32).min(4096));
     if socket.has(flag::DUAL) {
         sys::listen(fd, backlog)?;
         // So that an accept never blocks on the kernel's half when another process was faster.
@@ -225,7 +227,7 @@ pub fn connect(fd: RawFd, remote: SocketAddr) -> Result<(), Errno> {
 
 /// The first half of a connect: when it returns, a SYN is on its way.
 fn start_connecting(socket: &Pinned, fd: RawFd, remote: SocketAddr) -> Result<(), Errno> {
-    let attachment = attach::current()?;
+    let attachment = attach::present()?;
     let early = !socket.has_record() && socket.stored.any_early();
     if early {
         let v6 = to_service(remote).is_ipv6();
@@ -233,10 +235,10 @@ fn start_connecting(socket: &Pinned, fd: RawFd, remote: SocketAddr) -> Result<()
         if reply.errno != 0 {
             return Err(Errno(reply.errno));
         }
-        socket.open_record(attachment, reply.slot, reply.generation)?;
+        socket.open_record(&attachment, reply.slot, reply.generation)?;
         options::replay(socket);
     }
-    let (slot, generation) = if socket.has_record() { socket.name() } else { (NO_SLOT, 0) };
+    let (slot, generation) = socket.name_in(&attachment).unwrap_or((NO_SLOT, 0));
     let body = RequestBody::Connect { remote: to_service(remote) };
     let reply = attachment.ask_socket(slot, generation, body)?;
     match reply.errno {
@@ -244,13 +246,13 @@ fn start_connecting(socket: &Pinned, fd: RawFd, remote: SocketAddr) -> Result<()
         NOT_OURS => return become_kernel(socket, fd),
         errno => {
             if early {
-                drop_record(attachment, socket, slot, generation);
+                drop_record(&attachment, socket, slot, generation);
             }
             return Err(Errno(errno));
         }
     }
     if slot == NO_SLOT {
-        socket.open_record(attachment, reply.slot, reply.generation)?;
+        socket.open_record(&attachment, reply.slot, reply.generation)?;
         options::replay(socket);
     }
     // A shutdown before the connect is forgotten.
@@ -537,7 +539,7 @@ pub(crate) fn adopt(fd: RawFd, domain: i32) -> Result<(), Errno> {
         return Err(TO_KERNEL);
     };
     let socket = entry::make(domain)?;
-    socket.open_record(attachment, slot, generation)?;
+    socket.open_record(&attachment, slot, generation)?;
     socket.set(flag::SHARED);
     socket.put(flag::NONBLOCKING, sys::fcntl_getfl(fd)? & libc::O_NONBLOCK != 0);
     if kind == SocketKind::Datagram {

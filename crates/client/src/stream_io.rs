@@ -13,23 +13,25 @@ use haypile_shm::messages::{OPTION_MORE, RequestBody};
 use haypile_shm::spin::Spinner;
 use haypile_shm::stream::{FileStop, ReadOutcome, StreamError, WriteOutcome, status};
 use haypile_shm::sys::{self, Waited};
-use haypile_shm::{AppStream, CHUNK_SIZE, Errno};
+use haypile_shm::{CHUNK_SIZE, Errno};
 
-use crate::attach::{self, Attachment};
+use crate::attach::{self, Current};
 use crate::datagram;
 use crate::entry::{self, Phase, Pinned, flag};
-use crate::errno::{SERVICE_GONE, TO_KERNEL, of_stream};
-use crate::memory::Arenas;
+use crate::errno::{TO_KERNEL, of_stream};
+use crate::memory::Record;
 
 /// Longest sleep before the life of the service is looked at again.
 const SLICE_NS: u64 = 1_000_000_000;
+/// The same where the sleep does not end by itself when the server dies.
+const SHORT_SLICE_NS: u64 = 50_000_000;
 /// How long a writer that only waits for memory spins, where spinning makes sense at all: the
 /// service answers within a turn, or once it is woken.
 const GRANT_SPIN_NS: u64 = 100_000;
 
 /// One call's wait: its limit, and whether it has spun already.
 pub(crate) struct Wait<'a> {
-    attachment: &'static Attachment,
+    attachment: Current,
     socket: &'a Pinned,
     fd: RawFd,
     deadline_ns: u64,
@@ -57,11 +59,7 @@ impl<'a> Wait<'a> {
     }
 
     /// Waits until `done` may have become true. Look at everything again afterwards.
-    pub(crate) fn once(
-        &mut self,
-        stream: &AppStream,
-        done: impl Fn() -> bool,
-    ) -> Result<(), Errno> {
+    pub(crate) fn once(&mut self, stream: &Record, done: impl Fn() -> bool) -> Result<(), Errno> {
         let started_ns = sys::clock_monotonic_ns();
         if std::mem::take(&mut self.spin_left)
             && let Some(patience_ns) = self.attachment.patience_ns(&self.socket.gaps)
@@ -70,8 +68,9 @@ impl<'a> Wait<'a> {
             self.socket.gaps.note(sys::clock_monotonic_ns() - started_ns);
             return Ok(());
         }
-        if self.attachment.is_gone() {
-            return Err(SERVICE_GONE);
+        if stream.is_dead() {
+            // The look that follows finds the error.
+            return Ok(());
         }
         let ticket = stream.prepare_wait();
         if done() {
@@ -84,8 +83,11 @@ impl<'a> Wait<'a> {
         let until_ns = self.deadline_ns.min(now_ns + SLICE_NS);
         // With a time limit every handler ends the call (signal(7)).
         let waited = match self.deadline_ns {
-            u64::MAX => stream.wait(ticket, until_ns),
-            _ => stream.wait_interruptibly(ticket, until_ns),
+            u64::MAX => {
+                let memory = &stream.memory;
+                stream.wait_both(ticket, memory.now().word(), memory.epoch(), until_ns)
+            }
+            _ => stream.wait_interruptibly(ticket, until_ns.min(now_ns + SHORT_SLICE_NS)),
         };
         if waited == Waited::Interrupted {
             return Err(Errno::EINTR);
@@ -96,7 +98,8 @@ impl<'a> Wait<'a> {
         }
         self.socket.gaps.note(sys::clock_monotonic_ns() - started_ns);
         if waited == Waited::TimedOut && !self.attachment.is_alive() {
-            return Err(SERVICE_GONE);
+            // Told by the epoch, or by nobody if there is nobody left.
+            self.attachment.fate();
         }
         Ok(())
     }
@@ -165,10 +168,10 @@ pub fn receive(fd: RawFd, out: &mut [IoSliceMut<'_>], flags: i32) -> Result<usiz
     receive_with(fd, want, flags, |stream, done| {
         if peek {
             // A peek starts over each time, so that it is whole when it is enough.
-            return stream.peek_vectored(out, 0, &Arenas);
+            return stream.peek_vectored(out, 0, &*stream.memory);
         }
         match done {
-            0 => stream.read_vectored(out, &Arenas),
+            0 => stream.read_vectored(out, &*stream.memory),
             done => read_rest(stream, out, done),
         }
     })
@@ -176,14 +179,14 @@ pub fn receive(fd: RawFd, out: &mut [IoSliceMut<'_>], flags: i32) -> Result<usiz
 
 /// Goes on reading where an earlier read has stopped, one buffer at a time.
 fn read_rest(
-    stream: &AppStream,
+    stream: &Record,
     out: &mut [IoSliceMut<'_>],
     done: usize,
 ) -> Result<ReadOutcome, StreamError> {
     let mut skip = done;
     for buffer in out.iter_mut() {
         if skip < buffer.len() {
-            return stream.read(&mut buffer[skip..], &Arenas);
+            return stream.read(&mut buffer[skip..], &*stream.memory);
         }
         skip -= buffer.len();
     }
@@ -202,7 +205,7 @@ fn receive_with(
     fd: RawFd,
     want: usize,
     flags: i32,
-    mut step: impl FnMut(&AppStream, usize) -> Result<ReadOutcome, StreamError>,
+    mut step: impl FnMut(&Record, usize) -> Result<ReadOutcome, StreamError>,
 ) -> Result<usize, Errno> {
     let socket = connection(fd)?;
     if socket.phase() != Phase::Stream {
@@ -261,7 +264,7 @@ const READ_END: u32 = status::RX_FIN | status::RX_SHUT | ENDED;
 /// end, then the error, then the end for ever.
 fn look(
     socket: &Pinned,
-    stream: &AppStream,
+    stream: &Record,
     step: impl FnOnce() -> Result<ReadOutcome, StreamError>,
 ) -> Result<Look, Errno> {
     if socket.has(flag::SHUT_READ) && stream.readable() == 0 {
@@ -285,7 +288,13 @@ fn look(
             errno => Err(Errno(errno)),
         };
     }
-    if attach::current()?.is_gone() { Err(SERVICE_GONE) } else { Ok(Look::Nothing) }
+    if !stream.is_dead() {
+        return Ok(Look::Nothing);
+    }
+    match stream.take_error() {
+        0 => Ok(Look::End),
+        errno => Err(Errno(errno)),
+    }
 }
 
 /// `FIONREAD`: bytes that can be read now.
@@ -380,7 +389,7 @@ pub fn send_file(
     let mut stop = None;
     let sent = send_with(&socket, fd, count, 0, |stream, done| {
         let from = position.saturating_add(done as u64);
-        let (outcome, why) = stream.write_file(file, from, count - done, &Arenas)?;
+        let (outcome, why) = stream.write_file(file, from, count - done, &*stream.memory)?;
         stop = why;
         Ok(Written { outcome, is_last: why.is_some() })
     });
@@ -405,7 +414,7 @@ fn send_with(
     fd: RawFd,
     want: usize,
     flags: i32,
-    mut write: impl FnMut(&AppStream, usize) -> Result<Written, StreamError>,
+    mut write: impl FnMut(&Record, usize) -> Result<Written, StreamError>,
 ) -> Result<usize, Errno> {
     let Some(stream) = socket.stream() else { return Err(Errno::EAGAIN) };
     let blocking = flags & libc::MSG_DONTWAIT == 0 && !socket.has(flag::NONBLOCKING);
@@ -443,7 +452,7 @@ fn send_with(
 }
 
 /// False: the connection is not established yet.
-fn check_writable(socket: &Pinned, stream: &AppStream) -> Result<bool, Errno> {
+fn check_writable(socket: &Pinned, stream: &Record) -> Result<bool, Errno> {
     let state = stream.status();
     if state & ENDED != 0 {
         return Err(match stream.take_error() {
@@ -454,8 +463,11 @@ fn check_writable(socket: &Pinned, stream: &AppStream) -> Result<bool, Errno> {
     if state & status::TX_SHUT != 0 || socket.has(flag::SHUT_WRITE) {
         return Err(Errno::EPIPE);
     }
-    if attach::current()?.is_gone() {
-        return Err(SERVICE_GONE);
+    if stream.is_dead() {
+        return Err(match stream.take_error() {
+            0 => Errno::EPIPE,
+            errno => Errno(errno),
+        });
     }
     Ok(state & status::CONNECTED != 0)
 }
@@ -464,9 +476,9 @@ fn check_writable(socket: &Pinned, stream: &AppStream) -> Result<bool, Errno> {
 /// bytes, and whether they are the last.
 fn write_some(
     socket: &Pinned,
-    stream: &AppStream,
+    stream: &Record,
     done: usize,
-    write: &mut impl FnMut(&AppStream, usize) -> Result<Written, StreamError>,
+    write: &mut impl FnMut(&Record, usize) -> Result<Written, StreamError>,
 ) -> Result<(usize, bool), Errno> {
     let Written { outcome, is_last } = write(stream, done).map_err(of_stream)?;
     report(socket, stream, &outcome)?;
@@ -482,7 +494,7 @@ fn write_some(
     Ok((outcome.bytes + more.outcome.bytes, more.is_last))
 }
 
-fn report(socket: &Pinned, stream: &AppStream, outcome: &WriteOutcome) -> Result<(), Errno> {
+fn report(socket: &Pinned, stream: &Record, outcome: &WriteOutcome) -> Result<(), Errno> {
     if outcome.kick {
         socket.tell(RequestBody::KickTx)?;
     }
@@ -494,19 +506,19 @@ fn report(socket: &Pinned, stream: &AppStream, outcome: &WriteOutcome) -> Result
 
 /// Whether the next write may find no room although there is memory to be had: it is asked for
 /// now, so that it is there by then.
-fn runs_low(stream: &AppStream) -> bool {
+fn runs_low(stream: &Record) -> bool {
     let left = stream.writable();
     left < CHUNK_SIZE as u64 / 2 && stream.tx_room() > left
 }
 
 /// Writes what follows the first `done` bytes of several buffers.
 fn write_from(
-    stream: &AppStream,
+    stream: &Record,
     data: &[IoSlice<'_>],
     done: usize,
 ) -> Result<WriteOutcome, StreamError> {
     if done == 0 {
-        return stream.write_vectored(data, &Arenas);
+        return stream.write_vectored(data, &*stream.memory);
     }
     let mut skip = done;
     for (index, buffer) in data.iter().enumerate() {
@@ -514,12 +526,12 @@ fn write_from(
             skip -= buffer.len();
             continue;
         }
-        let first = stream.write(&buffer[skip..], &Arenas)?;
+        let first = stream.write(&buffer[skip..], &*stream.memory)?;
         let rest = &data[index + 1..];
         if first.bytes < buffer.len() - skip || rest.is_empty() {
             return Ok(first);
         }
-        let second = stream.write_vectored(rest, &Arenas)?;
+        let second = stream.write_vectored(rest, &*stream.memory)?;
         return Ok(WriteOutcome {
             bytes: first.bytes + second.bytes,
             kick: first.kick || second.kick,

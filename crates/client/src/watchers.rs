@@ -20,7 +20,7 @@ const _: () = assert!(WATCHERS == 128, "one bit each");
 #[derive(Debug)]
 pub(crate) struct Watcher {
     number: u32,
-    process_id: u32,
+    serial: u32,
     ring: Consumer,
     bell: Bell,
 }
@@ -52,7 +52,7 @@ impl Watcher {
             return Err(Errno(errno));
         }
         let ring = attachment.channel().watcher(number).ok_or(Errno::EPROTO)?;
-        Ok(Watcher { number, process_id: attachment.process_id(), ring, bell })
+        Ok(Watcher { number, serial: attachment.serial(), ring, bell })
     }
 
     /// The number, for WATCH.
@@ -60,9 +60,10 @@ impl Watcher {
         self.number
     }
 
-    /// Whether it was made by this process, and not by the one it was forked from.
+    /// Whether it was made over this attachment, and not by the process this one was forked from, or
+    /// with a server that is gone.
     pub(crate) fn belongs_to(&self, attachment: &Attachment) -> bool {
-        self.process_id == attachment.process_id()
+        self.serial == attachment.serial()
     }
 
     /// The doorbell's number, for a poll or epoll set.
@@ -126,7 +127,7 @@ impl Drop for Watcher {
             return;
         }
         if let Ok(attachment) = attach::current()
-            && self.belongs_to(attachment)
+            && self.belongs_to(&attachment)
         {
             attachment.announce(&ControlRequest::DropWatcher { watcher: self.number });
             release(self.number);

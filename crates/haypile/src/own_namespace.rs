@@ -13,7 +13,7 @@ use haypile_link::port::local_mac;
 use haypile_link::tap::{Offload, Tap, TapConfig};
 use haypile_service::config::LinkChoice;
 use haypile_service::error::Error;
-use haypile_service::start::link_error;
+use haypile_service::links::link_error;
 use serde::{Deserialize, Serialize};
 
 use crate::{place, table};

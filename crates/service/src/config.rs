@@ -353,12 +353,22 @@ impl File {
                 .clone()
                 .or(self.control_dir)
                 .unwrap_or_else(|| control_dir.to_path_buf()),
-            confine: Confine {
-                user: flags.user.clone().or(self.user).unwrap_or_else(|| USER_DEFAULT.into()),
-                cores: if flags.cores.is_empty() { self.cores } else { flags.cores.clone() },
-                filter: !flags.no_sandbox && self.sandbox.unwrap_or(true),
-            },
+            confine: choose_confinement(flags, self.user, self.cores, self.sandbox),
         })
+    }
+}
+
+/// How servers are confined: by flags, file and default.
+fn choose_confinement(
+    flags: &Flags,
+    user: Option<String>,
+    cores: Vec<u32>,
+    sandbox: Option<bool>,
+) -> Confine {
+    Confine {
+        user: flags.user.clone().or(user).unwrap_or_else(|| USER_DEFAULT.into()),
+        cores: if flags.cores.is_empty() { cores } else { flags.cores.clone() },
+        filter: !flags.no_sandbox && sandbox.unwrap_or(true),
     }
 }
 

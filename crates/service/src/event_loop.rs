@@ -267,6 +267,7 @@ impl<P: Port> Service<P> {
             | Order::Link { .. }
             | Order::Listener(_)
             | Order::Run {}
+            | Order::Begin {}
             | Order::Notices { .. } => {}
         }
     }

@@ -4,7 +4,7 @@
 //! A held listener works: handshakes complete and connections queue. Its application names it by
 //! its placeholder (RESTORE, or ADOPT by the second process of several); what nobody has named in
 //! time is closed. Called by `server_process` at the start, by `attach`, and by `requests` whenever
-//! a listener comes, changes or goes. Read `docs/decisions/0007`.
+//! a listener comes, changes or goes. Read `docs/decisions/0008`.
 
 use std::collections::HashMap;
 

@@ -4,9 +4,11 @@
 //! way to open it.
 
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
 
 use haypile_link::LinkError;
 use haypile_link::fault::Fault;
+use haypile_link::packet::{Attachment, Packet, PacketConfig, PacketFacts};
 use haypile_link::port::{Port, local_mac};
 use haypile_link::steering::Steering;
 use haypile_link::tap::{Offload, Tap, TapConfig, TapFacts, TapQueues};
@@ -54,6 +56,33 @@ pub enum LinkFacts {
         /// The key by which flows are spread over the queues, if they are.
         steering_key: Option<u64>,
     },
+    /// A packet socket, on a pair of its own or on an interface: one descriptor.
+    Packet {
+        /// Name of the host's end of the pair, or of the interface.
+        name: String,
+        /// The kernel's number of it.
+        index: u32,
+        /// The kernel's number of the interface that the socket is bound to.
+        bound_to: u32,
+        /// It is a pair of our own.
+        is_pair: bool,
+        /// Largest IP packet, in bytes.
+        mtu: u16,
+        /// Ethernet address of our end.
+        mac: [u8; 6],
+        /// What we leave to the other side.
+        #[serde(with = "crate::config::text::offload")]
+        offload: Offload,
+    },
+    /// A wire without another end: no descriptors.
+    Alone {
+        /// Largest IP packet, in bytes.
+        mtu: u16,
+        /// Ethernet address of our end.
+        mac: [u8; 6],
+        /// Superframes cross.
+        superframes: bool,
+    },
     /// A wire: one descriptor, the channel to its rendezvous.
     Wire {
         /// Its name.
@@ -72,7 +101,8 @@ impl LinkFacts {
     pub fn descriptors(&self) -> usize {
         match self {
             LinkFacts::Tap { queues, .. } => usize::from(*queues),
-            LinkFacts::Wire { .. } => 1,
+            LinkFacts::Packet { .. } | LinkFacts::Wire { .. } => 1,
+            LinkFacts::Alone { .. } => 0,
         }
     }
 }
@@ -126,6 +156,12 @@ pub fn make(config: &Config) -> Result<LinkHandle, Error> {
     let mac = local_mac(&seed.join(" "));
     match &config.link {
         LinkChoice::Tap(name) => make_tap(config, name.clone(), mac),
+        LinkChoice::Packet(interface) => make_packet(config, interface.clone(), mac),
+        LinkChoice::Alone => {
+            let superframes = config.offload == Offload::Segmentation;
+            let facts = LinkFacts::Alone { mtu: config.mtu, mac, superframes };
+            Ok(LinkHandle { descriptors: Vec::new(), facts, rendezvous: None })
+        }
         LinkChoice::Wire { directory, name } => {
             let mtu = config.mtu;
             let superframes = config.offload == Offload::Segmentation;
@@ -191,6 +227,17 @@ fn open_bare(facts: LinkFacts, descriptors: Vec<Fd>) -> Result<Box<dyn Port>, Er
                 }
             }
         }
+        LinkFacts::Packet { name, index, bound_to, is_pair, mtu, mac, offload } => {
+            let facts = PacketFacts { name, index, bound_to, is_pair, mtu, mac, offload };
+            let socket = descriptors.into_iter().next();
+            let missing = || Error::new("open the link", "its socket is missing", "report this");
+            let socket = OwnedFd::from(socket.ok_or_else(missing)?);
+            Ok(Box::new(Packet::from_socket(socket, facts).map_err(link_error)?))
+        }
+        LinkFacts::Alone { mtu, mac, superframes } => {
+            let config = WireConfig { mtu, mac, superframes };
+            Ok(Box::new(Wire::alone(&config).map_err(link_error)?))
+        }
         LinkFacts::Wire { name, mtu, mac, superframes } => {
             let config = WireConfig { mtu, mac, superframes };
             let channel = descriptors.into_iter().next();
@@ -201,17 +248,32 @@ fn open_bare(facts: LinkFacts, descriptors: Vec<Fd>) -> Result<Box<dyn Port>, Er
     }
 }
 
+/// The servers of a service that was killed a moment ago may still have its interface.
+fn open_patiently(open: impl Fn() -> Result<Vec<Tap>, LinkError>) -> Result<Vec<Tap>, LinkError> {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    const PAUSE: Duration = Duration::from_millis(5);
+    let started = Instant::now();
+    loop {
+        match open() {
+            Err(error) if error.errno() == Some(libc::EBUSY) && started.elapsed() < PATIENCE => {
+                std::thread::sleep(PAUSE);
+            }
+            other => return other,
+        }
+    }
+}
+
 fn make_tap(config: &Config, name: Option<String>, mac: [u8; 6]) -> Result<LinkHandle, Error> {
     let mut tap = TapConfig::new(config.mtu, mac);
     tap.name = name;
     tap.host_addresses =
         config.host_addresses.iter().map(|cidr| (cidr.addr, cidr.prefix_len)).collect();
     tap.offload = config.offload;
-    let taps = match config.queues {
+    let open = || match config.queues {
         1 => Tap::open(&tap).map(|tap| vec![tap]),
         queues => Tap::open_queues(&tap, queues),
     };
-    let taps = taps.map_err(link_error)?;
+    let taps = open_patiently(open).map_err(link_error)?;
     let descriptors: Result<Vec<OwnedFd>, std::io::Error> = taps.iter().map(Tap::queue).collect();
     let descriptors = descriptors
         .map_err(|error| Error::new("keep the queues of the link", error, "raise the limits"))?;
@@ -238,6 +300,27 @@ fn make_tap(config: &Config, name: Option<String>, mac: [u8; 6]) -> Result<LinkH
         steering_key: steering.map(|steering| steering.key),
     };
     Ok(LinkHandle { descriptors, facts, rendezvous: None })
+}
+
+fn make_packet(
+    config: &Config,
+    interface: Option<String>,
+    mac: [u8; 6],
+) -> Result<LinkHandle, Error> {
+    let addresses = &config.host_addresses;
+    let attachment = match interface {
+        Some(name) => Attachment::Interface(name),
+        None => {
+            Attachment::Pair(addresses.iter().map(|cidr| (cidr.addr, cidr.prefix_len)).collect())
+        }
+    };
+    let packet = PacketConfig { attachment, mtu: config.mtu, mac, offload: config.offload };
+    let packet = Packet::open(&packet).map_err(link_error)?;
+    let keep = |error| Error::new("keep the socket of the link", error, "raise the limits");
+    let socket = packet.socket().map_err(keep)?;
+    let PacketFacts { name, index, bound_to, is_pair, mtu, mac, offload } = packet.facts().clone();
+    let facts = LinkFacts::Packet { name, index, bound_to, is_pair, mtu, mac, offload };
+    Ok(LinkHandle { descriptors: vec![socket], facts, rendezvous: None })
 }
 
 /// An error of the link crate as one of ours.

@@ -156,6 +156,10 @@ const ALWAYS: &[i64] = &[
     libc::SYS_sendmsg,
     libc::SYS_recvfrom,
     libc::SYS_recvmsg,
+    // A packet link, which also looks whether its interface is still there.
+    libc::SYS_sendmmsg,
+    libc::SYS_recvmmsg,
+    libc::SYS_getsockname,
     libc::SYS_epoll_pwait,
     libc::SYS_epoll_ctl,
     libc::SYS_futex,
@@ -163,6 +167,8 @@ const ALWAYS: &[i64] = &[
     libc::SYS_sched_yield,
     libc::SYS_restart_syscall,
     libc::SYS_ppoll,
+    // A link with faults, which delays frames.
+    libc::SYS_timerfd_settime,
     // Processes that attach: who they are, their memory, their doorbells.
     libc::SYS_accept4,
     libc::SYS_getsockopt,
@@ -201,8 +207,14 @@ const ALWAYS_HERE: &[i64] = &[libc::SYS_epoll_wait];
 const ALWAYS_HERE: &[i64] = &[];
 
 /// What may be done to a descriptor: flags, seals of memory files, copies.
-const FCNTL: [i32; 5] =
-    [libc::F_GETFD, libc::F_GETFL, libc::F_SETFL, libc::F_ADD_SEALS, libc::F_DUPFD_CLOEXEC];
+const FCNTL: [i32; 6] = [
+    libc::F_GETFD,
+    libc::F_GETFL,
+    libc::F_SETFL,
+    libc::F_ADD_SEALS,
+    libc::F_GET_SEALS,
+    libc::F_DUPFD_CLOEXEC,
+];
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
@@ -225,8 +237,8 @@ fn rules() -> Result<Rules, seccompiler::BackendError> {
     for command in FCNTL {
         when(libc::SYS_fcntl, 1, SeccompCmpOp::Eq, command as u64)?;
     }
-    // libc's own two signals, when the first thread is made.
-    for signal in [32, 33] {
+    // libc's own two signals, when the first thread is made; a crash, which is not to be hidden.
+    for signal in [32, 33, libc::SIGSEGV as u64, libc::SIGBUS as u64] {
         when(libc::SYS_rt_sigaction, 0, SeccompCmpOp::Eq, signal)?;
     }
     // Threads, and no processes.

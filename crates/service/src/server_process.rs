@@ -80,7 +80,7 @@ fn report_panics() {
         let what = panic.payload_as_str().unwrap_or("no message");
         // A log that takes no more is no reason to go on.
         drop(writeln!(io::stderr(), "haypile: a server failed at {place}: {what}"));
-        std::process::exit(PANIC_STATUS);
+        privilege::end_process(PANIC_STATUS);
     }));
 }
 
@@ -119,6 +119,11 @@ fn prepare(channel: &Rc<Fd>) -> Result<Ready, Error> {
     let confinement = sandbox::confine(&cell, channel.raw());
     let report = Report::Ready { confinement: confinement.clone(), link };
     orders::send(channel.raw(), &report, &[]).map_err(failed)?;
+    // Whoever attached before the epoch is ours would find it past.
+    match next_order(channel.raw())?.0 {
+        Order::Begin {} => {}
+        _ => return Err(nonsense()),
+    }
     let texts = |list: &[haypile_engine::Cidr]| list.iter().map(ToString::to_string).collect();
     let facts = Facts {
         plan: config.plan.to_string(),

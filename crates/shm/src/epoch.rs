@@ -4,7 +4,7 @@
 //!
 //! The word is written by the supervisor alone: even while a server runs, odd while none does, the
 //! largest number once there will never be another one. Used by the service at attach and by the
-//! client; read `docs/decisions/0007` for what follows a change.
+//! client; read `docs/decisions/0008` for what follows a change.
 
 use core::sync::atomic::{AtomicU32, Ordering};
 use std::os::fd::RawFd;

@@ -13,14 +13,14 @@ use std::time::Duration;
 use haypile_shm::messages::{DatagramError, RequestBody};
 use haypile_shm::stream::{RecordRead, status};
 use haypile_shm::sys;
-use haypile_shm::{AppStream, DatagramHeader, Errno};
+use haypile_shm::{DatagramHeader, Errno};
 
 use super::World;
 use crate::addresses::{to_application, to_service};
 use crate::attach;
 use crate::entry::{Pinned, flag};
 use crate::errno::{SERVICE_GONE, TO_KERNEL, of_stream};
-use crate::memory::Arenas;
+use crate::memory::Record;
 use crate::poll;
 use crate::stream_io::{self, Wait};
 
@@ -117,7 +117,7 @@ pub fn receive_from(
 /// One look at everything: an error first, then data, then the end, as on Linux.
 fn look(
     socket: &Pinned,
-    stream: &AppStream,
+    stream: &Record,
     out: &mut [IoSliceMut<'_>],
     flags: i32,
     blocking: bool,
@@ -143,14 +143,14 @@ fn look(
     // The state comes first: what is missing after it was ended is missing for ever.
     let state = stream.status();
     let read = if flags & libc::MSG_PEEK != 0 {
-        stream.peek_record(out, &Arenas)
+        stream.peek_record(out, &*stream.memory)
     } else {
-        stream.read_record(out, &Arenas)
+        stream.read_record(out, &*stream.memory)
     };
     if let Some(read) = read.map_err(of_stream)? {
         return arrival(socket, &read).map(Some);
     }
-    if state & status::CLOSED != 0 || attach::current()?.is_gone() {
+    if state & status::CLOSED != 0 || stream.is_dead() {
         return Err(SERVICE_GONE);
     }
     if both && let Some(received) = by_kernel()? {
@@ -223,7 +223,7 @@ pub(crate) fn next_len(socket: &Pinned) -> Result<usize, Errno> {
         return Err(TO_KERNEL);
     }
     let next = match socket.stream() {
-        Some(stream) => stream.peek_record(&mut [], &Arenas).map_err(of_stream)?,
+        Some(stream) => stream.peek_record(&mut [], &*stream.memory).map_err(of_stream)?,
         None => None,
     };
     match next {

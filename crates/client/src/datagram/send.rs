@@ -8,16 +8,15 @@ use std::sync::atomic::Ordering;
 use haypile_shm::datagram::record_bytes;
 use haypile_shm::messages::RequestBody;
 use haypile_shm::stream::{WriteOutcome, status};
-use haypile_shm::{AppStream, CHUNK_SIZE, DatagramHeader, Errno};
+use haypile_shm::{CHUNK_SIZE, DatagramHeader, Errno};
 
 use super::control::SendControl;
 use super::routes::{self, Route};
 use super::{World, bind_implicitly};
 use crate::addresses::to_service;
-use crate::attach;
 use crate::entry::{Phase, Pinned, flag};
 use crate::errno::{SERVICE_GONE, TO_KERNEL, of_stream};
-use crate::memory::Arenas;
+use crate::memory::Record;
 use crate::stream_io::{self, Wait};
 
 /// Largest payloads over IPv4 and IPv6: 65535 bytes less the headers that count.
@@ -130,7 +129,7 @@ fn choose(socket: &Pinned, fd: RawFd, remote: Option<SocketAddr>) -> Result<Opti
     Ok(Some(route))
 }
 
-fn check_state(socket: &Pinned, stream: &AppStream) -> Result<(), Errno> {
+fn check_state(socket: &Pinned, stream: &Record) -> Result<(), Errno> {
     match stream.take_error() {
         0 => {}
         errno => return Err(Errno(errno)),
@@ -139,7 +138,7 @@ fn check_state(socket: &Pinned, stream: &AppStream) -> Result<(), Errno> {
     if state & status::TX_SHUT != 0 || socket.has(flag::SHUT_WRITE) {
         return Err(Errno::EPIPE);
     }
-    if state & status::CLOSED != 0 || attach::current()?.is_gone() {
+    if state & status::CLOSED != 0 || stream.is_dead() {
         return Err(SERVICE_GONE);
     }
     Ok(())
@@ -148,7 +147,7 @@ fn check_state(socket: &Pinned, stream: &AppStream) -> Result<(), Errno> {
 /// What the service would refuse later, when nobody waits for its answer.
 fn check_size(
     socket: &Pinned,
-    stream: &AppStream,
+    stream: &Record,
     header: &DatagramHeader,
     route: Option<Route>,
 ) -> Result<(), Errno> {
@@ -194,7 +193,7 @@ const IP_PMTUDISC_INTERFACE: i32 = 4;
 fn cork(
     socket: &Pinned,
     fd: RawFd,
-    stream: &AppStream,
+    stream: &Record,
     header: &DatagramHeader,
     data: &[IoSlice<'_>],
     flags: i32,
@@ -225,7 +224,7 @@ fn cork(
 fn send_held(
     socket: &Pinned,
     fd: RawFd,
-    stream: &AppStream,
+    stream: &Record,
     held: Cork,
     flags: i32,
 ) -> Result<(), Errno> {
@@ -246,7 +245,7 @@ pub(crate) fn uncork(socket: &Pinned) -> Result<(), Errno> {
 fn write(
     socket: &Pinned,
     fd: RawFd,
-    stream: &AppStream,
+    stream: &Record,
     header: &DatagramHeader,
     data: &[IoSlice<'_>],
     flags: i32,
@@ -257,7 +256,7 @@ fn write(
     let mut wait: Option<Wait<'_>> = None;
     let mut granted: Option<Wait<'_>> = None;
     loop {
-        let outcome = stream.write_record(header, data, &Arenas).map_err(of_stream)?;
+        let outcome = stream.write_record(header, data, &*stream.memory).map_err(of_stream)?;
         report(socket, stream, &outcome)?;
         if outcome.bytes > 0 {
             return Ok(());
@@ -283,7 +282,7 @@ fn write(
     }
 }
 
-fn report(socket: &Pinned, stream: &AppStream, outcome: &WriteOutcome) -> Result<(), Errno> {
+fn report(socket: &Pinned, stream: &Record, outcome: &WriteOutcome) -> Result<(), Errno> {
     if outcome.kick {
         socket.tell(RequestBody::KickTx)?;
     }

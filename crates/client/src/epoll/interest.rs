@@ -70,6 +70,8 @@ pub(super) struct Interest {
     watcher: Option<Watcher>,
     alarm: Option<Alarm>,
     alarm_is_set: bool,
+    /// Every socket was looked at since it became clear that the service is gone for good.
+    over_told: bool,
 }
 
 /// A doorbell of which this process holds both ends.
@@ -85,11 +87,20 @@ impl Interest {
     /// Makes the watcher of this process, if there is none, and tells the service of everything.
     pub(super) fn ensure_watcher(&mut self, epoll: RawFd) -> Result<(), Errno> {
         let attachment = attach::current()?;
-        if self.watcher.as_ref().is_some_and(|watcher| watcher.belongs_to(attachment)) {
+        if self.watcher.as_ref().is_some_and(|watcher| watcher.belongs_to(&attachment)) {
             return Ok(());
         }
-        self.forget_watcher();
-        let watcher = Watcher::new(attachment)?;
+        if attachment.is_gone() {
+            // There is nobody to report to one. That there never will be is told once.
+            if attachment.fate() == attach::Fate::Over && !self.over_told {
+                self.over_told = true;
+                self.push_all();
+            }
+            return Ok(());
+        }
+        self.leave_watcher(epoll);
+        self.tie_all(&attachment);
+        let watcher = Watcher::new(&attachment)?;
         let data = mark(BELL, attachment.process_id());
         sys::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, watcher.bell(), libc::EPOLLIN as u32, data)?;
         self.watcher = Some(watcher);
@@ -102,6 +113,28 @@ impl Interest {
         Ok(())
     }
 
+    /// The watcher's server is gone, or it is not our own.
+    fn leave_watcher(&mut self, epoll: RawFd) {
+        if let Some(watcher) = &self.watcher {
+            // A forked child may hold a copy of the bell, which would ring on in a shared set.
+            let _: Result<(), Errno> =
+                sys::epoll_ctl(epoll, libc::EPOLL_CTL_DEL, watcher.bell(), 0, 0);
+        }
+        self.forget_watcher();
+    }
+
+    /// The names of records are those of this attachment's server.
+    fn tie_all(&mut self, attachment: &attach::Attachment) {
+        self.by_slot.clear();
+        for registration in self.registrations.iter_mut().filter(|one| one.live) {
+            let name = entry::pin(registration.socket).and_then(|one| one.name_in(attachment));
+            (registration.slot, registration.generation) = name.unwrap_or((NO_SLOT, 0));
+            if registration.slot != NO_SLOT {
+                self.by_slot.insert(registration.slot, registration.socket);
+            }
+        }
+    }
+
     /// In a forked child: the watcher is the parent's.
     pub(super) fn forget_watcher(&mut self) {
         self.watcher = None;
@@ -110,15 +143,19 @@ impl Interest {
     }
 
     /// Takes the rings of the doorbell.
-    pub(super) fn quiet(&mut self) {
-        if let Some(watcher) = &self.watcher
-            && !watcher.quiet_bell()
-            && let Ok(attachment) = attach::current()
-        {
-            // The service is gone: every socket has something to say about that.
-            attachment.note_gone();
-            self.push_all();
+    pub(super) fn quiet(&mut self, epoll: RawFd) {
+        let Some(watcher) = &self.watcher else { return };
+        if watcher.quiet_bell() {
+            return;
         }
+        if let Ok(attachment) = attach::current()
+            && watcher.belongs_to(&attachment)
+        {
+            attachment.note_gone();
+        }
+        // Every socket has something to say about the death of the server. The bell would ring on.
+        self.leave_watcher(epoll);
+        self.push_all();
     }
 
     fn push_all(&mut self) {
@@ -173,9 +210,15 @@ impl Interest {
 
     /// Announces sleep. False: there is something to look at first.
     pub(super) fn prepare_sleep(&mut self) -> bool {
-        let Some(watcher) = &mut self.watcher else { return true };
+        let nothing = self.ready.is_empty();
+        let Some(watcher) = &mut self.watcher else { return nothing };
         watcher.prepare_sleep();
-        watcher.is_empty() && self.ready.is_empty()
+        watcher.is_empty() && nothing
+    }
+
+    /// Whether waits are to be short: the server is dead, and what follows is not known yet.
+    pub(super) fn is_uncertain(&self) -> bool {
+        !self.over_told && attach::is_gone()
     }
 
     /// The sleep is over.
@@ -250,7 +293,9 @@ impl Interest {
 
     /// Ties a registration to the record of its socket, if there is one by now, and looks at it.
     fn tie(&mut self, epoll: RawFd, index: u32, socket: &Socket) {
-        let (slot, generation) = socket.name();
+        let attachment = attach::current();
+        let name = attachment.ok().and_then(|attachment| socket.name_in(&attachment));
+        let (slot, generation) = name.unwrap_or((NO_SLOT, 0));
         let registration = &mut self.registrations[index as usize];
         let before = std::mem::replace(&mut registration.slot, slot);
         registration.generation = generation;
@@ -401,7 +446,7 @@ impl Interest {
     fn watch(&self, index: u32) {
         let registration = &self.registrations[index as usize];
         let (Some(watcher), Ok(attachment)) = (&self.watcher, attach::current()) else { return };
-        if registration.slot == NO_SLOT {
+        if registration.slot == NO_SLOT || !watcher.belongs_to(&attachment) {
             return;
         }
         let mask = readiness::watch_mask(self.wanted(index));
@@ -414,6 +459,9 @@ impl Interest {
     fn unwatch(&self, index: u32) {
         let registration = &self.registrations[index as usize];
         let (Some(watcher), Ok(attachment)) = (&self.watcher, attach::current()) else { return };
+        if !watcher.belongs_to(&attachment) {
+            return;
+        }
         let body = RequestBody::Unwatch { watcher: watcher.number() };
         let _: Result<(), Errno> =
             attachment.tell(registration.slot, registration.generation, body);
@@ -527,9 +575,12 @@ impl Interest {
         let (Some(watcher), Ok(attachment)) = (&mut self.watcher, attach::current()) else {
             return;
         };
+        if !watcher.belongs_to(&attachment) {
+            return;
+        }
         let (registrations, ready) = (&mut self.registrations, &mut self.ready);
         let (by_slot, by_socket) = (&self.by_slot, &self.by_socket);
-        watcher.drain(attachment, |report| {
+        watcher.drain(&attachment, |report| {
             let socket = by_slot.get(&report.slot);
             let first = socket.and_then(|socket| by_socket.get(socket));
             let mut at = first.copied().unwrap_or(NONE);

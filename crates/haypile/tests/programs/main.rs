@@ -22,6 +22,7 @@ mod other_programs;
 mod packet_port;
 mod reach;
 mod real_programs;
+mod restart;
 mod scribble;
 mod semantics;
 mod support;

@@ -5,7 +5,7 @@
 //!
 //! Made by `start`, which also says what was taken; [`Supervisor::run`] is its loop. Read [`orders`]
 //! for what is said to servers, [`seat`] for their lives, [`backoff`] for the waits between them,
-//! and `docs/decisions/0007`.
+//! and `docs/decisions/0008`.
 
 pub mod backoff;
 pub mod orders;
@@ -145,7 +145,6 @@ impl Supervisor {
         };
         let poller = Poller::new().map_err(fail)?;
         let wanted = [
-            parts.control.raw_fd().map(|fd| (fd, Token::Control)),
             Some((parts.signals.as_raw_fd(), Token::Signal)),
             parts.owner.as_ref().map(|owner| (owner.pidfd.raw(), Token::Owner)),
         ];
@@ -175,6 +174,10 @@ impl Supervisor {
         };
         supervisor.start_server(now())?;
         supervisor.wait_for_start()?;
+        // Who asks before that waits for the answer, which says then that the service runs.
+        if let Some(fd) = supervisor.parts.control.raw_fd() {
+            supervisor.poller.add(fd, Token::Control).map_err(fail)?;
+        }
         Ok(supervisor)
     }
 
@@ -425,6 +428,9 @@ impl Supervisor {
                 if let Some(life) = &mut self.seat.life {
                     (life.confinement, life.link) = (Some(confinement), link);
                     self.epoch.set(epoch::next_up(self.epoch.get()));
+                    // One that does not hear it has ended.
+                    let channel = life.channel.raw();
+                    let _: Result<(), Errno> = orders::send(channel, &Order::Begin {}, &[]);
                 }
             }
             Report::Failed { what, why, remedy } => {

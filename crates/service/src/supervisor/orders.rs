@@ -41,6 +41,8 @@ pub enum Order {
     Listener(ListenerRecord),
     /// There are no more listeners: confine yourself, and run.
     Run {},
+    /// The epoch is yours: take applications in. Said at once after `Ready`.
+    Begin {},
     /// A connection that asks as on the control socket, with one descriptor.
     Client {},
     /// The file for the next capture, with one descriptor.

@@ -6,6 +6,7 @@ mod accepting;
 mod datagrams;
 mod farewell;
 mod hostile;
+mod inherited;
 mod life;
 mod sockets;
 mod streams;

@@ -125,6 +125,18 @@ impl AppChannel {
         sys::futex_wait_until(&self.offer_words().sequence, ticket.sequence, deadline_ns)
     }
 
+    /// As [`AppChannel::wait_offers`]; ends also when `other` is not `expected` any more.
+    pub fn wait_offers_both(
+        &self,
+        ticket: WaitTicket,
+        other: &AtomicU32,
+        expected: u32,
+        deadline_ns: u64,
+    ) -> Waited {
+        let word = &self.offer_words().sequence;
+        sys::futex_wait_both((word, ticket.sequence), (other, expected), deadline_ns)
+    }
+
     /// As [`AppChannel::wait_offers`], but any signal handler ends the wait.
     pub fn wait_offers_interruptibly(&self, ticket: WaitTicket, deadline_ns: u64) -> Waited {
         let word = &self.offer_words().sequence;
@@ -138,6 +150,11 @@ impl AppChannel {
         if handshake::notify(&words.sequence, &words.waiters) {
             let _: usize = sys::futex_wake(&words.sequence, u32::MAX);
         }
+    }
+
+    /// Gives the wake socket up; nothing is sent any more.
+    pub fn into_wake(self) -> Doorbell {
+        self.sender.into_wake()
     }
 
     fn offer_words(&self) -> &OfferWords {

@@ -220,6 +220,11 @@ impl RequestSender {
         Ok(Sent::Deferred)
     }
 
+    /// Gives the wake socket up.
+    pub(super) fn into_wake(self) -> Doorbell {
+        self.wake
+    }
+
     /// Every later send fails with `Gone`. For a forked child, before it makes a channel of its
     /// own: this one is its parent's.
     pub fn abandon(&self) {

@@ -207,6 +207,25 @@ impl AppStream {
         if self.has_error() { self.block().service.error.swap(0, Ordering::AcqRel) } else { 0 }
     }
 
+    /// The server that kept this record is gone: its connection has failed with `errno`, unless it
+    /// had failed or ended before. Any process that holds the socket may find that out first; blocked
+    /// calls of all of them look again.
+    pub fn fail(&self, errno: i32) {
+        use super::status::{CLOSED, FAILED, FINISHED};
+        let line = &self.block().service;
+        if line.status.load(Ordering::Acquire) & (CLOSED | FAILED | FINISHED) != 0 {
+            return;
+        }
+        // Fails if another error is pending, which is as good.
+        let _: Result<i32, i32> =
+            line.error.compare_exchange(0, errno, Ordering::AcqRel, Ordering::Relaxed);
+        line.status.fetch_or(FAILED, Ordering::AcqRel);
+        let waiters = &self.block().application.waiters;
+        if handshake::notify(&line.wake_sequence, waiters) {
+            let _: usize = sys::futex_wake(&line.wake_sequence, u32::MAX);
+        }
+    }
+
     /// Whether an error is pending.
     pub fn has_error(&self) -> bool {
         self.is_current() && self.block().service.error.load(Ordering::Acquire) != 0
@@ -522,6 +541,18 @@ impl AppStream {
     pub fn wait(&self, ticket: WaitTicket, deadline_ns: u64) -> Waited {
         let word = &self.block().service.wake_sequence;
         sys::futex_wait_until(word, ticket.sequence, deadline_ns)
+    }
+
+    /// As [`AppStream::wait`]; ends also when `other` is not `expected` any more.
+    pub fn wait_both(
+        &self,
+        ticket: WaitTicket,
+        other: &AtomicU32,
+        expected: u32,
+        deadline_ns: u64,
+    ) -> Waited {
+        let word = &self.block().service.wake_sequence;
+        sys::futex_wait_both((word, ticket.sequence), (other, expected), deadline_ns)
     }
 
     /// As [`AppStream::wait`], but any signal handler ends the wait.

@@ -58,29 +58,47 @@ struct WaitEntry {
 /// with a time-out it goes on after handlers installed with `SA_RESTART`, like the kernel's own
 /// blocking calls: this is the wait for blocking socket calls.
 pub fn wait_until(word: &AtomicU32, expected: u32, deadline_ns: u64) -> Waited {
+    match wait_any(&[(word, expected)], deadline_ns) {
+        Err(Errno::ENOSYS | Errno::EPERM) => wait_interruptibly(word, expected, deadline_ns),
+        other => outcome(other),
+    }
+}
+
+/// As [`wait_until`], for two words: sleeps while both are as expected.
+pub fn wait_both(first: (&AtomicU32, u32), second: (&AtomicU32, u32), deadline_ns: u64) -> Waited {
+    /// Where the call is forbidden, the second word is looked at so often.
+    const SLICE_NS: u64 = 50_000_000;
+    match wait_any(&[first, second], deadline_ns) {
+        Err(Errno::ENOSYS | Errno::EPERM) => {
+            let until_ns = deadline_ns.min(clock_monotonic_ns() + SLICE_NS);
+            wait_interruptibly(first.0, first.1, until_ns)
+        }
+        other => outcome(other),
+    }
+}
+
+/// futex_waitv(2) on up to two words.
+fn wait_any(words: &[(&AtomicU32, u32)], deadline_ns: u64) -> super::Result<usize> {
     const FUTEX_32: u32 = 2;
-    let entry = WaitEntry {
-        value: u64::from(expected),
-        address: word.as_ptr() as u64,
-        flags: FUTEX_32,
-        reserved: 0,
+    let entry = |place: usize| {
+        let (word, expected) = words[place.min(words.len() - 1)];
+        let (value, address) = (u64::from(expected), word.as_ptr() as u64);
+        WaitEntry { value, address, flags: FUTEX_32, reserved: 0 }
     };
+    let entries = [entry(0), entry(1)];
     let time = timespec(Duration::from_nanos(deadline_ns));
-    // SAFETY: entry, word and time outlive the call; the kernel only reads them.
-    let result = unsafe {
+    // SAFETY: entries, words and time outlive the call; the kernel only reads them, and no more
+    // entries than there are.
+    unsafe {
         syscall6(
             libc::SYS_futex_waitv as usize,
-            core::ptr::from_ref(&entry) as usize,
-            1,
+            entries.as_ptr() as usize,
+            words.len(),
             0,
             core::ptr::from_ref(&time) as usize,
             libc::CLOCK_MONOTONIC as usize,
             0,
         )
-    };
-    match result {
-        Err(Errno::ENOSYS | Errno::EPERM) => wait_interruptibly(word, expected, deadline_ns),
-        other => outcome(other),
     }
 }
 

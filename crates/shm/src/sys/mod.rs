@@ -18,8 +18,9 @@ pub use process::*;
 pub use socket::*;
 
 pub use futex::{
-    Waited, wait as futex_wait, wait_interruptibly as futex_wait_interruptibly,
-    wait_until as futex_wait_until, wake as futex_wake,
+    Waited, wait as futex_wait, wait_both as futex_wait_both,
+    wait_interruptibly as futex_wait_interruptibly, wait_until as futex_wait_until,
+    wake as futex_wake,
 };
 
 /// An error number of the kernel.

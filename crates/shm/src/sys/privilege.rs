@@ -136,6 +136,14 @@ pub fn call_something_forbidden() -> Result<()> {
     call(libc::SYS_getcwd, 0, 0, 0)
 }
 
+/// Ends the process at once: no handlers, no buffers.
+pub fn end_process(status: i32) -> ! {
+    loop {
+        // SAFETY: touches no memory; ends the process.
+        let _: Result<usize> = unsafe { syscall4(libc::SYS_exit_group, status as usize, 0, 0, 0) };
+    }
+}
+
 /// Exit status of a process that made a forbidden system call.
 pub const FORBIDDEN_CALL_STATUS: i32 = 131;
 /// First word of the report of a forbidden call; the call's number is the second.
@@ -180,7 +188,7 @@ extern "C" fn on_forbidden_call(
     _signal: i32,
     information: *const libc::siginfo_t,
     _context: *const core::ffi::c_void,
-) {
+) -> ! {
     /// Where `si_syscall` lies: after signal, errno and code (padded), and the call's address.
     const NUMBER_OFFSET: usize = 24;
     // SAFETY: the kernel passes a siginfo of 128 bytes; for SIGSYS the number is at this place.
@@ -190,9 +198,5 @@ extern "C" fn on_forbidden_call(
     report[4..].copy_from_slice(&number.to_ne_bytes());
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     let _: Result<usize> = super::send(REPORT_TO.load(Ordering::Relaxed), &report, flags);
-    loop {
-        // SAFETY: touches no memory; ends the process.
-        let _: Result<usize> =
-            unsafe { syscall4(libc::SYS_exit_group, FORBIDDEN_CALL_STATUS as usize, 0, 0, 0) };
-    }
+    end_process(FORBIDDEN_CALL_STATUS)
 }

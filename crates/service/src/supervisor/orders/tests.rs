@@ -47,6 +47,7 @@ fn orders_come_back_as_sent() {
         Order::Listener(record()),
         Order::Link { count: 8 },
         Order::Run {},
+        Order::Begin {},
         Order::Client {},
         Order::Notices { granted: false },
         Order::End { patience_us: 5 },

@@ -1,0 +1,234 @@
+//! Servers killed under the programs that use them: programs go on, connections are reset, nothing leaks; and
+//! the sandbox that servers are in.
+
+use crate::support::process::send_signal;
+use crate::support::stage::{Stage, on_stage, service};
+use crate::support::{PATIENCE, content, http, inspect, nginx, python, setting, wait_until};
+use serde_json::Value;
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+/// Echoes what clients of port 8081 say, one after the other, in blocking calls.
+const BLOCKING: &str = "
+import socket
+listener = socket.create_server(('198.18.0.2', 8081), backlog=64)
+print('ready', flush=True)
+while True:
+    connection, _ = listener.accept()
+    try:
+        while data := connection.recv(100):
+            connection.sendall(data)
+    except ConnectionResetError:
+        pass
+    connection.close()
+";
+
+/// The same on port 8082, with one epoll set for all.
+const EPOLL: &str = "
+import selectors, socket
+listener = socket.create_server(('198.18.0.2', 8082), backlog=64)
+listener.setblocking(False)
+waiting = selectors.EpollSelector()
+waiting.register(listener, selectors.EVENT_READ)
+print('ready', flush=True)
+while True:
+    for key, _ in waiting.select():
+        try:
+            if key.fileobj is listener:
+                connection, _ = listener.accept()
+                connection.setblocking(False)
+                waiting.register(connection, selectors.EVENT_READ)
+            elif data := key.fileobj.recv(100):
+                key.fileobj.send(data)
+            else:
+                waiting.unregister(key.fileobj)
+                key.fileobj.close()
+        except BlockingIOError:
+            pass
+        except ConnectionResetError:
+            waiting.unregister(key.fileobj)
+            key.fileobj.close()
+";
+
+/// The server process of a supervisor.
+#[track_caller]
+fn server_of(supervisor: u32) -> u32 {
+    wait_until("a server runs", PATIENCE, || {
+        let is_server = |pid: &u32| inspect::program_of(*pid).starts_with("haypile-srv");
+        inspect::children_of(supervisor).into_iter().find(is_server)
+    })
+}
+
+/// The server process once it says that it runs.
+#[track_caller]
+fn running_server(stage: &Stage) -> u32 {
+    wait_until("the server says that it runs", PATIENCE, || {
+        let status = stage.ask("status", &[]).ok()?;
+        status["servers"][0]["pid"].as_u64().filter(|pid| *pid != 0)?.try_into().ok()
+    })
+}
+
+/// Says something and hears it again.
+fn echo(stream: &mut TcpStream, word: &[u8]) -> std::io::Result<()> {
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.write_all(word)?;
+    let mut heard = vec![0; word.len()];
+    stream.read_exact(&mut heard)?;
+    assert_eq!(heard, word);
+    Ok(())
+}
+
+/// Waits until a server answers on an address.
+#[track_caller]
+fn wait_for_echo(address: SocketAddr) -> TcpStream {
+    wait_until(&format!("{address} answers"), PATIENCE, || {
+        let limit = Duration::from_millis(500);
+        let mut stream = TcpStream::connect_timeout(&address, limit).ok()?;
+        echo(&mut stream, b"hello").ok()?;
+        Some(stream)
+    })
+}
+
+/// Descriptors and mappings of a process.
+fn holdings(pid: u32) -> (usize, usize) {
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+    (descriptors, maps.lines().count())
+}
+
+/// What the supervisor says of its server.
+fn server_row(stage: &Stage) -> Value {
+    stage.ask("status", &[]).expect("status")["servers"][0].clone()
+}
+
+#[test]
+fn programs_outlive_their_server() {
+    let needs = ["nginx", "python3", "curl"];
+    on_stage("programs_outlive_their_server", &needs, |stage| {
+        content::write(&stage.served("page"), 30_000);
+        let service_process = stage.serve();
+        let _nginx = nginx::start(stage, 8080);
+        let mut programs = [BLOCKING, EPOLL].map(|text| stage.run(&[python(), "-c", text]));
+        programs.iter_mut().for_each(|program| program.wait_for_output("ready"));
+        let fetch = || {
+            let file = stage.path("fetched");
+            http::fetch(stage, &http::url(service(8080), "page"), &file, 10);
+            content::assert_same(&stage.served("page"), &file);
+        };
+        let mut watched: Vec<u32> = programs.iter().map(|program| program.pid()).collect();
+        watched.push(service_process.pid());
+        watched.extend(nginx::workers(nginx::master(stage, "nginx-8080")));
+        let (mut times_ms, mut before) = (Vec::new(), Vec::new());
+        for round in 0..setting("HAYPILE_E2E_KILLS", 20) {
+            let ports = [8081, 8082];
+            let mut held: Vec<TcpStream> =
+                ports.iter().map(|port| wait_for_echo(service(*port))).collect();
+            fetch();
+            let server = server_of(service_process.pid());
+            send_signal("KILL", &server.to_string());
+            let killed = Instant::now();
+            // The first connection that comes is served.
+            drop(wait_for_echo(service(8082)));
+            times_ms.push(killed.elapsed().as_millis());
+            for stream in &mut held {
+                let outcome = echo(stream, b"still there?").expect_err("reset");
+                let kinds = [ErrorKind::ConnectionReset, ErrorKind::BrokenPipe];
+                assert!(kinds.contains(&outcome.kind()), "{outcome}");
+            }
+            drop(held);
+            drop(wait_for_echo(service(8081)));
+            fetch();
+            programs.iter_mut().for_each(crate::support::process::Process::assert_alive);
+            if round == 2 {
+                before = watched.iter().map(|pid| holdings(*pid)).collect();
+            }
+        }
+        // Those in a row wait longer and longer.
+        let first: Vec<String> = times_ms.iter().take(4).map(u128::to_string).collect();
+        stage.say(&format!("served again after {} ... ms", first.join(", ")));
+        inspect::wait_for_rest(stage, Duration::from_secs(15));
+        let after: Vec<(usize, usize)> = watched.iter().map(|pid| holdings(*pid)).collect();
+        for (pid, (before, after)) in watched.iter().zip(before.iter().zip(&after)) {
+            let what = inspect::describe(*pid);
+            assert!(after.0 <= before.0 + 1, "{what}: descriptors {before:?}, then {after:?}");
+            assert!(after.1 <= before.1 + 6, "{what}: mappings {before:?}, then {after:?}");
+        }
+        let row = server_row(stage);
+        assert_eq!(row["restarts"].as_u64(), Some(times_ms.len() as u64), "{row}");
+    });
+}
+
+/// Asks on the control socket, as a person with socat would.
+fn command(stage: &Stage, line: &str) -> String {
+    let mut stream = UnixStream::connect(stage.control().join("control.sock")).expect("connect");
+    stream.write_all(line.as_bytes()).expect("asked");
+    let mut answer = String::new();
+    drop(stream.set_read_timeout(Some(Duration::from_secs(5))));
+    let mut bytes = [0; 4096];
+    if let Ok(len) = stream.read(&mut bytes) {
+        answer.push_str(&String::from_utf8_lossy(&bytes[..len]));
+    }
+    answer
+}
+
+#[test]
+fn a_failing_server_takes_nobody_along() {
+    on_stage("a_failing_server_takes_nobody_along", &["python3"], |stage| {
+        let mut service_process = stage.serve();
+        let mut program = stage.run(&[python(), "-c", BLOCKING]);
+        program.wait_for_output("ready");
+        let ways: [(&str, &str); 4] = [
+            ("{\"command\":\"fail\",\"how\":\"forbidden-call\"}\n", "system call"),
+            ("{\"command\":\"fail\",\"how\":\"panic\"}\n", "asked to fail"),
+            ("TERM", "signal 15"),
+            ("ABRT", "signal 6"),
+        ];
+        for (way, told) in ways {
+            let server = running_server(stage);
+            match way.starts_with('{') {
+                true => drop(command(stage, way)),
+                false => send_signal(way, &server.to_string()),
+            }
+            wait_until("the server is gone", PATIENCE, || {
+                (!inspect::is_alive(server)).then_some(())
+            });
+            drop(wait_for_echo(service(8081)));
+            service_process.assert_alive();
+            program.assert_alive();
+            assert!(service_process.err().contains(told), "{way}: {}", service_process.err());
+        }
+        let row = server_row(stage);
+        assert_eq!(row["restarts"].as_u64(), Some(4), "{row}");
+        service_process.signal("TERM");
+        assert_eq!(service_process.finish(PATIENCE).status.code(), Some(0));
+    });
+}
+
+#[test]
+fn servers_are_confined() {
+    on_stage("servers_are_confined", &[], |stage| {
+        let service_process = stage.serve();
+        let server = running_server(stage);
+        assert_eq!(server, server_of(service_process.pid()));
+        let status = fs::read_to_string(format!("/proc/{server}/status")).expect("a process");
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap_or_default().split_whitespace().map(str::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(field("Seccomp:"), ["2"]);
+        assert_eq!(field("NoNewPrivs:"), ["1"]);
+        for set in ["CapEff:", "CapPrm:", "CapInh:", "CapBnd:", "CapAmb:"] {
+            assert_eq!(field(set), ["0000000000000000"], "{set}");
+        }
+        for ids in ["Uid:", "Gid:"] {
+            assert!(field(ids).iter().all(|id| id != "0"), "{ids} {:?}", field(ids));
+        }
+        assert_eq!(field("Groups:"), Vec::<String>::new());
+        let row = server_row(stage);
+        assert_eq!(row["pid"].as_u64(), Some(server.into()));
+        assert!(row["sandbox"].as_str().is_some_and(|text| text.starts_with("on ")), "{row}");
+    });
+}
