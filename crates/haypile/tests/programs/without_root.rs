@@ -193,11 +193,54 @@ fn directory_of(program: &mut Process) -> PathBuf {
 }
 
 fn service_in(directory: &Path) -> u32 {
+    number_at(&status_in(directory), "/pid").expect("a process")
+}
+
+fn number_at(status: &serde_json::Value, pointer: &str) -> Option<u32> {
+    status.pointer(pointer)?.as_u64()?.try_into().ok()
+}
+
+fn status_in(directory: &Path) -> serde_json::Value {
     let mut command = Command::new(env!("CARGO_BIN_EXE_haypile"));
     let output = command.args(["status", "--json", "--control-dir"]).arg(directory).output();
     let text = output.expect("status").stdout;
-    let status: serde_json::Value = serde_json::from_slice(&text).expect("an answer");
-    status["pid"].as_u64().and_then(|pid| pid.try_into().ok()).expect("a process")
+    serde_json::from_slice(&text).expect("an answer")
+}
+
+/// Its supervisor starts a server again without root too, and its listeners live on.
+#[test]
+fn a_killed_server_comes_again() {
+    on_stage("a_killed_server_comes_again", &NEEDS, |stage| {
+        let Some(nobody) = Nobody::new(stage) else { return };
+        content::write(&stage.served("page"), 1_000_000);
+        let words = nginx::command(stage, "nginx", &[&format!("{ADDRESS}:{PORT}")]);
+        chown(stage.path("nginx"), Some(NOBODY), Some(NOBODY)).expect("given away");
+        let url = format!("http://{ADDRESS}:{PORT}/page");
+        let fetch = format!("curl --silent --fail --max-time 5 {url} --output");
+        let script = format!(
+            "{} & server=$!
+             until {fetch} before; do sleep 0.1; done; echo > fetched
+             until test -e go; do sleep 0.1; done
+             until {fetch} after; do sleep 0.1; done
+             kill $server; wait $server",
+            words.join(" ").replace("daemon off;", "'daemon off;'")
+        );
+        let mut program = nobody.run(&[], &script);
+        let directory = directory_of(&mut program);
+        let fetched = stage.path("work/fetched");
+        wait_until("the page was fetched", PATIENCE, || fetched.exists().then_some(()));
+        let server = || number_at(&status_in(&directory), "/servers/0/pid");
+        let Some(first) = server() else {
+            program.kill_group();
+            drop(program.finish(PATIENCE));
+            return stage.say("skipped: the servers of this service are no processes");
+        };
+        send_signal("KILL", &first.to_string());
+        wait_until("another server runs", PATIENCE, || server().filter(|pid| *pid != first));
+        fs::write(stage.path("work/go"), "").expect("told");
+        program.finish(PATIENCE * 2).expect_success("the script");
+        content::assert_same(&stage.served("page"), &stage.path("work/after"));
+    });
 }
 
 #[test]
