@@ -245,6 +245,10 @@ pub struct ServiceArgs {
     /// [default: 1]
     #[arg(long, value_name = "N")]
     pub queues: Option<u16>,
+    /// A core on which the host does its half of the work for a TAP (receive packet steering); may
+    /// be repeated [default: inside the service's writes]
+    #[arg(long = "host-core", value_name = "N")]
+    pub host_cores: Vec<usize>,
     /// Which servers run which components, for example TS1LS1CM1
     #[arg(long, value_name = "PLAN")]
     pub plan: Option<String>,
@@ -284,6 +288,7 @@ impl ServiceArgs {
             mtu,
             offload,
             queues,
+            host_cores,
             plan,
             fault,
             fault_seed,
@@ -319,6 +324,9 @@ impl ServiceArgs {
         }
         if let Some(queues) = queues {
             flag("--queues", queues.to_string().into());
+        }
+        for core in host_cores {
+            flag("--host-core", core.to_string().into());
         }
         if let Some(plan) = plan {
             flag("--plan", plan.into());

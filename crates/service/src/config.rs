@@ -46,6 +46,8 @@ pub struct Config {
     pub offload: Offload,
     /// Queues of a TAP; one server polls them all.
     pub queues: u16,
+    /// Cores on which the host does its half of the work for a TAP; none: inside our writes.
+    pub host_cores: Vec<usize>,
     /// Which servers run which components.
     #[serde(with = "text::one")]
     pub plan: Plan,
@@ -171,6 +173,8 @@ pub struct Flags {
     pub offload: Option<String>,
     /// `--queues`.
     pub queues: Option<u16>,
+    /// `--host-core`, repeatable.
+    pub host_cores: Vec<usize>,
     /// `--plan`.
     pub plan: Option<String>,
     /// `--fault`.
@@ -205,6 +209,8 @@ struct File {
     mtu: Option<u16>,
     offload: Option<String>,
     queues: Option<u16>,
+    #[serde(default)]
+    host_cores: Vec<usize>,
     plan: Option<String>,
     fault: Option<String>,
     fault_seed: Option<u64>,
@@ -246,6 +252,8 @@ pub const MTU_DEFAULT: u16 = 1500;
 /// The smallest MTU that IPv6 allows (RFC 8200 section 5).
 pub const MTU_MIN: u16 = 1280;
 const INTERFACE_NAME_MAX: usize = 15;
+/// The kernel knows no more cores than this.
+const CORES_MAX: usize = 8192;
 const MEBIBYTE: u64 = 1 << 20;
 
 impl Config {
@@ -345,6 +353,7 @@ impl File {
             mtu: check_mtu(flags.mtu.or(self.mtu).unwrap_or(MTU_DEFAULT))?,
             offload: check_offload(flags.offload.as_deref().or(self.offload.as_deref()))?,
             queues: check_queues(flags.queues.or(self.queues).unwrap_or(1))?,
+            host_cores: check_host_cores(either(&flags.host_cores, self.host_cores))?,
             plan,
             fault: fault.map(parse_fault).transpose()?.map(|spec| (spec, seed)),
             limits: self.limits.into_limits()?,
@@ -629,6 +638,21 @@ fn network_plus(own: &Cidr, host: u8) -> Option<Cidr> {
         _ => return None,
     };
     Some(Cidr { addr, prefix_len: own.prefix_len })
+}
+
+/// What the flags say, or else the file.
+fn either<T: Clone>(flags: &[T], file: Vec<T>) -> Vec<T> {
+    if flags.is_empty() { file } else { flags.to_vec() }
+}
+
+fn check_host_cores(cores: Vec<usize>) -> Result<Vec<usize>, Error> {
+    match cores.iter().find(|core| **core >= CORES_MAX) {
+        None => Ok(cores),
+        Some(core) => {
+            let why = "no machine has so many cores";
+            Err(Error::new(format_args!("host core {core}"), why, "choose from those of lscpu"))
+        }
+    }
 }
 
 fn check_queues(queues: u16) -> Result<u16, Error> {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use haypile_link::LinkError;
 use haypile_link::fault::Fault;
+use haypile_link::host_cores;
 use haypile_link::packet::{Attachment, Packet, PacketConfig, PacketFacts};
 use haypile_link::port::{Port, local_mac};
 use haypile_link::steering::Steering;
@@ -274,6 +275,11 @@ fn make_tap(config: &Config, name: Option<String>, mac: [u8; 6]) -> Result<LinkH
         queues => Tap::open_queues(&tap, queues),
     };
     let taps = open_patiently(open).map_err(link_error)?;
+    if !config.host_cores.is_empty() {
+        host_cores::set(taps[0].name(), &config.host_cores).map_err(|error| {
+            Error::new("choose the host's cores", error, "run as root, or leave --host-core out")
+        })?;
+    }
     let descriptors: Result<Vec<OwnedFd>, std::io::Error> = taps.iter().map(Tap::queue).collect();
     let descriptors = descriptors
         .map_err(|error| Error::new("keep the queues of the link", error, "raise the limits"))?;

@@ -16,8 +16,9 @@ use super::transmit::Piece;
 use crate::Instant;
 
 /// Added to the two round trips, in microseconds, for the peer's and our own slowness (Linux: two
-/// ticks of its clock).
-const SLACK_US: u64 = 2_000;
+/// ticks of its clock, at 250 ticks a second). With less, a core that was busy elsewhere looks like
+/// a loss.
+const SLACK_US: u64 = 8_000;
 /// Added where one segment is out, whose acknowledgement may be delayed (RFC 8985's WCDelAckT).
 const DELAYED_ACK_MAX_US: u64 = 200_000;
 
