@@ -375,6 +375,12 @@ impl Neighbours {
         let locked = now.since(entry.confirmed_at) < LOCK_US;
         if incomplete || (entry.mac != mac && !locked) {
             self.learn(now, name, mac, State::Stale, counters);
+        } else if entry.mac != mac && entry.state == State::Reachable {
+            // Two claim it within a second. Perhaps the neighbour was exchanged: whoever we know is
+            // asked soon, instead of being believed for as long as he was last confirmed.
+            entry.state = State::Delay;
+            self.probing += 1;
+            self.wheel.schedule(name.index(), now.plus_us(LOCK_US));
         }
     }
 

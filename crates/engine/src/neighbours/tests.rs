@@ -192,3 +192,34 @@ fn asking_is_limited() {
         .count();
     assert_eq!(refused, 40);
 }
+
+#[test]
+fn a_neighbour_exchanged_within_the_lock_is_found_soon() {
+    let mut cache = Cache::new(10);
+    let _ = asked(cache.resolve(1));
+    assert_eq!(cache.requests(), 1);
+    assert!(cache.answer(1, A, true, true));
+    // Another asks for us with the same address, once, and waits for what we send.
+    cache.neighbours.hear_request(cache.now, ip(1), B, &mut cache.counters);
+    assert_eq!(cache.resolve(1), Resolution::Known(A), "not believed so soon");
+    cache.wait(1);
+    let probe = cache.neighbours.poll_request();
+    assert_eq!(probe, Some(Request { addr: ip(1), probe: Some(A) }), "who we knew is asked");
+    cache.wait(5);
+    // He does not answer: whoever has the address may.
+    let _ = asked(cache.resolve(1));
+    assert!(cache.answer(1, B, true, true));
+    assert_eq!(cache.resolve(1), Resolution::Known(B));
+}
+
+#[test]
+fn a_claim_that_the_neighbour_answers_changes_nothing() {
+    let mut cache = Cache::new(10);
+    let _ = asked(cache.resolve(1));
+    assert!(cache.answer(1, A, true, true));
+    cache.neighbours.hear_request(cache.now, ip(1), B, &mut cache.counters);
+    cache.wait(1);
+    assert!(cache.answer(1, A, true, true));
+    cache.wait(6);
+    assert_eq!(cache.resolve(1), Resolution::Known(A));
+}
