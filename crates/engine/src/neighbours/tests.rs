@@ -202,10 +202,10 @@ fn a_neighbour_exchanged_within_the_lock_is_found_soon() {
     // Another asks for us with the same address, once, and waits for what we send.
     cache.neighbours.hear_request(cache.now, ip(1), B, &mut cache.counters);
     assert_eq!(cache.resolve(1), Resolution::Known(A), "not believed so soon");
-    cache.wait(1);
+    cache.wait(2);
     let probe = cache.neighbours.poll_request();
     assert_eq!(probe, Some(Request { addr: ip(1), probe: Some(A) }), "who we knew is asked");
-    cache.wait(5);
+    cache.wait(6);
     // He does not answer: whoever has the address may.
     let _ = asked(cache.resolve(1));
     assert!(cache.answer(1, B, true, true));
