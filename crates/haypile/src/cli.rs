@@ -304,17 +304,14 @@ impl ServiceArgs {
         if let Some(link) = link {
             flag("--link", link.into());
         }
-        for address in addresses {
-            flag("--addr", address.into());
-        }
-        for address in host_addresses {
-            flag("--host-addr", address.into());
-        }
-        for gateway in gateways {
-            flag("--gateway", gateway.into());
-        }
-        for server in name_servers {
-            flag("--nameserver", server.into());
+        let lists = [
+            ("--addr", addresses),
+            ("--host-addr", host_addresses),
+            ("--gateway", gateways),
+            ("--nameserver", name_servers),
+        ];
+        for (name, values) in lists {
+            values.iter().for_each(|value| flag(name, value.into()));
         }
         if let Some(mtu) = mtu {
             flag("--mtu", mtu.to_string().into());
