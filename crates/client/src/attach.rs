@@ -227,7 +227,7 @@ fn map_welcome(
         Some(before) => Arc::clone(before),
         None => {
             let table = Segment::from_fd(table, TABLE_SIZE, false)?;
-            Arc::new(Memory::new(epoch, EpochReader::open(now)?, table))
+            Arc::new(Memory::new(epoch, EpochReader::open(now, 0)?, table))
         }
     };
     let wake = Doorbell::guarded(internal::keep(wake));

@@ -6,9 +6,9 @@
 use haypile_engine::{Close, Instant, SocketId};
 use haypile_shm::messages::{Offer, SocketKind, ready};
 
-use crate::connection_manager::{Action, ProcessId};
 use crate::server::Core;
 use crate::slab::Key;
+use haypile_engine::control::connection_manager::{Action, ProcessId};
 
 impl Core {
     /// Carries out everything the connection manager wants done now. Bounded by the connections

@@ -11,12 +11,12 @@ use haypile_shm::messages::{ControlReply, ControlRequest};
 use haypile_shm::sys::{self, Errno, Fd};
 use haypile_shm::{BUILD_VERSION, Doorbell, Message, PROTOCOL_VERSION};
 
-use crate::connection_manager::ProcessId;
 use crate::domains::Token as DomainToken;
 use crate::poller::{Poller, Token};
 use crate::processes::{Connection, Process, program_name};
 use crate::server::Core;
 use crate::slab::Key;
+use haypile_engine::control::connection_manager::ProcessId;
 
 /// File name of the attach socket in the control directory.
 pub const ATTACH_SOCKET: &str = "attach.sock";

@@ -12,12 +12,12 @@ use haypile_engine::Instant;
 use haypile_shm::messages::{ControlReply, SocketKind};
 use haypile_shm::sys::{self, Fd};
 
-use crate::connection_manager::ProcessId;
 use crate::options;
 use crate::ports::Binding;
 use crate::server::Core;
 use crate::slab::Key;
 use crate::supervisor::orders::ListenerRecord;
+use haypile_engine::control::connection_manager::ProcessId;
 
 /// How long a listener is held for its application.
 pub const PATIENCE_US: u64 = 10_000_000;

@@ -2,7 +2,7 @@
 //! domains, control socket, event loop.
 //!
 //! Read in this order: [`server`] (what one turn does), [`link_server`] (frames in and out),
-//! [`transport_server`] (connections and what applications see of them), [`connection_manager`]
+//! [`transport_server`] (connections and what applications see of them), [`haypile_engine::control`]
 //! and [`accepting`] (from an established connection to the process that gets it), [`requests`]
 //! (what applications ask), [`life`] (death of processes and sockets), [`event_loop`].
 #![forbid(unsafe_code)]
@@ -10,7 +10,6 @@
 pub mod accepting;
 pub mod attach;
 pub mod config;
-pub mod connection_manager;
 pub mod control;
 pub mod datagrams;
 pub mod diag;

@@ -9,10 +9,10 @@ use haypile_engine::Instant;
 use haypile_shm::Errno;
 use haypile_shm::messages::SocketKind;
 
-use crate::connection_manager::ProcessId;
 use crate::poller::{Poller, Token};
 use crate::server::Core;
 use crate::slab::Key;
+use haypile_engine::control::connection_manager::ProcessId;
 
 /// How often the witness is asked which placeholders live while the multicast tells their ends too.
 const WITNESS_INTERVAL_US: u64 = 5_000_000;

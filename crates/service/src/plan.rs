@@ -36,6 +36,20 @@ pub struct Plan {
     groups: Vec<Group>,
 }
 
+/// One server of a plan: a process, with the components it runs. The numbers count the servers with
+/// that component, from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct ServerSpec {
+    /// Its number among all servers of the plan, from 0, in the order of the groups.
+    pub number: u16,
+    /// Which transport server it is.
+    pub transport: Option<u16>,
+    /// Which link server it is: it owns the link's queue of this number.
+    pub link: Option<u16>,
+    /// Which connection manager it is.
+    pub manager: Option<u16>,
+}
+
 /// The most servers of one component that a plan may name.
 pub const SERVERS_MAX: u16 = 1024;
 
@@ -50,6 +64,52 @@ impl Plan {
     /// The groups, in the order written.
     pub fn groups(&self) -> &[Group] {
         &self.groups
+    }
+
+    /// The servers, in the order of their numbers. In a group the first servers have the components
+    /// of which there are fewer.
+    pub fn servers(&self) -> Vec<ServerSpec> {
+        let mut servers = Vec::new();
+        for group in &self.groups {
+            let most = group.members.iter().map(|&(_, count)| count).max().unwrap_or(0);
+            for place in 0..most {
+                let has = |wanted: Component| {
+                    let mut members = group.members.iter();
+                    let found =
+                        members.any(|&(component, count)| component == wanted && place < count);
+                    found.then_some(place)
+                };
+                servers.push(ServerSpec {
+                    number: servers.len() as u16,
+                    transport: has(Component::Transport),
+                    link: has(Component::Link),
+                    manager: has(Component::Manager),
+                });
+            }
+        }
+        servers
+    }
+
+    /// How many servers have a component.
+    pub fn count(&self, component: Component) -> u16 {
+        let members = self.groups.iter().flat_map(|group| &group.members);
+        members.filter(|member| member.0 == component).map(|member| member.1).sum()
+    }
+
+    /// The connection manager of a transport server: its own where the same server has both, else
+    /// they are dealt out in turn.
+    pub fn manager_of(&self, transport: u16) -> u16 {
+        let own = self.servers().into_iter().find(|server| server.transport == Some(transport));
+        let dealt = transport % self.count(Component::Manager).max(1);
+        own.and_then(|server| server.manager).unwrap_or(dealt)
+    }
+
+    /// The link server over which a transport server sends: its own where the same server has both,
+    /// else they are dealt out in turn.
+    pub fn link_of(&self, transport: u16) -> u16 {
+        let own = self.servers().into_iter().find(|server| server.transport == Some(transport));
+        let dealt = transport % self.count(Component::Link).max(1);
+        own.and_then(|server| server.link).unwrap_or(dealt)
     }
 
     /// Says yes to the plans that this version runs.
@@ -202,6 +262,29 @@ mod tests {
             let error = text.parse::<Plan>().unwrap_err().to_string();
             assert!(error.contains(why), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn servers_have_the_components_of_their_group() {
+        let servers = |text: &str| {
+            let plan: Plan = text.parse().unwrap();
+            let spec = |one: ServerSpec| (one.transport, one.link, one.manager);
+            let list = plan.servers();
+            assert!(list.iter().enumerate().all(|(at, one)| usize::from(one.number) == at));
+            list.into_iter().map(spec).collect::<Vec<_>>()
+        };
+        assert_eq!(servers("TS1LS1CM1"), [(Some(0), Some(0), Some(0))]);
+        let split = [(Some(0), None, None), (Some(1), None, None), (None, Some(0), None)];
+        assert_eq!(servers("TS2+LS1+CM1"), [&split[..], &[(None, None, Some(0))]].concat());
+        let subset = servers("TS4LS4CM2");
+        assert_eq!(subset[1], (Some(1), Some(1), Some(1)));
+        assert_eq!(subset[3], (Some(3), Some(3), None));
+        let plan: Plan = "TS4LS4CM2".parse().unwrap();
+        assert_eq!([0, 1, 2, 3].map(|server| plan.manager_of(server)), [0, 1, 0, 1]);
+        assert_eq!([0, 1, 2, 3].map(|server| plan.link_of(server)), [0, 1, 2, 3]);
+        let plan: Plan = "TS4+LS2CM1".parse().unwrap();
+        assert_eq!([0, 1, 2, 3].map(|server| plan.link_of(server)), [0, 1, 0, 1]);
+        assert_eq!(plan.count(Component::Transport), 4);
     }
 
     #[test]

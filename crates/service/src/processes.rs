@@ -11,9 +11,9 @@ use haypile_shm::messages::{Offer, Ready, ReplyPayload};
 use haypile_shm::sys::{self, Errno, Fd};
 use haypile_shm::{Doorbell, Message, ServiceChannel};
 
-use crate::connection_manager::ProcessId;
 use crate::slab::{Key, OwnMap, OwnSet, Slab};
 use crate::sockets::Watch;
+use haypile_engine::control::connection_manager::ProcessId;
 
 /// One attached process.
 #[derive(Debug)]

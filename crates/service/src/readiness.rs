@@ -6,11 +6,11 @@
 
 use haypile_shm::messages::{Ready, SocketKind, ready};
 
-use crate::connection_manager::ProcessId;
 use crate::processes::Told;
 use crate::server::Core;
 use crate::slab::Key;
 use crate::sockets::Watch;
+use haypile_engine::control::connection_manager::ProcessId;
 
 /// What every watcher hears of, asked for or not (epoll_ctl(2)).
 const ALWAYS: u32 = ready::ERR | ready::HUP;

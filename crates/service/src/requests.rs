@@ -12,12 +12,12 @@ use haypile_shm::messages::{
     SocketKind, SocketReply,
 };
 
-use crate::connection_manager::ProcessId;
 use crate::ports::Binding;
 use crate::server::Core;
 use crate::slab::Key;
 use crate::sockets::Socket;
 use crate::{errno, options};
+use haypile_engine::control::connection_manager::ProcessId;
 
 /// Requests of one process handled in one turn.
 pub const BUDGET: usize = 64;

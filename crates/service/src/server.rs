@@ -15,7 +15,6 @@ use haypile_shm::{EpochWriter, Errno, Fd, Message, ServiceStatus, epoch, sys};
 
 use crate::attach::Adoption;
 use crate::config::{Config, ServiceLimits};
-use crate::connection_manager::{ConnectionManager, ProcessId};
 use crate::diag::Diag;
 use crate::error::Error;
 use crate::farewell::Held;
@@ -27,6 +26,7 @@ use crate::processes::{self, Processes};
 use crate::slab::Key;
 use crate::sockets::Store;
 use crate::stats::{Counters, Load};
+use haypile_engine::control::connection_manager::{ConnectionManager, ProcessId};
 
 /// The state that transport server and connection manager work on.
 pub struct Core {

@@ -14,12 +14,12 @@ use haypile_shm::ServiceStream;
 use haypile_shm::messages::{SocketKind, ready};
 use haypile_shm::stream::status;
 
-use crate::connection_manager::ProcessId;
 use crate::datagrams::DatagramState;
 use crate::domains::Domains;
 use crate::farewell::Habit;
 use crate::ports::Binding;
 use crate::slab::{Key, Slab};
+use haypile_engine::control::connection_manager::ProcessId;
 
 /// One socket.
 #[derive(Debug)]

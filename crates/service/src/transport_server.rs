@@ -9,10 +9,10 @@ use haypile_engine::limits::{SEND_BUFFER_DEFAULT, SEND_BUFFER_MAX};
 use haypile_engine::{Close, Event, Instant, Progress, SocketId, SocketOptions};
 use haypile_shm::messages::{Shutdown, SocketKind, ready};
 
-use crate::connection_manager::ProcessId;
 use crate::errno;
 use crate::server::Core;
 use crate::slab::Key;
+use haypile_engine::control::connection_manager::ProcessId;
 
 /// Events of the shard handled in one turn.
 const EVENTS_PER_TURN: usize = 256;

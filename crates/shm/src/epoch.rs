@@ -1,8 +1,8 @@
-//! The epoch segment: one word that outlives every server, which applications map read-only. An
+//! The epoch segment: a word for each server that outlives it, which applications map read-only. An
 //! application that finds another number than the one it attached under knows, by one load, that
 //! the server it spoke to is gone; a change wakes everyone who sleeps on the word.
 //!
-//! The word is written by the supervisor alone: even while a server runs, odd while none does, the
+//! The words are written by the supervisor alone: even while a server runs, odd while none does, the
 //! largest number once there will never be another one. Used by the service at attach and by the
 //! client; read `docs/decisions/0008` for what follows a change.
 
@@ -15,6 +15,9 @@ use crate::sys::{self, Fd, Result};
 
 /// Bytes of the segment.
 pub const EPOCH_SIZE: usize = 4096;
+/// Words in it, a cache line each: most transport servers of a service.
+pub const EPOCH_SERVERS: u16 = (EPOCH_SIZE / WORD_STEP) as u16;
+const WORD_STEP: usize = 64;
 /// There will never be another server.
 pub const ENDED: u32 = u32::MAX;
 
@@ -32,27 +35,39 @@ pub const fn next_up(epoch: u32) -> u32 {
     }
 }
 
-/// The supervisor's side.
-#[derive(Debug)]
+/// The supervisor's side, for one server.
+#[derive(Clone, Debug)]
 pub struct EpochWriter {
-    segment: Segment,
+    segment: Arc<Segment>,
+    at: usize,
 }
 
 impl EpochWriter {
-    /// Makes the segment; no server runs yet.
+    /// Makes the segment; no server runs yet. This is server 0's word.
     ///
     /// # Errors
     /// When the system gives no memory or descriptors.
     pub fn create() -> Result<EpochWriter> {
-        let segment = Segment::create_for_readers("haypile-epoch", EPOCH_SIZE)?;
-        let writer = EpochWriter { segment };
-        writer.word().store(1, Ordering::Release);
+        let segment = Arc::new(Segment::create_for_readers("haypile-epoch", EPOCH_SIZE)?);
+        let writer = EpochWriter { segment, at: 0 };
+        for server in 0..EPOCH_SERVERS {
+            writer.of(server).word().store(1, Ordering::Release);
+        }
         Ok(writer)
     }
 
+    /// The word of another server, in the same segment.
+    ///
+    /// # Panics
+    /// When there is none: `server` must be below [`EPOCH_SERVERS`].
+    pub fn of(&self, server: u16) -> EpochWriter {
+        assert!(server < EPOCH_SERVERS, "server {server} has no epoch");
+        EpochWriter { segment: Arc::clone(&self.segment), at: usize::from(server) * WORD_STEP }
+    }
+
     fn word(&self) -> &AtomicU32 {
-        // `create` made the segment larger than a word.
-        self.segment.atomic_u32(0).expect("the segment holds its word")
+        // `of` checked the place.
+        self.segment.atomic_u32(self.at).expect("the segment holds its word")
     }
 
     /// The descriptor to send to applications: it can be mapped for reading only. Owned by `self`.
@@ -73,26 +88,30 @@ impl EpochWriter {
     }
 }
 
-/// An application's side.
+/// An application's side, for one server.
 #[derive(Clone, Debug)]
 pub struct EpochReader {
     segment: Arc<Segment>,
+    at: usize,
 }
 
 impl EpochReader {
-    /// Maps the segment; the descriptor is closed.
+    /// Maps the segment, for the word of `server`; the descriptor is closed.
     ///
     /// # Errors
-    /// When it is no such segment.
-    pub fn open(fd: impl Into<Fd>) -> Result<EpochReader> {
+    /// When it is no such segment, or has no word for this server.
+    pub fn open(fd: impl Into<Fd>, server: u16) -> Result<EpochReader> {
         let segment = Segment::from_fd_read_only(fd, EPOCH_SIZE)?;
-        Ok(EpochReader { segment: Arc::new(segment) })
+        if server >= EPOCH_SERVERS {
+            return Err(sys::Errno::EPROTO);
+        }
+        Ok(EpochReader { segment: Arc::new(segment), at: usize::from(server) * WORD_STEP })
     }
 
     /// The word, to sleep on.
     pub fn word(&self) -> &AtomicU32 {
-        // `open` checked the size.
-        self.segment.atomic_u32(0).expect("the segment holds its word")
+        // `open` checked size and place.
+        self.segment.atomic_u32(self.at).expect("the segment holds its word")
     }
 
     /// The present epoch.
@@ -121,14 +140,17 @@ mod tests {
 
     #[test]
     fn a_change_wakes_a_sleeper_who_can_only_read() {
-        let writer = EpochWriter::create().unwrap();
+        let first = EpochWriter::create().unwrap();
+        let writer = first.of(EPOCH_SERVERS - 1);
         let fd = Fd::from_raw(writer.fd());
-        let copy = fd.try_clone_at_least(0).unwrap();
+        let copy = || fd.try_clone_at_least(0).unwrap();
+        assert!(EpochReader::open(copy(), EPOCH_SERVERS).is_err());
+        let reader = EpochReader::open(copy(), EPOCH_SERVERS - 1).unwrap();
+        let other = EpochReader::open(copy(), 0).unwrap();
         let _: RawFd = fd.into_raw();
-        let reader = EpochReader::open(copy).unwrap();
         assert_eq!(reader.get(), 1);
         writer.set(2);
-        assert_eq!(reader.get(), 2);
+        assert_eq!((reader.get(), other.get()), (2, 1));
         let sleeper = std::thread::spawn(move || {
             let deadline_ns = sys::clock_monotonic_ns() + 20_000_000_000;
             while reader.get() == 2 {

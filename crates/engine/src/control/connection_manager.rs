@@ -15,9 +15,9 @@
 
 use std::collections::VecDeque;
 
-use haypile_engine::{Instant, SocketId};
-
-use crate::slab::OwnMap;
+use super::OwnMap;
+use crate::socket_id::SocketId;
+use crate::time::Instant;
 
 /// A process attached to the service, as numbered by `processes`.
 pub type ProcessId = u32;

@@ -1,0 +1,13 @@
+//! Control: listeners, acceptors, offers and balancing as pure state machines, without packets,
+//! memory or system calls. What they are told and what they want done are values, so that one
+//! program can hold both sides, or messages can carry them between servers.
+//!
+//! Read [`names`], then [`messages`], then [`connection_manager`]. Driven by the service, and by
+//! `sim` in virtual time. Source: the PIKA paper, sections 3.2 and 3.3.
+
+pub mod connection_manager;
+pub mod messages;
+pub mod names;
+
+/// A map whose keys nobody outside can choose.
+type OwnMap<K, V> = std::collections::HashMap<K, V, foldhash::fast::FixedState>;
