@@ -18,11 +18,13 @@ pub mod errno;
 pub mod error;
 pub mod event_loop;
 pub mod farewell;
+pub mod frame_peers;
 pub mod inherited;
 pub mod life;
 pub mod link_server;
 pub mod links;
 pub mod options;
+pub mod peers;
 pub mod plan;
 pub mod poller;
 pub mod ports;
@@ -45,5 +47,7 @@ pub mod transport_server;
 #[cfg(any(test, feature = "harness"))]
 #[path = "tests/harness.rs"]
 pub mod harness;
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;

@@ -22,6 +22,7 @@ pub mod epoch;
 pub mod handshake;
 pub mod limits;
 pub mod messages;
+pub mod peer;
 pub mod pool;
 pub mod record_ring;
 pub mod ring;
