@@ -20,8 +20,15 @@ const RANDOMNESS: &str = "/dev/urandom";
 /// UDP batches over both IP versions (Linux 6.2 and newer).
 const UDP_BATCHES: u32 = libc::TUN_F_USO4 | libc::TUN_F_USO6;
 
-/// Makes the interface and its first queue.
+/// Makes the interface with its first queue and sets it up.
 pub(super) fn open(config: &TapConfig) -> Result<(File, TapFacts), LinkError> {
+    let (device, facts) = make(config)?;
+    set_up_interface(facts.index, config)?;
+    Ok((device, facts))
+}
+
+/// Makes the interface, still down, and its first queue.
+fn make(config: &TapConfig) -> Result<(File, TapFacts), LinkError> {
     let wanted = config.name.as_deref().unwrap_or(NAME_PATTERN);
     let device = open_device()?;
     let flags = interface_flags(config.multi_queue) | libc::IFF_TUN_EXCL;
@@ -30,10 +37,9 @@ pub(super) fn open(config: &TapConfig) -> Result<(File, TapFacts), LinkError> {
     })?;
     set_header(&device, &name)?;
     let udp_batches_known = set_offload(&device, &name, config.offload)?;
-    let index = set_up_interface(&name, config)?;
     let facts = TapFacts {
+        index: Netlink::open()?.link_by_name(&name)?.index,
         name,
-        index,
         mtu: config.mtu,
         mac: config.mac,
         offload: config.offload,
@@ -45,7 +51,8 @@ pub(super) fn open(config: &TapConfig) -> Result<(File, TapFacts), LinkError> {
     Ok((device, facts))
 }
 
-/// Makes the interface with several queues and tells the kernel how to choose among them.
+/// Makes the interface with several queues and tells the kernel how to choose among them, before
+/// there is anything to choose for: it is set up last.
 pub(super) fn open_queues(
     config: &TapConfig,
     count: u16,
@@ -54,7 +61,7 @@ pub(super) fn open_queues(
         return Err(LinkError::from_errno(format!("open {count} queues"), libc::EINVAL));
     }
     let multi_queue = config.multi_queue || count > 1;
-    let (device, mut facts) = open(&TapConfig { multi_queue, ..config.clone() })?;
+    let (device, mut facts) = make(&TapConfig { multi_queue, ..config.clone() })?;
     facts.queues = count;
     let mut devices = vec![device];
     for _ in 1..count {
@@ -68,6 +75,7 @@ pub(super) fn open_queues(
         facts.steering =
             steer(&devices[0], Steering { key: u64::from_ne_bytes(key), queues: count });
     }
+    set_up_interface(facts.index, config)?;
     Ok(devices.into_iter().map(|device| (device, facts.clone())).collect())
 }
 
@@ -139,17 +147,17 @@ fn set_offload(device: &File, name: &str, offload: Offload) -> Result<bool, Link
     Ok(udp_batches_known)
 }
 
-fn set_up_interface(name: &str, config: &TapConfig) -> Result<u32, LinkError> {
+fn set_up_interface(index: u32, config: &TapConfig) -> Result<(), LinkError> {
     let mut netlink = Netlink::open()?;
-    let index = netlink.link_by_name(name)?.index;
     netlink.set_mtu(index, u32::from(config.mtu))?;
     netlink.set_queue_len(index, config.queue_len)?;
     netlink.set_up(index)?;
     for &(address, prefix_len) in &config.host_addresses {
         netlink.add_address(index, address, prefix_len)?;
     }
+    netlink.wait_until_running(index)?;
     for &(address, _) in &config.host_addresses {
         netlink.wait_until_local(address)?;
     }
-    Ok(index)
+    Ok(())
 }
