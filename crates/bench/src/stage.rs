@@ -307,7 +307,13 @@ impl Stage {
             set_up(&mut Netlink::open()?, VETH_FAR, LINUX.into())?;
             route(VETH_FAR, LINUX_NEAR.into(), congestion)
         })??;
-        netns::run_in(self.near.as_fd(), || route(VETH_NEAR, LINUX.into(), congestion))?
+        netns::run_in(self.near.as_fd(), || {
+            route(VETH_NEAR, LINUX.into(), congestion)?;
+            // It was set up before its peer: its carrier may not be noted yet.
+            let mut netlink = Netlink::open()?;
+            let near = netlink.link_by_name(VETH_NEAR)?.index;
+            netlink.wait_until_running(near)
+        })?
     }
 
     /// The words that start the server, a worker for each of its cores.

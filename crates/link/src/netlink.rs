@@ -24,14 +24,15 @@ use message::{HEADER_LEN, Message, Request, attributes, messages, text, u32_at};
 /// Larger than any datagram the kernel makes for a list (32 KiB, or one message if that is longer).
 const RECEIVE_BUFFER_LEN: usize = 64 * 1024;
 /// The kernel answers while the request is being sent; this only bounds the unthinkable.
-const TIMEOUT_S: i64 = 5;
+const TIMEOUT_S: i64 = 30;
 /// A list that changed while it was read is read again at most this often.
 const DUMP_ATTEMPTS: u32 = 16;
 /// Datagrams looked at before giving up on an answer (a list of 100,000 addresses fits).
 const DATAGRAMS_MAX: u32 = 10_000;
-/// The longest wait for a new address to receive; it takes less than a millisecond as a rule.
-const LOCAL_PATIENCE: Duration = Duration::from_secs(2);
-const LOCAL_INTERVAL: Duration = Duration::from_millis(1);
+/// The longest wait for what the kernel puts off: a new address to receive, a carrier to be noted.
+/// It takes less than a millisecond as a rule, but waits for a free core.
+const PATIENCE: Duration = Duration::from_secs(10);
+const INTERVAL: Duration = Duration::from_millis(1);
 
 /// Where the far end of a veth pair is put.
 #[derive(Copy, Clone, Debug)]
@@ -105,23 +106,60 @@ impl Netlink {
             .map_err(|refusal| refusal.during(format!("find the route to {address}")))
     }
 
-    /// Waits, 2 s at most, until packets to `address` are delivered on this machine. A new IPv6
+    /// Waits, 10 s at most, until packets to `address` are delivered on this machine. A new IPv6
     /// address can be bound at once but receives only when the kernel has worked off a queue.
     ///
     /// # Errors
     /// ETIMEDOUT when that does not happen: its interface is down, or has no carrier.
     pub fn wait_until_local(&mut self, address: IpAddr) -> Result<(), LinkError> {
-        let deadline = Instant::now() + LOCAL_PATIENCE;
-        loop {
-            if self.route_to(address)?.is_some_and(|route| route.is_local()) {
-                return Ok(());
-            }
+        let attempt = || format!("wait for the address {address} to receive");
+        self.wait(PATIENCE, attempt, |netlink| {
+            Ok(netlink.route_to(address)?.is_some_and(|route| route.is_local()))
+        })
+    }
+
+    /// Waits, 10 s at most, until the interface sends. The kernel notes a carrier that comes after
+    /// an interface was set up a little later, and drops without a word what is sent before: the
+    /// first end of a veth pair needs that when the second is set up.
+    ///
+    /// # Errors
+    /// ETIMEDOUT when that does not happen: it is down, or has no carrier; ENODEV when it is gone.
+    pub fn wait_until_running(&mut self, index: u32) -> Result<(), LinkError> {
+        let attempt = || format!("wait for the interface {index} to send");
+        self.wait(PATIENCE, attempt, |netlink| Ok(netlink.link(index)?.is_running()))
+    }
+
+    /// As [`Netlink::wait_until_running`], if it has a carrier; without one, nothing is to wait for.
+    ///
+    /// # Errors
+    /// ETIMEDOUT when the kernel does not note the carrier, ENODEV when the interface is gone.
+    pub fn wait_until_noted(&mut self, index: u32) -> Result<(), LinkError> {
+        let attempt = || format!("wait for the carrier of the interface {index} to be noted");
+        self.wait(PATIENCE, attempt, |netlink| Ok(netlink.link(index)?.is_noted()))
+    }
+
+    /// Waits until `condition` holds, which is asked once at least.
+    fn wait(
+        &mut self,
+        patience: Duration,
+        attempt: impl FnOnce() -> String,
+        mut condition: impl FnMut(&mut Netlink) -> Result<bool, LinkError>,
+    ) -> Result<(), LinkError> {
+        let deadline = Instant::now() + patience;
+        while !condition(self)? {
             if Instant::now() >= deadline {
-                let attempt = format!("wait for the address {address} to receive");
-                return Err(LinkError::from_errno(attempt, libc::ETIMEDOUT));
+                return Err(LinkError::from_errno(attempt(), libc::ETIMEDOUT));
             }
-            thread::sleep(LOCAL_INTERVAL);
+            thread::sleep(INTERVAL);
         }
+        Ok(())
+    }
+
+    fn link(&mut self, index: u32) -> Result<Link, LinkError> {
+        let links = self.links()?;
+        links.into_iter().find(|link| link.index == index).ok_or_else(|| {
+            LinkError::from_errno(format!("find the interface {index}"), libc::ENODEV)
+        })
     }
 
     /// The interface of this name.

@@ -109,9 +109,11 @@ impl Stage {
             for address in linux_addresses() {
                 netlink.add_address(far, address.ip(), prefix(&address))?;
             }
-            netlink.set_up(far)
+            netlink.set_up(far)?;
+            netlink.wait_until_running(far)
         });
         far_side.and_then(|result| result).map_err(fail)?;
+        netlink.wait_until_running(near).map_err(fail)?;
         let addresses = kind.served(&linux_addresses());
         let work = self.new_work()?;
         let words = command(kind, &addresses, root, &work)?;

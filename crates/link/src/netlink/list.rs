@@ -16,6 +16,10 @@ pub struct Link {
     pub name: String,
     /// The `IFF_*` flags.
     pub flags: u32,
+    /// What the kernel has noted of its carrier (`IF_OPER_*`, RFC 2863 section 3.1.14), a little late.
+    pub(super) operational_state: u8,
+    /// How often the driver has said that the carrier came or went.
+    pub(super) carrier_changes: u32,
     /// MTU in bytes (IP packet, without the Ethernet header).
     pub mtu: u32,
     /// Ethernet address; `None` for links without a 6-byte one.
@@ -35,6 +39,29 @@ impl Link {
     /// Whether the interface is administratively up.
     pub fn is_up(&self) -> bool {
         self.flags & IFF_UP != 0
+    }
+
+    /// Whether the interface is up with a carrier that the kernel has noted: it sends.
+    pub fn is_running(&self) -> bool {
+        let noted = self.operational_state == IF_OPER_UP || self.carrier_is_as_made();
+        self.is_up() && self.has_carrier() && noted
+    }
+
+    /// Whether the kernel has noted that there is a carrier, or there is none.
+    pub(super) fn is_noted(&self) -> bool {
+        let stale = [IF_OPER_DOWN, IF_OPER_LOWERLAYERDOWN].contains(&self.operational_state)
+            || self.operational_state == IF_OPER_UNKNOWN && !self.carrier_is_as_made();
+        !self.has_carrier() || !stale
+    }
+
+    /// Whether the other side of the interface is there, if it is up itself.
+    fn has_carrier(&self) -> bool {
+        self.flags & IFF_LOWER_UP != 0
+    }
+
+    /// Whether nothing about the carrier was ever to be noted, as with drivers that do not tell.
+    fn carrier_is_as_made(&self) -> bool {
+        self.operational_state == IF_OPER_UNKNOWN && self.carrier_changes == 0
     }
 
     /// Whether the interface is the loopback.
@@ -81,6 +108,8 @@ pub(super) fn parse_link(payload: &[u8]) -> Option<Link> {
         index: u32_at(payload, 4)?,
         name: String::new(),
         flags: u32_at(payload, 8)?,
+        operational_state: IF_OPER_UNKNOWN,
+        carrier_changes: 0,
         mtu: 0,
         mac: None,
         kind: None,
@@ -88,6 +117,8 @@ pub(super) fn parse_link(payload: &[u8]) -> Option<Link> {
     for (kind, value) in attributes(payload.get(16..)?) {
         match kind {
             IFLA_IFNAME => link.name = text(value),
+            IFLA_OPERSTATE => link.operational_state = *value.first()?,
+            IFLA_CARRIER_CHANGES => link.carrier_changes = u32_at(value, 0)?,
             IFLA_MTU => link.mtu = u32_at(value, 0)?,
             IFLA_ADDRESS => link.mac = value.try_into().ok(),
             IFLA_LINKINFO => {

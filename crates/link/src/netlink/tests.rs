@@ -181,8 +181,35 @@ fn routes_to_an_address_tell_when_it_receives() {
         let neighbour = IpAddr::V4(Ipv4Addr::new(198, 18, 7, 2));
         let route = netlink.route_to(neighbour).unwrap().unwrap();
         assert_eq!((route.is_local(), route.link), (false, Some(left.index)));
-        let late = netlink.wait_until_local(neighbour).unwrap_err();
-        assert_eq!(late.errno(), Some(libc::ETIMEDOUT));
+        // It has waited, and been asked, and is not ours.
+        let late = netlink.wait(
+            Duration::from_millis(20),
+            || "wait".into(),
+            |netlink| Ok(netlink.route_to(neighbour)?.unwrap().is_local()),
+        );
+        assert_eq!(late.unwrap_err().errno(), Some(libc::ETIMEDOUT));
+    });
+}
+
+#[test]
+fn an_interface_runs_when_its_carrier_is_noted() {
+    in_namespace(|_| {
+        let mut netlink = Netlink::open().unwrap();
+        netlink.create_veth("left", "right", PeerNamespace::Same).unwrap();
+        let left = netlink.link_by_name("left").unwrap().index;
+        let right = netlink.link_by_name("right").unwrap().index;
+        netlink.add_address(left, V4, 24).unwrap();
+        netlink.set_up(left).unwrap();
+        assert!(!netlink.link_by_name("left").unwrap().is_running());
+        netlink.wait_until_noted(left).unwrap();
+        netlink.set_up(right).unwrap();
+        netlink.wait_until_running(left).unwrap();
+        netlink.wait_until_running(right).unwrap();
+        netlink.wait_until_noted(left).unwrap();
+        netlink.set_down(right).unwrap();
+        assert!(!netlink.link_by_name("right").unwrap().is_running());
+        netlink.delete_link(right).unwrap();
+        assert_eq!(netlink.wait_until_running(left).unwrap_err().errno(), Some(libc::ENODEV));
     });
 }
 
@@ -242,9 +269,11 @@ fn a_veth_pair_joins_two_namespaces() {
             let index = netlink.link_by_name("far").unwrap().index;
             netlink.set_up(index).unwrap();
             netlink.add_address(index, far_address, 24).unwrap();
+            netlink.wait_until_running(index).unwrap();
             UdpSocket::bind((far_address, 0)).unwrap()
         })
         .unwrap();
+        netlink.wait_until_running(index).unwrap();
         // A socket stays in the namespace it was made in.
         receiver.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         let sender = UdpSocket::bind((V4, 0)).unwrap();

@@ -47,6 +47,9 @@ fn open_pair(
     for &(address, prefix_len) in addresses {
         netlink.add_address(index, address, prefix_len)?;
     }
+    // Our end was up first, so that its carrier came late: what it sent before would be lost.
+    netlink.wait_until_running(index)?;
+    netns::run_in(inside.as_fd(), || Netlink::open()?.wait_until_running(bound_to))??;
     for &(address, _) in addresses {
         netlink.wait_until_local(address)?;
     }
@@ -96,6 +99,7 @@ fn open_interface(config: &PacketConfig, name: &str) -> Result<(OwnedFd, PacketF
     if !link.is_up() {
         netlink.set_up(link.index).map_err(|_| fail(libc::ENETDOWN))?;
     }
+    netlink.wait_until_noted(link.index)?;
     sys::be_promiscuous(socket.as_fd(), link.index)
         .map_err(|error| LinkError::new(format!("make {name} promiscuous"), error))?;
     Ok((socket, facts(config, link.name, link.index, link.index, false)))

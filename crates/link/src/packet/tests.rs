@@ -204,6 +204,8 @@ fn an_interface_that_is_there_serves_until_it_goes() {
         assert_eq!(errno(&PacketConfig { mtu: 1600, ..at("right") }), Some(libc::EMSGSIZE));
         let mut bench = Bench::new(Packet::open(&at("right")).unwrap());
         netlink.wait_until_local(HOST_V4.into()).unwrap();
+        // Its carrier came with ours; before the kernel has noted it, what the host sends is lost.
+        netlink.wait_until_running(left.index).unwrap();
         netlink.add_neighbour(left.index, OURS_V4.into(), bench.port.mac()).unwrap();
         host_socket().0.send_to(b"over there", (OURS_V4, 7)).unwrap();
         assert_eq!(bench.datagrams(1), [b"over there".to_vec()]);
