@@ -175,20 +175,28 @@ fn shake_hands(
     sys::fcntl_setfl(control.raw(), flags & !libc::O_NONBLOCK).map_err(refused)?;
     let control = Internal::new(control);
     let (version, build, program) = (PROTOCOL_VERSION, BUILD_VERSION, sys::thread_name());
-    let hello = ControlRequest::Hello { version, build, program, domain };
-    control::send(control.raw(), &hello.encode(), &[]).map_err(refused)?;
-    let received = control::receive(control.raw()).map_err(refused)?;
-    let reply = ControlReply::decode(&received.message).map_err(|_| refused(Errno::EPROTO))?;
-    let ControlReply::Welcome { errno, version, build, epoch, process_id, spin_us, domain } = reply
-    else {
-        return Err(refused(Errno::EPROTO));
+    let hello = ControlRequest::Hello { version, build, program, domain, name: 0, proof: 0 };
+    let greet = || {
+        control::send(control.raw(), &hello.encode(), &[]).map_err(refused)?;
+        let received = control::receive(control.raw()).map_err(refused)?;
+        let reply = ControlReply::decode(&received.message).map_err(|_| refused(Errno::EPROTO))?;
+        Ok((reply, received.fds))
     };
-    match errno {
-        0 => {}
-        libc::EPROTO => return Err(AttachError::Version { protocol: version, build }),
-        other => return Err(refused(Errno(other))),
+    let (mut reply, mut fds) = greet()?;
+    if matches!(reply, ControlReply::Home { .. }) {
+        (reply, fds) = greet()?;
     }
-    let (channel, memory) = map_welcome(received.fds, epoch, before).map_err(refused)?;
+    let (epoch, process_id, spin_us, domain) = match reply {
+        ControlReply::Welcome { epoch, process_id, spin_us, domain, .. } => {
+            (epoch, process_id, spin_us, domain)
+        }
+        ControlReply::Refused { errno: libc::EPROTO, version, build } => {
+            return Err(AttachError::Version { protocol: version, build });
+        }
+        ControlReply::Refused { errno, .. } => return Err(refused(Errno(errno))),
+        _ => return Err(refused(Errno::EPROTO)),
+    };
+    let (channel, memory) = map_welcome(fds, epoch, before).map_err(refused)?;
     let offers = Lock::new(Offers::new(channel.offers()));
     // One processor: whoever spins keeps the other side from working.
     let spin_us = if processors() > 1 { spin_us.min(1000) } else { 0 };

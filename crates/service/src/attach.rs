@@ -12,13 +12,16 @@ use haypile_shm::sys::{self, Errno, Fd};
 use haypile_shm::{BUILD_VERSION, Doorbell, Message, PROTOCOL_VERSION};
 
 use crate::domains::Token as DomainToken;
+use crate::homes::Place;
 use crate::poller::{Poller, Token};
 use crate::processes::{Connection, Process, program_name};
 use crate::server::Core;
 use crate::slab::Key;
 use haypile_engine::control::connection_manager::ProcessId;
+use haypile_engine::control::names::ProcessName;
 
-/// File name of the attach socket in the control directory.
+/// File name of the attach socket in the control directory. It is transport server 0's; the others
+/// have theirs beside it (`control::attach_path`).
 pub const ATTACH_SOCKET: &str = "attach.sock";
 /// New connections taken in one turn.
 const ACCEPTS_PER_TURN: usize = 64;
@@ -37,6 +40,15 @@ pub(crate) struct Adoption {
     placeholder: Fd,
     /// It is about a listener held since the server before; whether others may have it too.
     restores: Option<bool>,
+}
+
+/// Who says HELLO.
+struct Guest {
+    program: String,
+    domain: DomainToken,
+    /// Its name, or 0, and what it shows with it.
+    name: u64,
+    proof: u64,
 }
 
 impl Core {
@@ -58,7 +70,8 @@ impl Core {
             return;
         }
         let raw = fd.raw();
-        let key = self.processes.connections.insert(Connection { fd, process: None });
+        let key =
+            self.processes.connections.insert(Connection { fd, process: None, sent_home: false });
         if poller.add(raw, Token::Connection(key.index())).is_err() {
             self.processes.connections.remove(key);
         }
@@ -100,10 +113,16 @@ impl Core {
         let (fd, process) = (connection.fd.raw(), connection.process);
         let attached = process.ok_or(Errno::EPROTO);
         match request {
-            ControlRequest::Hello { version, build, program, domain } => {
+            ControlRequest::Hello { version, build, program, domain, name, proof } => {
                 let same = (version, build) == (PROTOCOL_VERSION, BUILD_VERSION);
-                let outcome = if same { Ok(program_name(&program)) } else { Err(Errno::EPROTO) };
-                self.hello(key, outcome, domain, poller)
+                let program = program_name(&program);
+                let guest = Guest { program, domain, name, proof };
+                self.hello(key, if same { Ok(guest) } else { Err(Errno::EPROTO) }, poller)
+            }
+            ControlRequest::NewProgram { name } => {
+                let (pid, _) = (self.peer_process)(fd)?;
+                self.note_new_program(pid, ProcessName::from_word(name));
+                Ok(())
             }
             ControlRequest::AttachChild => {
                 self.add_connection(first.ok_or(Errno::EPROTO)?, poller);
@@ -155,21 +174,31 @@ impl Core {
         self.store.domains.get_mut(domain)
     }
 
-    /// HELLO: a process comes in, and is given its memory. `program`: its name, if it speaks our
-    /// version.
+    /// HELLO: a process comes in, and is given its memory, or sent to its home. `guest`: who it is,
+    /// if it speaks our version.
     fn hello(
         &mut self,
         key: Key,
-        program: Result<String, Errno>,
-        token: DomainToken,
+        guest: Result<Guest, Errno>,
         poller: &Poller,
     ) -> Result<(), Errno> {
-        let connection = self.processes.connections.get(key).ok_or(Errno::ENOENT)?;
+        let connection = self.processes.connections.get_mut(key).ok_or(Errno::ENOENT)?;
         if connection.process.is_some() {
             return Err(Errno::EPROTO);
         }
         let fd = connection.fd.raw();
-        match program.and_then(|program| self.admit(fd, program, token, poller)) {
+        if let Ok(guest) = &guest
+            && guest.name == 0
+            && !std::mem::replace(&mut connection.sent_home, true)
+        {
+            let home = self.homes.deal(guest.domain);
+            let Place { server, servers } = self.homes.place();
+            if home != server {
+                let reply = ControlReply::Home { server: home, servers };
+                return send(fd, &reply.encode(), &[]);
+            }
+        }
+        match guest.and_then(|guest| self.admit(fd, guest, poller)) {
             Ok((process, domain, wake)) => {
                 if let Some(connection) = self.processes.connections.get_mut(key) {
                     connection.process = Some(process);
@@ -178,29 +207,49 @@ impl Core {
             }
             Err(errno) => {
                 self.counters.refused_attaches += 1;
-                let reply = welcome(errno.0, self.era.epoch, 0, token);
+                let (version, build) = (PROTOCOL_VERSION, BUILD_VERSION);
+                let reply = ControlReply::Refused { errno: errno.0, version, build };
                 send(fd, &reply.encode(), &[])
             }
         }
+    }
+
+    /// The process runs another program: its old memory is gone, and with it what it was under
+    /// another name than `now`. (All processes that cannot be seen from here share the number 0.)
+    fn note_new_program(&mut self, pid: i32, now: ProcessName) {
+        let same = |old: &Process| old.pid == pid && pid != 0 && old.name != now;
+        let before: Vec<ProcessId> =
+            self.processes.iter().filter(|(_, old)| same(old)).map(|(id, _)| id).collect();
+        for id in before {
+            self.note_exec(id);
+        }
+    }
+
+    /// The name of a process that comes in: the one that it shows, or a new one. Whoever had it has
+    /// ended, or is this process, which has lost the way by which it was attached.
+    fn name(&mut self, pid: i32, guest: &Guest) -> Result<ProcessName, Errno> {
+        if guest.name == 0 {
+            let processes = &self.processes;
+            return Ok(self.homes.name(|name| processes.named(name).is_some()));
+        }
+        let name = self.homes.check(guest.name, guest.proof, pid)?;
+        if let Some(before) = self.processes.named(name) {
+            self.note_exec(before);
+        }
+        Ok(name)
     }
 
     /// Makes the process's record; its number, domain, and the end of the wake socket to send it.
     fn admit(
         &mut self,
         fd: RawFd,
-        program: String,
-        token: DomainToken,
+        guest: Guest,
         poller: &Poller,
     ) -> Result<(ProcessId, Key, Doorbell), Errno> {
         let (pid, pidfd) = (self.peer_process)(fd)?;
-        // The same process again: another program was executed, and its old memory is gone.
-        // (All processes that cannot be seen from here share the number 0.)
-        let same = |old: &Process| old.pid == pid && pid != 0;
-        let before: Vec<ProcessId> =
-            self.processes.iter().filter(|(_, old)| same(old)).map(|(id, _)| id).collect();
-        for id in before {
-            self.note_exec(id);
-        }
+        let name = self.name(pid, &guest)?;
+        self.note_new_program(pid, name);
+        let Guest { program, domain: token, .. } = guest;
         if self.processes.len() >= self.limits.processes as usize {
             return Err(Errno::ENOBUFS);
         }
@@ -212,7 +261,7 @@ impl Core {
             self.limits.sockets_per_domain,
             self.limits.memory_per_domain,
         );
-        let process = match Process::new(fd, pid, program, domain_key, pidfd, ours) {
+        let process = match Process::new(fd, pid, name, program, domain_key, pidfd, ours) {
             Ok(process) => process,
             Err(errno) => {
                 self.store.domains.remove_if_unused(domain_key);
@@ -250,8 +299,19 @@ impl Core {
         let token = domain.token;
         let table = domain.table.segment(0).and_then(|table| table.fd()).ok_or(Errno::ENOBUFS)?;
         let process = self.processes.get(id).ok_or(Errno::ENOENT)?;
+        let Place { server, servers } = self.homes.place();
+        let welcome = ControlReply::Welcome {
+            epoch: self.era.epoch,
+            process_id: id,
+            spin_us: if crate::processes::processors() > 1 { SPIN_US } else { 0 },
+            domain: token,
+            server,
+            servers,
+            name: process.name.word(),
+            proof: self.homes.proof(process.name, process.pid),
+        };
         let fds = [process.channel.fd(), status, table, wake.raw(), self.era.fd()];
-        send(fd, &welcome(0, self.era.epoch, id, token).encode(), &fds)
+        send(fd, &welcome.encode(), &fds)
     }
 
     /// Answers questions about placeholders. Called after every ring has been drained since they
@@ -317,12 +377,6 @@ fn send(socket: RawFd, message: &Message, fds: &[RawFd]) -> Result<(), Errno> {
         *chunk = word.to_ne_bytes();
     }
     sys::send_fds(socket, &bytes, fds, libc::MSG_DONTWAIT).map(drop)
-}
-
-fn welcome(errno: i32, epoch: u32, process_id: ProcessId, domain: DomainToken) -> ControlReply {
-    let spin_us = if crate::processes::processors() > 1 { SPIN_US } else { 0 };
-    let (version, build) = (PROTOCOL_VERSION, BUILD_VERSION);
-    ControlReply::Welcome { errno, version, build, epoch, process_id, spin_us, domain }
 }
 
 /// A token that nobody can guess.

@@ -19,6 +19,7 @@ pub mod error;
 pub mod event_loop;
 pub mod farewell;
 pub mod frame_peers;
+pub mod homes;
 pub mod inherited;
 pub mod life;
 pub mod link_server;

@@ -14,12 +14,15 @@ use haypile_shm::{Doorbell, Message, ServiceChannel};
 use crate::slab::{Key, OwnMap, OwnSet, Slab};
 use crate::sockets::Watch;
 use haypile_engine::control::connection_manager::ProcessId;
+use haypile_engine::control::names::ProcessName;
 
 /// One attached process.
 #[derive(Debug)]
 pub struct Process {
     /// Process id in the kernel's words.
     pub pid: i32,
+    /// Its name in all servers.
+    pub name: ProcessName,
     /// Name of the program, as it says itself.
     pub program: String,
     /// Its trust domain.
@@ -50,12 +53,16 @@ pub struct Connection {
     pub fd: Fd,
     /// The process that said HELLO on it.
     pub process: Option<ProcessId>,
+    /// It was told of another home once; if it says HELLO again, it may stay.
+    pub sent_home: bool,
 }
 
 /// All processes.
 #[derive(Debug, Default)]
 pub struct Processes {
     slab: Slab<Process>,
+    /// By their names in all servers.
+    names: OwnMap<ProcessName, ProcessId>,
     /// Control connections.
     pub connections: Slab<Connection>,
     /// Watchers to ring at the end of the turn.
@@ -80,13 +87,26 @@ pub enum Told {
 impl Processes {
     /// Adds a process; its number is in the answer. Numbers start at 1.
     pub fn insert(&mut self, process: Process) -> ProcessId {
-        self.slab.insert(process).index() + 1
+        let name = process.name;
+        let id = self.slab.insert(process).index() + 1;
+        self.names.insert(name, id);
+        id
     }
 
     /// Takes a process out.
     pub fn remove(&mut self, id: ProcessId) -> Option<Process> {
-        let (key, _) = self.slab.at(id.checked_sub(1)?)?;
+        let (key, process) = self.slab.at(id.checked_sub(1)?)?;
+        // The name may be another's by now: the same process, attached anew.
+        if self.names.get(&process.name) == Some(&id) {
+            let name = process.name;
+            self.names.remove(&name);
+        }
         self.slab.remove(key)
+    }
+
+    /// The process of a name, if it is attached here.
+    pub fn named(&self, name: ProcessName) -> Option<ProcessId> {
+        self.names.get(&name).copied()
     }
 
     /// A process.
@@ -294,6 +314,7 @@ impl Process {
     pub fn new(
         control: RawFd,
         pid: i32,
+        name: ProcessName,
         program: String,
         domain: Key,
         pidfd: Fd,
@@ -301,6 +322,7 @@ impl Process {
     ) -> Result<Process, Errno> {
         Ok(Process {
             pid,
+            name,
             program,
             domain,
             namespace: sys::network_namespace(control).ok(),

@@ -18,6 +18,7 @@ use crate::config::{Config, ServiceLimits};
 use crate::diag::Diag;
 use crate::error::Error;
 use crate::farewell::Held;
+use crate::homes::{Homes, Place};
 use crate::inherited::{Inherited, Notice};
 use crate::link_server::{self, LinkServer};
 use crate::poller::{Poller, Token};
@@ -75,6 +76,8 @@ pub struct Core {
     pub(crate) witness_asked: Instant,
     /// The life of the service that this server is part of.
     pub(crate) era: Era,
+    /// Homes and names of processes.
+    pub(crate) homes: Homes,
     /// Listeners of the server before this one.
     pub(crate) inherited: Inherited,
     /// What the supervisor is to be told.
@@ -91,6 +94,8 @@ pub struct Core {
 
 /// What a server stands on that outlives it.
 pub struct Foundation {
+    /// Which transport server it is.
+    pub place: Place,
     /// Keys of sequence numbers and ports.
     pub secret: [u8; 32],
     /// Seeds tables and searches; never the same twice.
@@ -143,6 +148,7 @@ impl Foundation {
         let epoch = epoch::next_up(writer.get());
         writer.set(epoch);
         Ok(Foundation {
+            place: Place::default(),
             secret: random()?,
             seed: u64::from_ne_bytes(random()?),
             diag: Diag::new()?,
@@ -301,6 +307,7 @@ impl<P: Port> Server<P> {
             new_diag: Vec::new(),
             witness_asked: now,
             era: foundation.era,
+            homes: Homes::new(foundation.place, &foundation.secret, foundation.seed),
             inherited: Inherited::default(),
             notices: Vec::new(),
             tells: foundation.tells,

@@ -18,6 +18,7 @@ use haypile_shm::sys::{self, Errno, Fd, PollFd, privilege};
 use crate::diag::Diag;
 use crate::error::Error;
 use crate::event_loop::{Service, now};
+use crate::homes::Place;
 use crate::links::{self, LinkFacts};
 use crate::processes;
 use crate::report::Facts;
@@ -106,6 +107,7 @@ fn prepare(channel: &Rc<Fd>) -> Result<Ready, Error> {
     let put_off = Rc::new(PutOff::default());
     let opener = ask_for_notices(channel.raw(), Rc::clone(&put_off));
     let foundation = Foundation {
+        place: Place::default(),
         secret,
         seed: u64::from_ne_bytes(random().map_err(failed)?),
         diag: Diag::with(opener).map_err(failed)?,

@@ -11,6 +11,20 @@ pub const ATTACH_VARIABLE: &str = "HAYPILE_ATTACH";
 /// Environment variable with the token of the trust domain, in hexadecimal.
 pub const DOMAIN_VARIABLE: &str = "HAYPILE_DOMAIN";
 
+/// The path of the attach socket of a transport server: `path` is that of server 0, `attach.sock`;
+/// beside it lies `attach-1.sock`, and so on.
+pub fn attach_path(path: &[u8], server: u16) -> Vec<u8> {
+    const ENDING: &[u8] = b".sock";
+    if server == 0 {
+        return path.to_vec();
+    }
+    let (stem, ending) = match path.strip_suffix(ENDING) {
+        Some(stem) => (stem, ENDING),
+        None => (path, &b""[..]),
+    };
+    [stem, format!("-{server}").as_bytes(), ending].concat()
+}
+
 /// A message that came in.
 #[derive(Debug)]
 pub struct Received {

@@ -316,6 +316,7 @@ impl State {
                 assert_eq!(version, PROTOCOL_VERSION);
                 return self.welcome(index);
             }
+            ControlRequest::NewProgram { .. } => return,
             ControlRequest::AttachChild => return self.add_process(first.unwrap()),
             ControlRequest::MapTable { index } => {
                 (ControlReply::TableMapped { index, errno: libc::ENOENT }, vec![])
@@ -360,13 +361,14 @@ impl State {
         let status = self.status.fd();
         let table = self.table.segment(0).unwrap().fd().unwrap();
         let reply = ControlReply::Welcome {
-            errno: 0,
-            version: PROTOCOL_VERSION,
-            build: haypile_shm::BUILD_VERSION,
             epoch: self.epoch.get(),
             process_id: index as u32 + 1,
             spin_us: 20,
             domain: [7; 16],
+            server: 0,
+            servers: 1,
+            name: index as u64 + 1,
+            proof: 1,
         };
         let fds = [channel.fd(), status, table, theirs.raw(), self.epoch.fd()];
         control::send(self.processes[index].control.raw(), &reply.encode(), &fds).unwrap();

@@ -8,6 +8,7 @@
 pub mod connection_manager;
 pub mod messages;
 pub mod names;
+pub mod proofs;
 
 /// A map whose keys nobody outside can choose.
 type OwnMap<K, V> = std::collections::HashMap<K, V, foldhash::fast::FixedState>;

@@ -30,10 +30,11 @@ use haypile_shm::{
 };
 
 use crate::config::{Config, Flags};
+use crate::homes::Place;
 use crate::link_server::{self, BURST, LinkServer};
 use crate::poller::Token;
 use crate::requests::BUDGET;
-use crate::server::{Server, Work};
+use crate::server::{Foundation, Server, Work};
 
 /// The server's address.
 pub const SERVER: &str = "198.18.0.1";
@@ -148,13 +149,20 @@ impl World {
 
     /// A world whose link may take superframes and unfinished checksums both ways.
     pub fn over(settings: &str, superframes: bool) -> World {
+        World::at(Place::default(), settings, superframes)
+    }
+
+    /// A world whose server is one of several transport servers.
+    pub fn at(place: Place, settings: &str, superframes: bool) -> World {
         let directory = tempfile::tempdir().unwrap();
         let text = format!("addresses = [\"{SERVER}/24\", \"2001:2::1/64\"]\n{settings}");
         let config = Config::from_text(&text, &Flags::default(), directory.path()).unwrap();
         let macs = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
         let (port, other) = wire::pair(1500, macs, wire::WIRE_LINES, superframes).unwrap();
         let now = Instant::from_us(1_000_000);
-        let mut server = Server::with_randomness(&config, port, now, [5; 32], 11).unwrap();
+        let foundation =
+            Foundation { place, secret: [5; 32], seed: 11, ..Foundation::alone().unwrap() };
+        let mut server = Server::with(&config, port, now, foundation).unwrap();
         server.core.peer_process = next_process;
         let path = directory.path().join("attach.sock");
         let attach = sys::unix_listen_seqpacket(path.as_os_str().as_bytes(), 64).unwrap();
@@ -257,6 +265,25 @@ impl World {
         let control = self.connect_control();
         NEXT_PROCESS.with_borrow_mut(|next| next.push_back(pid));
         App::greet(self, sleeper(), control, [0; 16])
+    }
+
+    /// The answer to a HELLO of the process `pid`, on a control connection.
+    pub fn greet(&mut self, control: &Fd, pid: i32, name: u64, proof: u64) -> ControlReply {
+        NEXT_PROCESS.with_borrow_mut(|next| next.push_back(pid));
+        let (version, build) = (PROTOCOL_VERSION, haypile_shm::BUILD_VERSION);
+        let (program, domain) = ([0; 16], [3; 16]);
+        let hello = ControlRequest::Hello { version, build, program, domain, name, proof };
+        control::send(control.raw(), &hello.encode(), &[]).unwrap();
+        self.settle();
+        let reply = ControlReply::decode(&control::receive(control.raw()).unwrap().message);
+        // Not asked for if it was sent home.
+        NEXT_PROCESS.with_borrow_mut(VecDeque::clear);
+        reply.unwrap()
+    }
+
+    /// Who will be at the other end of the next connection that is asked about.
+    pub fn next_is(&self, pid: i32) {
+        NEXT_PROCESS.with_borrow_mut(|next| next.push_back(pid));
     }
 
     /// A control connection that nothing was said on yet.
@@ -423,12 +450,19 @@ impl App {
 
     fn greet(world: &mut World, child: Child, control: Fd, domain: [u8; 16]) -> App {
         let (build, program) = (haypile_shm::BUILD_VERSION, *b"application\0\0\0\0\0");
-        let hello = ControlRequest::Hello { version: PROTOCOL_VERSION, build, program, domain };
+        let hello = ControlRequest::Hello {
+            version: PROTOCOL_VERSION,
+            build,
+            program,
+            domain,
+            name: 0,
+            proof: 0,
+        };
         control::send(control.raw(), &hello.encode(), &[]).unwrap();
         world.settle();
         let received = control::receive(control.raw()).unwrap();
         let reply = ControlReply::decode(&received.message).unwrap();
-        let ControlReply::Welcome { errno: 0, process_id, domain, .. } = reply else {
+        let ControlReply::Welcome { process_id, domain, .. } = reply else {
             panic!("refused: {reply:?}");
         };
         let [channel, status, table, wake, ..] = received.fds;

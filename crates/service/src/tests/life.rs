@@ -149,15 +149,19 @@ fn a_version_that_differs_is_told() {
     let (version, build) = (haypile_shm::PROTOCOL_VERSION, haypile_shm::BUILD_VERSION);
     for (theirs, their_build) in [(999, build), (version, build + 1)] {
         let fd = world.connect_control();
-        let (program, domain) = ([0; 16], [0; 16]);
-        let hello = ControlRequest::Hello { version: theirs, build: their_build, program, domain };
+        let hello = ControlRequest::Hello {
+            version: theirs,
+            build: their_build,
+            program: [0; 16],
+            domain: [0; 16],
+            name: 0,
+            proof: 0,
+        };
         control::send(fd.raw(), &hello.encode(), &[]).unwrap();
         world.settle();
         let reply = ControlReply::decode(&control::receive(fd.raw()).unwrap().message).unwrap();
-        let ControlReply::Welcome { errno, version: told, build: told_build, .. } = reply else {
-            panic!("{reply:?}")
-        };
-        assert_eq!((errno, told, told_build), (libc::EPROTO, version, build));
+        let told = ControlReply::Refused { errno: libc::EPROTO, version, build };
+        assert_eq!(reply, told);
     }
     assert_eq!(world.server.core.counters.refused_attaches, 2);
 }

@@ -5,6 +5,7 @@
 mod accepting;
 mod datagrams;
 mod farewell;
+mod homes;
 mod hostile;
 mod inherited;
 mod life;

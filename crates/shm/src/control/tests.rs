@@ -27,3 +27,10 @@ fn messages_of_another_length_are_refused() {
         assert_eq!(receive(right.raw()).unwrap_err(), Errno::EPROTO);
     }
 }
+
+#[test]
+fn the_attach_sockets_of_a_service_lie_beside_each_other() {
+    assert_eq!(attach_path(b"/run/x/attach.sock", 0), b"/run/x/attach.sock");
+    assert_eq!(attach_path(b"/run/x/attach.sock", 1), b"/run/x/attach-1.sock");
+    assert_eq!(attach_path(b"/run/x/other", 62), b"/run/x/other-62");
+}

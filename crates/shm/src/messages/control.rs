@@ -11,19 +11,33 @@ pub const PROGRAM_BYTES: usize = 16;
 
 type Token = [u8; DOMAIN_TOKEN_BYTES];
 
+/// Bits of the name of a process: a number of 32 bits, above it its home.
+const NAME_BITS: u32 = 48;
+const NAME_MASK: u64 = (1 << NAME_BITS) - 1;
+
 /// Application to service.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum ControlRequest {
-    /// First message of a process. Answered by `Welcome`.
+    /// First message of a process. Answered by `Welcome`, `Refused` or `Home`.
     Hello {
         /// `PROTOCOL_VERSION` of the application.
         version: u32,
-        /// `BUILD_VERSION` of the application.
+        /// `BUILD_VERSION` of the application, 48 bits.
         build: u64,
         /// Name of its program, ended by a 0 byte unless it fills the array.
         program: [u8; PROGRAM_BYTES],
         /// The trust domain to join; zero: a new one.
         domain: Token,
+        /// The name of the process in all servers, 48 bits; 0: it has no home yet.
+        name: u64,
+        /// What its home has given it to show with the name.
+        proof: u64,
+    },
+    /// Said to a server that the process is not attached to, on a connection of its own: the process
+    /// runs another program now, and what it was there under another name is over. Not answered.
+    NewProgram {
+        /// The name of the process, 48 bits.
+        name: u64,
     },
     /// From a forked child, on the connection inherited from its parent, with one descriptor: an
     /// end of a socket pair, which becomes the child's own control connection. Not answered.
@@ -63,16 +77,28 @@ pub enum ControlRequest {
 /// Service to application.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum ControlReply {
-    /// Answer to `Hello`, with five descriptors: channel, status, socket table 0, wake socket,
-    /// epoch. No descriptors if `errno` is not 0.
-    Welcome {
-        /// 0 or a positive errno; `EPROTO`: the versions differ.
+    /// Answer to `Hello`: no.
+    Refused {
+        /// Why, never 0; `EPROTO`: the versions differ.
         errno: i32,
         /// `PROTOCOL_VERSION` of the service.
         version: u32,
-        /// `BUILD_VERSION` of the service.
+        /// `BUILD_VERSION` of the service, 48 bits.
         build: u64,
-        /// The epoch of the service (`epoch`): another one means another server.
+    },
+    /// Answer to a `Hello` without a name: the process is to make another server its home. One that
+    /// cannot reach it says HELLO again, on the same connection, and may stay.
+    Home {
+        /// The transport server to go to.
+        server: u16,
+        /// How many there are.
+        servers: u16,
+    },
+    /// Answer to `Hello`, with five descriptors: channel, status, socket table 0, wake socket,
+    /// epoch.
+    Welcome {
+        /// The epoch of the server (`epoch`, the word of its number): another one means another
+        /// server.
         epoch: u32,
         /// The number of this process in owner words.
         process_id: u32,
@@ -80,6 +106,14 @@ pub enum ControlReply {
         spin_us: u32,
         /// The trust domain, to hand on by the environment.
         domain: Token,
+        /// Which transport server this is.
+        server: u16,
+        /// How many there are.
+        servers: u16,
+        /// The name of the process in all servers, 48 bits.
+        name: u64,
+        /// What it has to show with the name.
+        proof: u64,
     },
     /// Answer to `MapTable`, with the descriptor of the table unless it failed.
     TableMapped {
@@ -139,7 +173,10 @@ mod kind {
     pub const DROP_WATCHER: u64 = 0x206;
     pub const ADOPT: u64 = 0x207;
     pub const RESTORE: u64 = 0x208;
+    pub const NEW_PROGRAM: u64 = 0x209;
+    /// With an errno: refused.
     pub const WELCOME: u64 = 0x301;
+    pub const HOME: u64 = 0x302;
     pub const TABLE_MAPPED: u64 = 0x303;
     pub const ARENA_MAPPED: u64 = 0x304;
     pub const WATCHER_MADE: u64 = 0x305;
@@ -159,10 +196,16 @@ impl ControlRequest {
     /// As a message.
     pub fn encode(&self) -> Message {
         match *self {
-            ControlRequest::Hello { version, build, program, domain } => {
+            ControlRequest::Hello { version, build, program, domain, name, proof } => {
                 let [a, b] = token_words(domain);
                 let [c, d] = token_words(program);
-                [kind::HELLO, u64::from(version), a, b, build, c, d, 0]
+                // Without a name it says its version where every version has looked for it.
+                let (number, home) = (name as u32, name >> 32 << NAME_BITS);
+                let build = build & NAME_MASK | home;
+                [kind::HELLO, pair(version, number), a, b, build, c, d, proof]
+            }
+            ControlRequest::NewProgram { name } => {
+                [kind::NEW_PROGRAM, name & NAME_MASK, 0, 0, 0, 0, 0, 0]
             }
             ControlRequest::AttachChild => [kind::ATTACH_CHILD, 0, 0, 0, 0, 0, 0, 0],
             ControlRequest::MapTable { index } => number(kind::MAP_TABLE, index),
@@ -179,12 +222,18 @@ impl ControlRequest {
         // The version comes before everything else, whatever it is.
         let value = || word32(message[1]);
         Ok(match message[0] {
-            kind::HELLO => ControlRequest::Hello {
-                version: value()?,
-                domain: words_token([message[2], message[3]]),
-                build: message[4],
-                program: words_token([message[5], message[6]]),
-            },
+            kind::HELLO => {
+                let (version, number) = unpair(message[1]);
+                ControlRequest::Hello {
+                    version,
+                    domain: words_token([message[2], message[3]]),
+                    build: message[4] & NAME_MASK,
+                    program: words_token([message[5], message[6]]),
+                    name: message[4] >> NAME_BITS << 32 | u64::from(number),
+                    proof: message[7],
+                }
+            }
+            kind::NEW_PROGRAM => ControlRequest::NewProgram { name: message[1] & NAME_MASK },
             kind::ATTACH_CHILD => ControlRequest::AttachChild,
             kind::MAP_TABLE => ControlRequest::MapTable { index: value()? },
             kind::MAP_ARENA => ControlRequest::MapArena { index: value()? },
@@ -201,6 +250,12 @@ impl ControlRequest {
     }
 }
 
+/// A server's number and how many there are, from one word.
+fn places(word: u32) -> Result<(u16, u16), Malformed> {
+    let (server, servers) = (word as u16, (word >> 16) as u16);
+    if server < servers { Ok((server, servers)) } else { Err(Malformed) }
+}
+
 fn number(kind: u64, value: u32) -> Message {
     [kind, u64::from(value), 0, 0, 0, 0, 0, 0]
 }
@@ -213,11 +268,26 @@ impl ControlReply {
     /// As a message.
     pub fn encode(&self) -> Message {
         match *self {
-            ControlReply::Welcome { errno, version, build, epoch, process_id, spin_us, domain } => {
+            ControlReply::Refused { errno, version, build } => {
+                [kind::WELCOME, pair(version, errno as u32), 0, 0, 0, build & NAME_MASK, 0, 0]
+            }
+            ControlReply::Home { server, servers } => {
+                number(kind::HOME, u32::from(server) | u32::from(servers) << 16)
+            }
+            ControlReply::Welcome {
+                epoch,
+                process_id,
+                spin_us,
+                domain,
+                server,
+                servers,
+                name,
+                proof,
+            } => {
                 let [a, b] = token_words(domain);
-                let first = pair(version, errno as u32);
                 let second = pair(process_id, spin_us);
-                [kind::WELCOME, first, second, a, b, build, u64::from(epoch), 0]
+                let which = pair(epoch, u32::from(server) | u32::from(servers) << 16);
+                [kind::WELCOME, 0, second, a, b, name & NAME_MASK, which, proof]
             }
             ControlReply::TableMapped { index, errno } => {
                 numbered(kind::TABLE_MAPPED, index, errno)
@@ -240,12 +310,29 @@ impl ControlReply {
         let (first, second) = unpair(message[1]);
         let errno = second as i32;
         Ok(match message[0] {
+            kind::WELCOME if errno != 0 => {
+                ControlReply::Refused { errno, version: first, build: message[5] & NAME_MASK }
+            }
             kind::WELCOME => {
                 let (process_id, spin_us) = unpair(message[2]);
                 let domain = words_token([message[3], message[4]]);
-                let (build, epoch) = (message[5], word32(message[6])?);
-                let version = first;
-                ControlReply::Welcome { errno, version, build, epoch, process_id, spin_us, domain }
+                let (epoch, which) = unpair(message[6]);
+                let (server, servers) = places(which)?;
+                let (name, proof) = (message[5] & NAME_MASK, message[7]);
+                ControlReply::Welcome {
+                    epoch,
+                    process_id,
+                    spin_us,
+                    domain,
+                    server,
+                    servers,
+                    name,
+                    proof,
+                }
+            }
+            kind::HOME => {
+                let (server, servers) = places(word32(message[1])?)?;
+                ControlReply::Home { server, servers }
             }
             kind::TABLE_MAPPED => ControlReply::TableMapped { index: first, errno },
             kind::ARENA_MAPPED => ControlReply::ArenaMapped { index: first, errno },

@@ -13,7 +13,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 pub use control::{ControlReply, ControlRequest, DOMAIN_TOKEN_BYTES, SocketKind};
 pub use reply::{
-    DatagramError, NOT_OURS, OPTION_BYTES, OptionReply, ReplyPayload, RouteAnswer, SocketReply,
+    DatagramError, ELSEWHERE, NOT_OURS, OPTION_BYTES, OptionReply, ReplyPayload, RouteAnswer,
+    SocketReply,
 };
 pub use request::{OPTION_MORE, Request, RequestBody, RequestHeader, Shutdown};
 

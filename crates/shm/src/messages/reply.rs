@@ -11,15 +11,19 @@ pub type ReplyPayload = [u64; 7];
 /// The errno of a reply that means: this address is not ours, let the kernel do it.
 pub const NOT_OURS: i32 = -1;
 
+/// The errno of a reply that means: another transport server keeps this flow or port, its number is
+/// in `slot`. The same request is to be made there; here nothing was opened.
+pub const ELSEWHERE: i32 = -2;
+
 /// Bytes of an option value that fit in a reply.
 pub const OPTION_BYTES: usize = 48;
 
 /// Reply to Bind, Listen, Connect, Open and SetOption.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct SocketReply {
-    /// 0, a positive errno, or [`NOT_OURS`].
+    /// 0, a positive errno, [`NOT_OURS`] or [`ELSEWHERE`].
     pub errno: i32,
-    /// The socket; `NO_SLOT` on failure to open one.
+    /// The socket; `NO_SLOT` on failure to open one; with [`ELSEWHERE`] the number of a server.
     pub slot: u32,
     /// Its generation.
     pub generation: u32,
@@ -31,6 +35,11 @@ impl SocketReply {
     /// A failure that opened no socket.
     pub fn failure(errno: i32) -> SocketReply {
         SocketReply { errno, slot: crate::limits::NO_SLOT, generation: 0, local: None }
+    }
+
+    /// The request is another transport server's to answer; nothing was opened here.
+    pub fn elsewhere(server: u16) -> SocketReply {
+        SocketReply { errno: ELSEWHERE, slot: u32::from(server), generation: 0, local: None }
     }
 
     /// As the payload of a cell.

@@ -93,10 +93,39 @@ fn events_and_replies_survive() {
 }
 
 #[test]
+fn a_hello_without_a_name_says_its_version_where_it_always_stood() {
+    let hello = ControlRequest::Hello {
+        version: 9,
+        build: 7,
+        program: [0; 16],
+        domain: [0; 16],
+        name: 0,
+        proof: 0,
+    };
+    assert_eq!((hello.encode()[1], hello.encode()[4]), (9, 7));
+}
+
+#[test]
+fn a_server_that_is_none_of_so_many_is_refused() {
+    for servers in [0, 3] {
+        let home = ControlReply::Home { server: 3, servers };
+        assert_eq!(ControlReply::decode(&home.encode()), Err(Malformed));
+    }
+}
+
+#[test]
 fn control_messages_survive() {
     let domain = core::array::from_fn(|index| index as u8 + 1);
     for request in [
-        ControlRequest::Hello { version: 1, build: u64::MAX, program: [9; 16], domain },
+        ControlRequest::Hello {
+            version: 1,
+            build: (1 << 48) - 1,
+            program: [9; 16],
+            domain,
+            name: 0xffff_0000_0001,
+            proof: u64::MAX,
+        },
+        ControlRequest::NewProgram { name: (1 << 48) - 1 },
         ControlRequest::Restore { shared: true },
         ControlRequest::Restore { shared: false },
         ControlRequest::AttachChild,
@@ -111,14 +140,17 @@ fn control_messages_survive() {
     }
     let (errno, version) = (-1, u32::MAX);
     for reply in [
+        ControlReply::Refused { errno, version, build: 1 << 32 },
+        ControlReply::Home { server: 1, servers: 2 },
         ControlReply::Welcome {
-            errno,
-            version,
-            build: 1 << 32,
             epoch: 4,
             process_id: 7,
             spin_us: 50,
             domain,
+            server: 62,
+            servers: 63,
+            name: 0xffff_1234_5678,
+            proof: 1 << 63,
         },
         ControlReply::TableMapped { index: 1, errno },
         ControlReply::ArenaMapped { index: 2, errno: 12 },
@@ -140,7 +172,7 @@ proptest! {
     /// Known kinds with any words behind them: what random bytes alone would never reach.
     #[test]
     fn any_words_behind_a_known_kind(
-        kind in prop_oneof![0u64..29, 0x100u64..0x104, 0x200u64..0x209, 0x300u64..0x309],
+        kind in prop_oneof![0u64..29, 0x100u64..0x104, 0x200u64..0x20a, 0x300u64..0x309],
         high in any::<u64>(),
         words in any::<[u64; 7]>(),
         small in any::<bool>(),
