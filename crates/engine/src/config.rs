@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use crate::error::{ConfigError, ParseCidrError};
 use crate::limits::{self, Limits};
+use crate::shard::Steered;
 
 /// An address with a prefix length: a host address within its network, or a network.
 #[derive(Copy, Clone, PartialEq, Eq, Debug, Hash)]
@@ -127,6 +128,8 @@ pub struct ShardConfig {
     pub seed: u64,
     /// What the link does.
     pub offloads: Offloads,
+    /// Which server of several on the link this is; `None` for the only one.
+    pub steered: Option<Steered>,
 }
 
 impl ShardConfig {
@@ -234,6 +237,7 @@ mod tests {
             secret: [7; 32],
             seed: 1,
             offloads: Offloads::default(),
+            steered: None,
         }
     }
 

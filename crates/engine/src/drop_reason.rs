@@ -36,6 +36,8 @@ drop_reasons! {
     FrameOversized => "frame is longer than the MTU allows",
     EthernetNotForUs => "Ethernet destination is another station",
     EthernetBadSource => "Ethernet source is a group address",
+    CopyForOthers => "copy of a neighbour message that tells this server nothing",
+    SpeakerOnly => "message that another server of this service answers",
     EthernetUnknownType => "Ethernet type is neither ARP, IPv4 nor IPv6",
     // ARP
     ArpMalformed => "ARP packet is malformed",
@@ -73,6 +75,7 @@ drop_reasons! {
     ProtocolUnknown => "no such transport protocol here",
     UdpMalformed => "UDP header is malformed",
     UdpBadChecksum => "UDP checksum is wrong",
+    UdpElsewhere => "datagram to a port that is at home in another server",
     UdpPortZero => "UDP destination port is zero",
     UdpNoPort => "no UDP socket has this port",
     UdpReceiveFull => "no memory is left at the UDP sockets that the datagram is for",
@@ -98,6 +101,7 @@ drop_reasons! {
     // TCP before a connection
     TcpMalformed => "TCP header or options are malformed",
     TcpBadChecksum => "TCP checksum is wrong",
+    TcpElsewhere => "TCP segment of no connection here, and another server owns the flow",
     TcpPortZero => "TCP port is zero",
     TcpNotUnicast => "TCP segment to a group address",
     TcpNoFlow => "TCP segment for a connection that does not exist; answered with RST",

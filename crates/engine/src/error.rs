@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use crate::control::names::ServerNumber;
+
 /// Why a [`crate::ShardConfig`] cannot be used.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub enum ConfigError {
@@ -68,6 +70,8 @@ pub enum ListenError {
     NoPort,
     /// The limit of sockets is reached (ENOBUFS).
     TooManySockets,
+    /// The UDP port is at home in another server: ask there.
+    Elsewhere(ServerNumber),
 }
 
 impl fmt::Display for ListenError {
@@ -77,6 +81,7 @@ impl fmt::Display for ListenError {
             ListenError::AddressNotAvailable => "not an address of this service",
             ListenError::NoPort => "a listener needs a port",
             ListenError::TooManySockets => "no room for another socket",
+            ListenError::Elsewhere(_) => "another server is the port's home",
         })
     }
 }
@@ -103,6 +108,8 @@ pub enum ConnectError {
     TooManySockets,
     /// A broadcast address, and the UDP socket has no permission for it (EACCES).
     BroadcastRefused,
+    /// Another server owns the flow: ask there.
+    Elsewhere(ServerNumber),
 }
 
 impl fmt::Display for ConnectError {
@@ -116,6 +123,7 @@ impl fmt::Display for ConnectError {
             ConnectError::FamilyMismatch => "local and remote address have different families",
             ConnectError::TooManySockets => "no room for another socket",
             ConnectError::BroadcastRefused => "the socket may not send to broadcast addresses",
+            ConnectError::Elsewhere(_) => "another server owns the flow",
         })
     }
 }

@@ -47,13 +47,15 @@ pub struct Groups {
     messages: VecDeque<Message>,
     /// Not later than the earliest report.
     next: Option<Instant>,
+    /// Groups have come or gone.
+    changed: bool,
 }
 
 impl Groups {
     /// No groups; at most `limit`.
     pub fn new(seed: u64, limit: usize) -> Groups {
         let groups = HashMap::with_hasher(foldhash::quality::FixedState::with_seed(seed));
-        Groups { groups, limit, messages: VecDeque::new(), next: None }
+        Groups { groups, limit, messages: VecDeque::new(), next: None, changed: false }
     }
 
     /// A socket joins; true when it is the first, `None` without room. `random` decides when the
@@ -66,6 +68,7 @@ impl Groups {
         if self.groups.len() >= self.limit {
             return None;
         }
+        self.changed = true;
         let mut new = Group { members: 1, report_at: None, reports_left: 0, last_reporter: false };
         if is_reported(group) {
             let at = now.plus_us(random % UNSOLICITED_INTERVAL_US);
@@ -84,6 +87,7 @@ impl Groups {
         let Some(known) = self.groups.get_mut(&group) else { return };
         known.members -= 1;
         if known.members == 0 {
+            self.changed = true;
             if known.last_reporter {
                 self.messages.push_back(Message::Leave(group));
             }
@@ -94,6 +98,16 @@ impl Groups {
     /// Whether somebody here is in the group.
     pub fn contains(&self, group: IpAddr) -> bool {
         !self.groups.is_empty() && self.groups.contains_key(&group)
+    }
+
+    /// Whether groups have come or gone since the last call.
+    pub fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// The groups that somebody here is in.
+    pub fn iter(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.groups.keys().copied()
     }
 
     /// A router asks for one group or, with `None`, for all of a family, and wants answers within

@@ -5,12 +5,16 @@
 //! asks for. Read first: RFC 4862 (addresses), RFC 4861 section 6.3 (routers), RFC 8106 (name
 //! servers).
 
+mod update;
+
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::config::{Cidr, Route};
 use crate::routing::Routing;
 use crate::time::Instant;
+
+pub use update::{NetworkUpdate, UsedAddress};
 
 /// RETRANS_TIMER, which is also how long a probe waits for an answer.
 const RETRANSMIT_US: u64 = 1_000_000;

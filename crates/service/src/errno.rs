@@ -25,6 +25,8 @@ pub fn of_listen_error(error: ListenError) -> i32 {
         ListenError::AddressNotAvailable => libc::EADDRNOTAVAIL,
         ListenError::NoPort => libc::EINVAL,
         ListenError::TooManySockets => libc::ENOBUFS,
+        // Answered with the server before it comes to this; nobody else knows the port.
+        ListenError::Elsewhere(_) => libc::EADDRINUSE,
     }
 }
 
@@ -39,5 +41,7 @@ pub fn of_connect_error(error: ConnectError) -> i32 {
         ConnectError::FamilyMismatch => libc::EAFNOSUPPORT,
         ConnectError::TooManySockets => libc::ENOBUFS,
         ConnectError::BroadcastRefused => libc::EACCES,
+        // As above.
+        ConnectError::Elsewhere(_) => libc::EADDRNOTAVAIL,
     }
 }

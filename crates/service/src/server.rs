@@ -268,6 +268,7 @@ impl<P: Port> Server<P> {
             secret: foundation.secret,
             seed: foundation.seed,
             offloads: link_server::offloads(port.features()),
+            steered: None,
         };
         let ports = Ports::new(shard_config.seed.rotate_left(17));
         let mut shard = Shard::new(shard_config, now).map_err(|error| {

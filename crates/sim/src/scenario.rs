@@ -141,6 +141,7 @@ fn build_host_with(number: usize, mtu: u16, seed: u64, offloads: Offloads) -> Ho
         secret,
         seed: random.next_u64(),
         offloads,
+        steered: None,
     };
     let start = haypile_engine::Instant::from_us(1_000_000);
     let shard = Shard::new(config, start).expect("a host of the simulation is well configured");

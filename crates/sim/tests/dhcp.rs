@@ -47,6 +47,7 @@ fn stage(seed: u64, plan: FaultPlan) -> Stage {
         secret: [seed as u8; 32],
         seed,
         offloads: Offloads::default(),
+        steered: None,
     };
     let mut shard = Shard::new(config, world.now()).expect("a shard without an address");
     shard.start_dhcp(world.now());

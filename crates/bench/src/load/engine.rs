@@ -184,6 +184,7 @@ impl Engine {
                 tx_checksum: features.tx_checksum,
                 tx_segmentation: features.tx_segmentation_max,
             },
+            steered: None,
         };
         let shard =
             Shard::new(config, now()).map_err(|error| format!("the generator's stack: {error}"))?;

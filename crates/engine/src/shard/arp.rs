@@ -35,7 +35,11 @@ impl Shard {
         if message.sender.is_unspecified() {
             // An address probe (RFC 5227 section 2.1.1): answered, but there is nobody to learn.
             let asked = message.request && self.routing.is_ours(IpAddr::V4(message.target));
-            return if asked { self.reply_arp(&message) } else { Err(DropReason::ArpNotForUs) };
+            return match (asked, self.is_speaker()) {
+                (true, true) => self.reply_arp(&message),
+                (true, false) => Err(DropReason::SpeakerOnly),
+                (false, _) => Err(self.useless_copy(DropReason::ArpNotForUs)),
+            };
         }
         let sender = IpAddr::V4(message.sender);
         let possible = !EthernetAddress(message.sender_mac).is_multicast()
@@ -49,6 +53,11 @@ impl Shard {
         }
         let ours = self.routing.is_ours(IpAddr::V4(message.target));
         let result = match (message.request, ours) {
+            (true, true) if !self.is_speaker() => {
+                let (now, mac) = (self.now, message.sender_mac);
+                self.neighbours.hear_request(now, sender, mac, &mut self.counters);
+                Ok(())
+            }
             (true, true) => {
                 let (now, mac) = (self.now, message.sender_mac);
                 self.neighbours.hear_request(now, sender, mac, &mut self.counters);
@@ -66,7 +75,7 @@ impl Shard {
         if self.neighbours.hear_answer(self.now, sender, answer, &mut self.counters) {
             Ok(())
         } else {
-            Err(DropReason::ArpUnsolicited)
+            Err(self.useless_copy(DropReason::ArpUnsolicited))
         }
     }
 
@@ -77,14 +86,19 @@ impl Shard {
         message: &Message,
     ) -> Result<(), DropReason> {
         if message.target != message.sender {
-            return Err(DropReason::ArpNotForUs);
+            return Err(self.useless_copy(DropReason::ArpNotForUs));
         }
         let mac = message.sender_mac;
         if self.neighbours.hear_announcement(self.now, sender, mac, &mut self.counters) {
             Ok(())
         } else {
-            Err(DropReason::ArpUnsolicited)
+            Err(self.useless_copy(DropReason::ArpUnsolicited))
         }
+    }
+
+    /// Why a neighbour message is dropped: one that only the speaker need understand is no fault.
+    pub(super) fn useless_copy(&self, reason: DropReason) -> DropReason {
+        if self.is_speaker() { reason } else { DropReason::CopyForOthers }
     }
 
     fn reply_arp(&mut self, request: &Message) -> Result<(), DropReason> {

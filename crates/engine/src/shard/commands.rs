@@ -107,9 +107,17 @@ impl Shard {
             return Err(ConnectError::TooManySockets);
         }
         let (key, occupant) = match local.map_or(0, |local| local.port()) {
-            0 => self.choose_port(address, remote).ok_or(ConnectError::NoPortLeft)?,
+            0 => {
+                if let Some(owner) = self.owner_of_all_flows_to(remote) {
+                    return Err(ConnectError::Elsewhere(owner));
+                }
+                self.choose_port(address, remote).ok_or(ConnectError::NoPortLeft)?
+            }
             port => {
                 let key = FlowKey::new(SocketAddr::new(address, port), remote);
+                if let Some(owner) = self.flow_owner(key.local(), remote) {
+                    return Err(ConnectError::Elsewhere(owner));
+                }
                 (key, self.occupant(&key))
             }
         };
@@ -280,6 +288,9 @@ impl Shard {
                     return false;
                 }
                 let key = FlowKey::new(SocketAddr::new(local, port), remote);
+                if self.is_elsewhere(&key) {
+                    return false;
+                }
                 let occupant = self.occupant(&key);
                 let usable = match occupant {
                     Occupant::Nobody => true,

@@ -108,6 +108,10 @@ impl Shard {
             return false;
         }
         let Some(message) = self.groups.poll_message() else { return false };
+        if !self.is_speaker() {
+            // The speaker reports for us.
+            return true;
+        }
         let (report, group) = match message {
             Message::Report(group) => (true, group),
             Message::Leave(group) => (false, group),

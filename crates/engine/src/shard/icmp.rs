@@ -104,6 +104,9 @@ impl Shard {
         packet: &IpPacket<'_>,
         reply_type: u8,
     ) -> Result<(), DropReason> {
+        if !self.is_speaker() {
+            return Err(DropReason::SpeakerOnly);
+        }
         self.counters.count(Counter::EchoRequestsReceived);
         if packet.source.is_unspecified() {
             return Err(DropReason::IcmpMalformed);

@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use smoltcp::wire::Ipv4Packet;
 
 use super::Shard;
+use super::elsewhere::ForwardKind;
 use super::groups::IGMP;
 use super::headers::{IPV4_HEADER, UDP, write_u16};
 use super::receive::{Ingress, IpPacket};
@@ -47,7 +48,7 @@ impl Shard {
         let options = bytes.get(IPV4_HEADER..usize::from(packet.header_len()));
         check_ipv4_options(options.ok_or(DropReason::Ipv4Malformed)?)?;
         if packet.more_frags() || packet.frag_offset() != 0 {
-            return self.handle_ipv4_fragment(&packet, bytes, streams);
+            return self.handle_ipv4_fragment(&packet, bytes, group, streams);
         }
         let packet = IpPacket {
             ingress,
@@ -120,6 +121,7 @@ impl Shard {
         &mut self,
         packet: &Ipv4Packet<&[u8]>,
         bytes: &[u8],
+        group: bool,
         streams: &mut impl Streams,
     ) -> Result<(), DropReason> {
         self.counters.count(Counter::FragmentsReceived);
@@ -143,6 +145,11 @@ impl Shard {
         header.clear_flags();
         header.set_frag_offset(0);
         header.fill_checksum();
+        // Of what is sent to a group every server has all fragments.
+        if !group {
+            let Some(ours) = self.forward(ForwardKind::Reassembled, whole) else { return Ok(()) };
+            whole = ours;
+        }
         let ingress = Ingress {
             wire: true,
             link_group: false,

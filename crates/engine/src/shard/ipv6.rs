@@ -11,6 +11,7 @@ use smoltcp::wire::{
 };
 
 use super::Shard;
+use super::elsewhere::ForwardKind;
 use super::headers::{IPV6_HEADER, write_u16, write_u32};
 use super::icmp_errors::IcmpCause;
 use super::receive::{Ingress, IpPacket};
@@ -227,6 +228,11 @@ impl Shard {
         let Some(mut whole) = whole else { return Ok(()) };
         let payload_len = (whole.len() - IPV6_HEADER) as u16;
         write_u16(&mut whole, 4, payload_len);
+        // Of what is sent to a group every server has all fragments.
+        if !packet.group {
+            let Some(ours) = self.forward(ForwardKind::Reassembled, whole) else { return Ok(()) };
+            whole = ours;
+        }
         let ingress = Ingress {
             wire: true,
             link_group: false,

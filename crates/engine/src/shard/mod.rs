@@ -9,6 +9,7 @@
 mod arp;
 mod commands;
 mod dhcp;
+mod elsewhere;
 mod entry;
 mod groups;
 mod headers;
@@ -30,13 +31,15 @@ mod udp_commands;
 mod udp_errors;
 mod udp_send;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 
+pub use self::elsewhere::{Forward, ForwardKind, Steered};
 use self::entry::{Entry, Socket};
 use self::lifecycle::QueuedEvent;
 use self::udp::DatagramSocket;
 use crate::config::{Offloads, ShardConfig};
+use crate::control::names::ServerNumber;
 use crate::counters::Counters;
 use crate::datagram_table::DatagramTable;
 use crate::error::ConfigError;
@@ -162,6 +165,14 @@ pub struct Shard {
     unfinished: bool,
     /// The event trace, while it is on.
     trace: Option<Box<Trace>>,
+    /// Which server we are, where there are several.
+    steered: Option<Steered>,
+    /// Packets for other servers.
+    forwards: VecDeque<Forward>,
+    /// The speaker has news for the others.
+    network_update_due: bool,
+    /// Groups of other servers, at the speaker.
+    foreign_groups: BTreeMap<ServerNumber, Vec<IpAddr>>,
 }
 
 impl Shard {
@@ -171,7 +182,9 @@ impl Shard {
     /// What is wrong with the configuration.
     pub fn new(config: ShardConfig, now: Instant) -> Result<Shard, ConfigError> {
         config.validate()?;
-        let ShardConfig { mac, mtu, addresses, routes, limits, secret, seed, offloads } = config;
+        let ShardConfig { mac, mtu, addresses, routes, limits, secret, seed, offloads, steered } =
+            config;
+        let servers = steered.as_ref().map_or(1, |steered| steered.steering.servers());
         let network = Network::new(&addresses, &routes);
         Ok(Shard {
             mac,
@@ -201,7 +214,7 @@ impl Shard {
             matches: Vec::new(),
             outgoing: DatagramQueue::new(limits.datagrams as usize, limits.datagram_bytes),
             datagram_sent: false,
-            groups: Groups::new(seed, limits.groups as usize),
+            groups: Groups::new(seed, limits.groups as usize * usize::from(servers)),
             path_mtus: PathMtus::new(seed, limits.path_mtus as usize),
             ports: Ports::new(seed),
             time_wait: TimeWaitTable::new(limits.time_wait as usize, 2 * limits.msl_us),
@@ -228,6 +241,10 @@ impl Shard {
             ),
             unfinished: false,
             trace: None,
+            steered,
+            forwards: VecDeque::new(),
+            network_update_due: false,
+            foreign_groups: BTreeMap::new(),
             limits,
         })
     }
@@ -291,6 +308,7 @@ impl Shard {
     pub fn is_quiet(&self) -> bool {
         let quiet = |entry: &Entry| entry.gone || !entry.connection.has_unfinished_data();
         self.replies.is_empty()
+            && self.forwards.is_empty()
             && self.loopback.is_empty()
             && self.outgoing.is_empty()
             && self.ready.is_empty()

@@ -53,7 +53,7 @@ impl Shard {
             return Ok(());
         }
         if !self.routing.is_ours(IpAddr::V6(message.target)) {
-            return Err(DropReason::NdpNotForUs);
+            return Err(self.useless_copy(DropReason::NdpNotForUs));
         }
         if !probe && !self.routing.is_on_link(packet.source) {
             return Err(DropReason::NdpBadSource);
@@ -61,6 +61,9 @@ impl Shard {
         if let Some(mac) = message.mac {
             self.neighbours.hear_request(self.now, packet.source, mac, &mut self.counters);
             self.release_neighbours();
+        }
+        if !self.is_speaker() {
+            return if message.mac.is_some() { Ok(()) } else { Err(DropReason::SpeakerOnly) };
         }
         let to = if probe { ALL_NODES } else { source };
         self.queue_advertisement(message.target, to, !probe)
@@ -84,7 +87,7 @@ impl Shard {
         let answer = Answer { mac: message.mac, solicited, replace };
         let known = self.neighbours.hear_answer(self.now, target, answer, &mut self.counters);
         self.release_neighbours();
-        if known { Ok(()) } else { Err(DropReason::NdpUnsolicited) }
+        if known { Ok(()) } else { Err(self.useless_copy(DropReason::NdpUnsolicited)) }
     }
 
     fn queue_advertisement(

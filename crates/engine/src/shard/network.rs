@@ -102,6 +102,7 @@ impl Shard {
         }
         if let Some(routing) = self.network.take_routing() {
             self.routing = routing;
+            self.network_update_due = self.steered.is_some() && self.is_speaker();
             if !self.network_event_queued {
                 self.network_event_queued = true;
                 self.events.push_back(QueuedEvent::Ready(Event::NetworkChanged));
@@ -140,6 +141,9 @@ impl Shard {
         if !options_are_sound(options) {
             return Err(DropReason::NdpMalformed);
         }
+        if !self.is_speaker() {
+            return self.note_router(packet.source, options);
+        }
         if !self.network.takes_advertisements() {
             return Err(DropReason::NdpNotWanted);
         }
@@ -155,11 +159,21 @@ impl Shard {
         Ok(())
     }
 
+    /// Where a router is, when we know it already; the rest is told by the speaker.
+    fn note_router(&mut self, router: IpAddr, options: &[u8]) -> Result<(), DropReason> {
+        let macs = iterate(options).filter(|option| option[0] == OPTION_SOURCE);
+        let Some(mac) = macs.filter_map(link_address).last() else {
+            return Err(DropReason::CopyForOthers);
+        };
+        let known = self.neighbours.hear_announcement(self.now, router, mac, &mut self.counters);
+        self.release_neighbours();
+        if known { Ok(()) } else { Err(DropReason::CopyForOthers) }
+    }
+
     fn hear_option(&mut self, router: IpAddr, option: &[u8]) {
         match (option[0], option.len()) {
             (OPTION_SOURCE, LINK_ADDRESS_OPTION) => {
-                let mac: [u8; 6] = [2, 3, 4, 5, 6, 7].map(|at: usize| option[at]);
-                if mac[0] & 1 == 0 && mac != [0; 6] {
+                if let Some(mac) = link_address(option) {
                     self.neighbours.hear_request(self.now, router, mac, &mut self.counters);
                     self.release_neighbours();
                 }
@@ -255,6 +269,12 @@ fn iterate(mut options: &[u8]) -> impl Iterator<Item = &[u8]> {
         options = &options[len..];
         Some(option)
     })
+}
+
+/// The Ethernet address of an option, if it can be one.
+fn link_address(option: &[u8]) -> Option<[u8; 6]> {
+    let mac: [u8; 6] = option.get(2..LINK_ADDRESS_OPTION)?.try_into().ok()?;
+    (mac[0] & 1 == 0 && mac != [0; 6]).then_some(mac)
 }
 
 fn address(option: &[u8], at: usize) -> Option<Ipv6Addr> {

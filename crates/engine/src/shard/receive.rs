@@ -89,7 +89,7 @@ impl Shard {
         self.tally(verdict);
     }
 
-    fn tally(&mut self, verdict: Result<(), DropReason>) {
+    pub(super) fn tally(&mut self, verdict: Result<(), DropReason>) {
         match verdict {
             Ok(()) => self.counters.count(Counter::FramesAccepted),
             Err(reason) => self.counters.drop_frame(reason),
@@ -130,7 +130,7 @@ impl Shard {
         }
     }
 
-    fn handle_ip(
+    pub(super) fn handle_ip(
         &mut self,
         ingress: Ingress,
         packet: &[u8],

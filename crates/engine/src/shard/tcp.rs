@@ -181,6 +181,9 @@ impl Shard {
         segment: &Segment<'_>,
     ) -> Result<(), DropReason> {
         let flags = segment.flags;
+        if self.is_elsewhere(&key) {
+            return Err(DropReason::TcpElsewhere);
+        }
         if flags.contains(Flags::RST) {
             return Err(DropReason::TcpNoFlowReset);
         }

@@ -12,4 +12,5 @@ mod names;
 mod neighbours;
 mod oracle;
 mod random_frames;
+mod steered;
 mod tracing;

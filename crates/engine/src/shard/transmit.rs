@@ -8,6 +8,7 @@
 use std::net::IpAddr;
 
 use super::Shard;
+use super::elsewhere::ForwardKind;
 use super::entry::{Entry, Socket};
 use super::headers::{
     IpHeader, TCP, TYPE_ARP, TYPE_IPV6, emit_ethernet, ethernet_type, group_mac, header_len,
@@ -283,6 +284,7 @@ impl Shard {
 
     /// Queues a packet to ourselves.
     pub(super) fn loop_back(&mut self, packet: Vec<u8>) {
+        let Some(packet) = self.forward(ForwardKind::Own, packet) else { return };
         if self.loopback.len() < self.limits.loopback_packets as usize {
             self.loopback.push_back(packet);
         } else {

@@ -83,6 +83,9 @@ impl Shard {
             return self.deliver_to_group(&datagram, header.payload(), streams);
         }
         let Some(id) = self.datagrams.lookup(datagram.local, datagram.remote) else {
+            if self.port_owner(datagram.local.port()).is_some() {
+                return Err(DropReason::UdpElsewhere);
+            }
             self.send_error(packet, IcmpCause::PortUnreachable);
             return Err(DropReason::UdpNoPort);
         };

@@ -19,7 +19,8 @@ impl Shard {
     /// without `v6only`. A multicast or broadcast address receives what is sent there.
     ///
     /// # Errors
-    /// See [`ListenError`]; [`ListenError::NoPort`] when every port of the ephemeral range is taken.
+    /// See [`ListenError`]; [`ListenError::NoPort`] when every port of the ephemeral range is taken,
+    /// [`ListenError::Elsewhere`] when another server is home of the port.
     pub fn open_datagram(
         &mut self,
         local: SocketAddr,
@@ -50,6 +51,8 @@ impl Shard {
             let port = self.choose_datagram_port(&socket).ok_or(ListenError::NoPort)?;
             socket.bound.set_port(port);
             socket.local.set_port(port);
+        } else if let Some(owner) = self.port_owner(local.port()) {
+            return Err(ListenError::Elsewhere(owner));
         } else {
             self.datagrams.check(&socket.place(SocketId::new(0, 0)))?;
         }
@@ -242,10 +245,13 @@ impl Shard {
         let mut place = socket.place(SocketId::new(0, 0));
         place.reuse_address = false;
         place.reuse_port = false;
-        let datagrams = &self.datagrams;
+        let (datagrams, steered) = (&self.datagrams, &self.steered);
+        let is_home = |port| {
+            steered.as_ref().is_none_or(|own| own.steering.owner_of_port(port) == own.server)
+        };
         self.ports.choose(start, |port| {
             place.local.set_port(port);
-            datagrams.check(&place).is_ok()
+            is_home(port) && datagrams.check(&place).is_ok()
         })
     }
 }

@@ -140,7 +140,9 @@ impl Shard {
         let multicast = remote.ip().is_multicast();
         let default_hops = if multicast { options.multicast_hop_limit } else { options.hop_limit };
         let (mtu, may_cut, cut_by_routers) = self.rules_of_path(options.dont_fragment, remote.ip());
-        let member = multicast && options.multicast_loop && self.groups.contains(remote.ip());
+        // Members may be at the home of the port, which knows.
+        let known = self.groups.contains(remote.ip()) || self.port_owner(remote.port()).is_some();
+        let member = multicast && options.multicast_loop && known;
         Ok(Plan {
             id,
             source: SocketAddr::new(source, socket.local.port()),

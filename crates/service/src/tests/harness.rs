@@ -337,6 +337,7 @@ impl Peer {
             secret: [9; 32],
             seed: 7,
             offloads,
+            steered: None,
         };
         Peer {
             shard: Shard::new(config, now).unwrap(),

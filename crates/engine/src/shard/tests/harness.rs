@@ -76,6 +76,7 @@ pub fn config(host: u8) -> ShardConfig {
         secret: [host; 32],
         seed: u64::from(host),
         offloads: Offloads::default(),
+        steered: None,
     }
 }
 
