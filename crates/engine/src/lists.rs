@@ -65,6 +65,12 @@ impl Links {
         self.links.get(member as usize).is_some_and(|link| link.linked)
     }
 
+    /// The member after this one in its list.
+    pub fn next(&self, member: u32) -> Option<u32> {
+        let link = self.links.get(member as usize).filter(|link| link.linked)?;
+        (link.next != NONE).then_some(link.next)
+    }
+
     /// Appends a member; one that is in a list already stays where it is.
     pub fn push_back(&mut self, list: &mut List, member: u32) {
         let at = member as usize;

@@ -84,9 +84,10 @@ impl Core {
             v6_only: record.v6only,
         };
         self.store.set_cookie(key, record.cookie);
-        let listens = self
-            .bind(now, key, binding)
-            .and_then(|()| self.listen(now, key, record.backlog, record.v6only, record.reuse_port));
+        let listens = self.bind(now, key, binding).and_then(|()| {
+            let ListenerRecord { backlog, v6only, reuse_port, cookie, .. } = *record;
+            self.listen(now, key, backlog, v6only, reuse_port, cookie)
+        });
         if listens.is_err() {
             self.forget(key);
             self.note_gone(record.domain, record.cookie);

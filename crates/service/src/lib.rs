@@ -24,6 +24,7 @@ pub mod inherited;
 pub mod life;
 pub mod link_server;
 pub mod links;
+pub mod managers;
 pub mod options;
 pub mod peers;
 pub mod plan;

@@ -146,8 +146,7 @@ impl Core {
         if self.processes.get(id).is_none() {
             return;
         }
-        self.manager.process_died(id);
-        self.run_manager(now);
+        self.process_died(now, id);
         let Some(process) = self.processes.remove(id) else { return };
         let mut alone: Vec<Key> = process.sockets.into_iter().collect();
         alone.sort_unstable();

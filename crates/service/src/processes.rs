@@ -37,6 +37,8 @@ pub struct Process {
     pub wake: Doorbell,
     /// Sockets that it holds alone.
     pub sockets: OwnSet<Key>,
+    /// Listeners that it has said it accepts from.
+    pub accepts: OwnSet<Key>,
     /// Offers it has not answered, by listener.
     pub offers: OwnMap<Key, u32>,
     /// Which of all watchers ever opened each is, so that an old registration reaches no new watcher,
@@ -330,6 +332,7 @@ impl Process {
             channel: ServiceChannel::create()?,
             wake,
             sockets: OwnSet::default(),
+            accepts: OwnSet::default(),
             offers: OwnMap::default(),
             watcher_serials: OwnMap::default(),
             backlogs: OwnMap::default(),

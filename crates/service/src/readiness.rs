@@ -86,9 +86,7 @@ impl Core {
         }
         if socket.kind == SocketKind::Listener && mask & ready::IN != 0 {
             // Whoever waits on a listener accepts from it.
-            if let Some(id) = socket.id {
-                self.manager.acceptor(process, id);
-            }
+            self.accepts(process, key);
         }
         let bits = self.ready_bits(key, process);
         self.announce_to(key, Some(process), bits);

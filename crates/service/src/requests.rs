@@ -116,7 +116,7 @@ impl Core {
         match *body {
             RequestBody::Acceptor => self.set_acceptor(now, process, key, true),
             RequestBody::NotAcceptor => self.set_acceptor(now, process, key, false),
-            RequestBody::Claim => self.claim(process, key),
+            RequestBody::Claim => self.claim(now, process, key),
             RequestBody::Refuse => self.refuse(now, process, key),
             RequestBody::KickTx => self.kick_tx(now, key),
             RequestBody::KickRx => self.kick_rx(now, key),
@@ -188,7 +188,7 @@ impl Core {
                 self.bind(now, key, binding)
             }
             RequestBody::Listen { backlog, v6only, reuse_port, cookie } => {
-                let outcome = self.listen(now, key, backlog, v6only, reuse_port);
+                let outcome = self.listen(now, key, backlog, v6only, reuse_port, cookie);
                 let unknown = |socket: &Socket| socket.cookie.is_none() && cookie != 0;
                 if outcome.is_ok() && self.store.sockets.get(key).is_some_and(unknown) {
                     self.store.set_cookie(key, cookie);
@@ -257,6 +257,7 @@ impl Core {
         backlog: u32,
         v6only: bool,
         reuse_port: bool,
+        cookie: u64,
     ) -> Result<(), i32> {
         let socket = self.store.sockets.get(key).ok_or(libc::EBADF)?;
         match (socket.kind, socket.id) {
@@ -291,7 +292,7 @@ impl Core {
         socket.kind = SocketKind::Listener;
         socket.publish_status();
         self.store.set_id(key, id);
-        self.manager.listener_opened(id);
+        self.listener_opened(now, key, cookie);
         Ok(())
     }
 

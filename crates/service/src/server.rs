@@ -21,6 +21,7 @@ use crate::farewell::Held;
 use crate::homes::{Homes, Place};
 use crate::inherited::{Inherited, Notice};
 use crate::link_server::{self, LinkServer};
+use crate::managers::Managers;
 use crate::poller::{Poller, Token};
 use crate::ports::Ports;
 use crate::processes::{self, Processes};
@@ -28,6 +29,7 @@ use crate::slab::Key;
 use crate::sockets::Store;
 use crate::stats::{Counters, Load};
 use haypile_engine::control::connection_manager::{ConnectionManager, ProcessId};
+use haypile_engine::control::names::ListenerNames;
 
 /// The state that transport server and connection manager work on.
 pub struct Core {
@@ -37,6 +39,10 @@ pub struct Core {
     pub store: Store,
     /// Listeners and acceptors.
     pub manager: ConnectionManager,
+    /// Whom it speaks to about accepting.
+    pub managers: Managers,
+    /// Names of listeners.
+    pub(crate) listener_names: ListenerNames,
     /// Attached processes.
     pub processes: Processes,
     /// What happened, beside what the engine and the link count.
@@ -285,6 +291,8 @@ impl<P: Port> Server<P> {
             shard,
             store: Store::new(config.limits.unclaimed_bytes),
             manager: ConnectionManager::new(config.limits.claim_timeout_us),
+            managers: Managers::alone(foundation.place.server),
+            listener_names: ListenerNames::new(&foundation.secret),
             processes: Processes::default(),
             counters: Counters::default(),
             ports,

@@ -18,6 +18,11 @@ pub struct Key {
 }
 
 impl Key {
+    /// Place and use of it as one number.
+    pub fn number(self) -> u64 {
+        u64::from(self.serial) << 32 | u64::from(self.index)
+    }
+
     /// The place.
     pub fn index(self) -> u32 {
         self.index

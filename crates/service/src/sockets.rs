@@ -18,8 +18,9 @@ use crate::datagrams::DatagramState;
 use crate::domains::Domains;
 use crate::farewell::Habit;
 use crate::ports::Binding;
-use crate::slab::{Key, Slab};
+use crate::slab::{Key, OwnMap, Slab};
 use haypile_engine::control::connection_manager::ProcessId;
+use haypile_engine::control::names::ListenerName;
 
 /// One socket.
 #[derive(Debug)]
@@ -74,6 +75,10 @@ pub struct Socket {
     pub wrote: Option<Instant>,
     /// What was written waits for the close behind it.
     pub held: bool,
+    /// Of a listener: what all servers call it.
+    pub listener: Option<ListenerName>,
+    /// Of an accepted connection: what the connection manager hears when it is closed.
+    pub served: Option<Offered>,
     /// Of a listener: how its connections end.
     pub habit: Habit,
 }
@@ -83,10 +88,21 @@ pub struct Socket {
 pub struct Accepting {
     /// The listener.
     pub listener: Key,
-    /// The process it is offered to now.
-    pub offered_to: Option<ProcessId>,
+    /// To whom it is offered now.
+    pub offered: Option<Offered>,
     /// All bytes received so far, from position 0, kept until the claim.
     bytes: Vec<u8>,
+}
+
+/// An offer that is out.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Offered {
+    /// To this process,
+    pub process: ProcessId,
+    /// by this listener of its.
+    pub by: Key,
+    /// Since when.
+    pub since: Instant,
 }
 
 /// One registration of a watcher.
@@ -118,6 +134,8 @@ pub struct Store {
     /// The domains.
     pub domains: Domains,
     by_id: Vec<Option<(SocketId, Key)>>,
+    /// Listeners by the name that all servers call them.
+    pub(crate) listeners: OwnMap<ListenerName, Key>,
     /// A cookie can be claimed in several domains, because claims are not trusted.
     by_cookie: HashMap<u64, Vec<Key>>,
     unclaimed_bytes: u64,
@@ -168,6 +186,7 @@ impl Store {
             sockets: Slab::default(),
             domains: Domains::default(),
             by_id: Vec::new(),
+            listeners: OwnMap::default(),
             by_cookie: HashMap::new(),
             unclaimed_bytes: 0,
             unclaimed_max,
@@ -287,7 +306,7 @@ impl Store {
         let bytes = self.spare.bytes.pop().unwrap_or_default();
         if let Some(socket) = self.sockets.get_mut(key) {
             socket.kind = SocketKind::Connection;
-            socket.accepting = Some(Accepting { listener: key, offered_to: None, bytes });
+            socket.accepting = Some(Accepting { listener: key, offered: None, bytes });
         }
         self.set_id(key, id);
         key
@@ -343,6 +362,7 @@ impl Store {
     pub fn claimed(&mut self, key: Key, owner: ProcessId) {
         let Some(socket) = self.sockets.get_mut(key) else { return };
         if let Some(accepting) = socket.accepting.take() {
+            socket.served = accepting.offered;
             self.unclaimed_bytes -= accepting.bytes.len() as u64;
             self.spare.keep_bytes(accepting.bytes);
         }
@@ -464,6 +484,8 @@ impl Socket {
             came_to: None,
             wrote: None,
             held: false,
+            listener: None,
+            served: None,
             habit: Habit::default(),
         }
     }

@@ -12,7 +12,9 @@ use haypile_shm::messages::{Shutdown, SocketKind, ready};
 use crate::errno;
 use crate::server::Core;
 use crate::slab::Key;
+use crate::sockets::Offered;
 use haypile_engine::control::connection_manager::ProcessId;
+use haypile_engine::control::messages::ToManager;
 
 /// Events of the shard handled in one turn.
 const EVENTS_PER_TURN: usize = 256;
@@ -69,7 +71,11 @@ impl Core {
             socket.progress.connected = true;
             socket.came_to = Some(listener_key);
         }
-        self.manager.arrived(listener, id);
+        let name = self.store.sockets.get(listener_key).and_then(|socket| socket.listener);
+        if let Some(listener) = name {
+            let connection = self.connection_name(id);
+            self.tell_own_manager(now, ToManager::Arrived { listener, connection });
+        }
     }
 
     /// Publishes how far a connection has come and tells whom it concerns.
@@ -102,15 +108,13 @@ impl Core {
     /// The shard has forgotten a connection, so nobody needs its record any more.
     fn released(&mut self, id: SocketId) {
         let Some(key) = self.store.key_of(id) else { return };
-        self.manager.connection_gone(id);
-        let offered = self
-            .store
-            .sockets
-            .get(key)
-            .and_then(|socket| socket.accepting.as_ref())
-            .and_then(|accepting| Some((accepting.offered_to?, accepting.listener)));
-        if let Some((process, listener)) = offered {
-            self.processes.offer_settled(process, listener);
+        let accepting = self.store.sockets.get(key).and_then(|socket| socket.accepting.as_ref());
+        if let Some(accepting) = accepting {
+            if let Some(Offered { process, by, .. }) = accepting.offered {
+                self.processes.offer_settled(process, by);
+            }
+            let connection = self.connection_name(id);
+            self.tell_own_manager(self.now, ToManager::Gone { connection });
         }
         self.forget(key);
     }
@@ -232,6 +236,7 @@ impl Core {
         }
         let Some(socket) = self.store.sockets.get_mut(key) else { return };
         socket.closed = true;
+        let served = socket.served.take();
         socket.watches.clear();
         socket.publish_status();
         if let Some(stream) = &socket.stream {
@@ -240,6 +245,10 @@ impl Core {
         if let Some(process) = socket.owner.take().and_then(|id| self.processes.get_mut(id)) {
             process.sockets.remove(&key);
         }
+        if let Some(served) = served {
+            self.tell_served(now, served);
+        }
+        let Some(socket) = self.store.sockets.get_mut(key) else { return };
         let unsent = tail.is_some_and(|tail| tail > socket.progress.tx_acked);
         self.shard.close(now, id, how);
         if unsent && how == Close::Graceful {
@@ -365,13 +374,11 @@ impl Core {
         key: Key,
         accepts: bool,
     ) {
-        let Some(socket) = self.store.sockets.get(key) else { return };
-        let Some(id) = socket.id.filter(|_| socket.kind == SocketKind::Listener) else { return };
         if accepts {
-            self.manager.acceptor(process, id);
+            self.accepts(process, key);
             self.run_manager(now);
         } else {
-            self.manager.not_acceptor(process, id);
+            self.accepts_no_more(process, key);
         }
     }
 }

@@ -1,10 +1,10 @@
 //! The connection manager: listeners, acceptors, and the speculative accept handshake.
 //!
 //! A pure state machine. It owns which process is offered which connection; it touches no memory
-//! and sends nothing: `poll_action` says what the transport server shall do, and the transport
-//! server reports back. Called by `server` between bursts. One compare-and-swap on the offer word
-//! of a connection (`transport_server`) decides between claim and revocation, so a connection is
-//! never lost and never given twice, whatever dies when; this file only follows those decisions.
+//! and sends nothing: it is told by `handle`, `poll_action` says what the transport servers shall
+//! do, and they report back. One compare-and-swap on the offer word of a connection decides between
+//! claim and revocation, so a connection is never lost and never given twice, whatever dies when;
+//! this file only follows those decisions. Driven by the service between bursts.
 //!
 //! ```text
 //!   arrived ---> Waiting --offer--> Offered --claimed--> (the process's; forgotten here)
@@ -16,78 +16,75 @@
 use std::collections::VecDeque;
 
 use super::OwnMap;
-use crate::socket_id::SocketId;
+use super::messages::{BetweenManagers, ToManager, ToTransport};
+use super::names::{ConnectionName, ListenerName, ProcessName, ServerNumber};
 use crate::time::Instant;
 
-/// A process attached to the service, as numbered by `processes`.
+/// A process attached to a server, as numbered there.
 pub type ProcessId = u32;
 
-/// What the connection manager wants done.
+/// Who takes a connection: a process by one of its listeners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Send CONNECTION-AVAILABLE for `connection` to `process`; report `offer_failed` if that
-    /// cannot be done now.
-    Offer {
-        /// The listener the connection came to.
-        listener: SocketId,
-        /// The established connection.
-        connection: SocketId,
-        /// The acceptor chosen for it.
-        process: ProcessId,
-    },
-    /// Take the offer of `connection` back; report `revoked` or, if the process was faster,
-    /// `claimed`.
-    Revoke {
-        /// The connection offered.
-        connection: SocketId,
-        /// The process that has not claimed it.
-        process: ProcessId,
-    },
+struct Taker {
+    listener: ListenerName,
+    process: ProcessName,
 }
 
 /// Where a connection is on its way to a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Waiting,
-    Offered { process: ProcessId, serial: u64 },
-    Revoking { process: ProcessId },
+    Offered { to: Taker, serial: u64 },
+    Revoking { to: Taker },
 }
 
 struct Pending {
-    listener: SocketId,
+    /// The listener it came to.
+    listener: ListenerName,
+    group: ListenerName,
     stage: Stage,
 }
 
 struct Acceptor {
-    process: ProcessId,
+    taker: Taker,
     outstanding: u32,
     /// The process took no more offers; cleared when it claims one or registers again.
     saturated: bool,
 }
 
+/// The accept queue of one listener, or of a group of them.
 #[derive(Default)]
-struct Listener {
+struct Queue {
     acceptors: Vec<Acceptor>,
     /// Where the round robin among equals goes on.
     next: usize,
-    /// Waiting connections, oldest first; ids of connections that are gone stay until their turn.
-    waiting: VecDeque<SocketId>,
+    /// Waiting connections, oldest first; names of connections that are gone stay until their turn.
+    waiting: VecDeque<ConnectionName>,
     /// How many of `waiting` still wait.
     waiting_count: usize,
-    /// Offers of this listener that are out; a closed listener is forgotten when it is zero.
+    /// Offers that are out; a queue without listeners is forgotten when it is zero.
     offered: u32,
-    closed: bool,
+    /// Listeners of the group.
+    listeners: u32,
+}
+
+/// A listener of the group.
+struct Listener {
+    group: ListenerName,
+    /// The transport servers that have it.
+    servers: Vec<ServerNumber>,
 }
 
 /// The state of all listeners of one connection manager.
 pub struct ConnectionManager {
-    listeners: OwnMap<SocketId, Listener>,
-    pending: OwnMap<SocketId, Pending>,
+    listeners: OwnMap<ListenerName, Listener>,
+    queues: OwnMap<ListenerName, Queue>,
+    pending: OwnMap<ConnectionName, Pending>,
     /// Offers by age: when to look at them again.
-    deadlines: VecDeque<(Instant, SocketId, u64)>,
-    actions: VecDeque<Action>,
-    /// Listeners whose waiting connections may find an acceptor.
-    to_assign: VecDeque<SocketId>,
+    deadlines: VecDeque<(Instant, ConnectionName, u64)>,
+    actions: VecDeque<ToTransport>,
+    /// Queues whose waiting connections may find an acceptor.
+    to_assign: VecDeque<ListenerName>,
     claim_timeout_us: u64,
     serial: u64,
     counters: ManagerCounters,
@@ -118,6 +115,7 @@ impl ConnectionManager {
     pub fn new(claim_timeout_us: u64) -> Self {
         ConnectionManager {
             listeners: OwnMap::default(),
+            queues: OwnMap::default(),
             pending: OwnMap::default(),
             deadlines: VecDeque::new(),
             actions: VecDeque::new(),
@@ -133,125 +131,200 @@ impl ConnectionManager {
         self.counters
     }
 
-    /// A listener exists from now on.
-    pub fn listener_opened(&mut self, listener: SocketId) {
-        self.listeners.entry(listener).or_default();
-    }
-
-    /// A listener goes: its offers are to be revoked, its waiting connections are forgotten (the
-    /// transport server resets whatever is still unclaimed after the revocations).
-    pub fn listener_closed(&mut self, listener: SocketId) {
-        let Some(entry) = self.listeners.get_mut(&listener) else { return };
-        entry.closed = true;
-        entry.acceptors.clear();
-        entry.waiting_count = 0;
-        for connection in std::mem::take(&mut entry.waiting) {
-            self.pending.remove(&connection);
-        }
-        self.revoke_where(|pending, _| pending.listener == listener);
-        self.forget_if_done(listener);
-    }
-
-    /// A connection of `listener` completed its handshake.
-    pub fn arrived(&mut self, listener: SocketId, connection: SocketId) {
-        let Some(entry) = self.listeners.get_mut(&listener).filter(|entry| !entry.closed) else {
-            return;
-        };
-        self.counters.arrived += 1;
-        entry.waiting.push_back(connection);
-        entry.waiting_count += 1;
-        self.pending.insert(connection, Pending { listener, stage: Stage::Waiting });
-        self.to_assign.push_back(listener);
-    }
-
-    /// The transport server has forgotten a connection (reset by the peer before it was claimed).
-    pub fn connection_gone(&mut self, connection: SocketId) {
-        let Some(pending) = self.pending.remove(&connection) else { return };
-        if pending.stage == Stage::Waiting {
-            if let Some(entry) = self.listeners.get_mut(&pending.listener) {
-                entry.waiting_count = entry.waiting_count.saturating_sub(1);
+    /// What a transport server says. Afterwards `poll_action` may have something to do.
+    pub fn handle(&mut self, _now: Instant, message: ToManager) {
+        match message {
+            ToManager::ListenerOpened { listener, group, server } => {
+                self.listener_opened(listener, group, server);
             }
-        } else {
-            self.offer_ended(&pending);
+            ToManager::ListenerClosed { listener, server } => {
+                self.listener_closed(listener, server)
+            }
+            ToManager::Acceptor { listener, process } => {
+                self.acceptor(Taker { listener, process });
+            }
+            ToManager::NotAcceptor { listener, process } => {
+                self.not_acceptor(Taker { listener, process });
+            }
+            ToManager::Arrived { listener, connection } => self.arrived(listener, connection),
+            ToManager::Claimed { connection } => self.claimed(connection),
+            ToManager::Revoked { connection } => {
+                self.counters.revoked += 1;
+                self.return_to_queue(connection);
+            }
+            ToManager::Refused { connection } => self.refused(connection),
+            ToManager::OfferFailed { connection } => self.offer_failed(connection),
+            ToManager::Gone { connection } => self.connection_gone(connection),
+            ToManager::Served { .. } => {}
+            ToManager::ProcessDied { process } => self.process_died(process),
+            ToManager::ServerGone { server } => self.server_gone(server),
         }
     }
 
-    /// ACCEPT-CONNECTION: `process` accepts from `listener` from now on.
-    pub fn acceptor(&mut self, process: ProcessId, listener: SocketId) {
-        let Some(entry) = self.listeners.get_mut(&listener).filter(|entry| !entry.closed) else {
-            return;
-        };
-        match entry.acceptors.iter_mut().find(|acceptor| acceptor.process == process) {
+    /// What the connection manager of another server says about its applications.
+    pub fn handle_offer(&mut self, _now: Instant, _from: ServerNumber, _offer: BetweenManagers) {}
+
+    /// What the other connection managers are to be told. Call until it answers `None`.
+    pub fn poll_offer(&mut self, _now: Instant) -> Option<BetweenManagers> {
+        None
+    }
+
+    /// Connections that nobody has claimed, and listeners, are none.
+    pub fn is_empty(&self) -> bool {
+        self.listeners.is_empty() && self.queues.is_empty() && self.pending.is_empty()
+    }
+
+    fn listener_opened(
+        &mut self,
+        listener: ListenerName,
+        group: ListenerName,
+        server: ServerNumber,
+    ) {
+        let queues = &mut self.queues;
+        let entry = self.listeners.entry(listener).or_insert_with(|| {
+            queues.entry(group).or_default().listeners += 1;
+            Listener { group, servers: Vec::new() }
+        });
+        if !entry.servers.contains(&server) {
+            entry.servers.push(server);
+        }
+    }
+
+    /// A listener goes from one server: the server's connections that nobody has claimed go with it
+    /// (the transport server resets them). With the last server, or that of a process, its acceptors
+    /// are none any more, and what came to other listeners of the group goes to others.
+    fn listener_closed(&mut self, listener: ListenerName, server: ServerNumber) {
+        let Some(entry) = self.listeners.get_mut(&listener) else { return };
+        entry.servers.retain(|&other| other != server);
+        let (group, last) = (entry.group, entry.servers.is_empty());
+        let gone =
+            |taker: Taker| taker.listener == listener && (last || taker.process.home() == server);
+        if let Some(queue) = self.queues.get_mut(&group) {
+            queue.acceptors.retain(|acceptor| !gone(acceptor.taker));
+            queue.listeners -= u32::from(last);
+        }
+        if last {
+            self.listeners.remove(&listener);
+        }
+        self.forget_waiting(|connection, pending| {
+            pending.listener == listener && connection.server == server
+        });
+        self.revoke_where(|connection, pending, to| {
+            gone(to) || pending.listener == listener && connection.server == server
+        });
+        self.forget_if_done(group);
+    }
+
+    fn arrived(&mut self, listener: ListenerName, connection: ConnectionName) {
+        let Some(group) = self.group_of(listener) else { return };
+        let Some(queue) = self.queues.get_mut(&group) else { return };
+        self.counters.arrived += 1;
+        queue.waiting.push_back(connection);
+        queue.waiting_count += 1;
+        self.pending.insert(connection, Pending { listener, group, stage: Stage::Waiting });
+        self.to_assign.push_back(group);
+    }
+
+    fn connection_gone(&mut self, connection: ConnectionName) {
+        let Some(pending) = self.pending.remove(&connection) else { return };
+        match pending.stage {
+            Stage::Waiting => {
+                if let Some(queue) = self.queues.get_mut(&pending.group) {
+                    queue.waiting_count = queue.waiting_count.saturating_sub(1);
+                }
+            }
+            Stage::Offered { to, .. } | Stage::Revoking { to } => {
+                self.offer_ended(pending.group, to);
+            }
+        }
+    }
+
+    fn acceptor(&mut self, taker: Taker) {
+        let Some(group) = self.group_of(taker.listener) else { return };
+        let Some(queue) = self.queues.get_mut(&group) else { return };
+        match queue.acceptors.iter_mut().find(|acceptor| acceptor.taker == taker) {
             Some(acceptor) => acceptor.saturated = false,
             None => {
                 // An offer that timed out may still be on its way back from this process.
-                let outstanding =
-                    self.pending.values().filter(|p| p.offered_to(process, listener)).count();
-                entry.acceptors.push(Acceptor {
-                    process,
-                    outstanding: outstanding as u32,
-                    saturated: false,
-                });
+                let out = self.pending.values().filter(|pending| pending.taker() == Some(taker));
+                let outstanding = out.count() as u32;
+                queue.acceptors.push(Acceptor { taker, outstanding, saturated: false });
             }
         }
-        self.to_assign.push_back(listener);
+        self.to_assign.push_back(group);
     }
 
-    /// The opposite of `acceptor`; what was offered already stays offered.
-    pub fn not_acceptor(&mut self, process: ProcessId, listener: SocketId) {
-        if let Some(entry) = self.listeners.get_mut(&listener) {
-            entry.acceptors.retain(|acceptor| acceptor.process != process);
+    /// What was offered already stays offered.
+    fn not_acceptor(&mut self, taker: Taker) {
+        let Some(group) = self.group_of(taker.listener) else { return };
+        if let Some(queue) = self.queues.get_mut(&group) {
+            queue.acceptors.retain(|acceptor| acceptor.taker != taker);
         }
     }
 
-    /// CLAIM-CONNECTION, or a revocation that came too late. True if the connection was pending.
-    pub fn claimed(&mut self, connection: SocketId) -> bool {
-        let Some(pending) = self.pending.remove(&connection) else { return false };
+    fn claimed(&mut self, connection: ConnectionName) {
+        let Some(pending) = self.pending.remove(&connection) else { return };
         self.counters.claimed += 1;
-        if let Some(process) = pending.process() {
-            if let Some(acceptor) = self.find_acceptor(pending.listener, process) {
-                acceptor.saturated = false;
+        match pending.stage {
+            Stage::Waiting => {
+                if let Some(queue) = self.queues.get_mut(&pending.group) {
+                    queue.waiting_count = queue.waiting_count.saturating_sub(1);
+                }
             }
-            self.offer_ended(&pending);
+            Stage::Offered { to, .. } | Stage::Revoking { to } => {
+                if let Some(acceptor) = self.find_acceptor(pending.group, to) {
+                    acceptor.saturated = false;
+                }
+                self.offer_ended(pending.group, to);
+            }
         }
-        true
     }
 
-    /// The offer of `connection` has been taken back: it waits for another acceptor. False if its
-    /// listener is closed, and so nobody will ever take it.
-    pub fn revoked(&mut self, connection: SocketId) -> bool {
-        self.counters.revoked += 1;
-        self.return_to_queue(connection)
-    }
-
-    /// The process cannot make a descriptor for a connection it was offered. The offer word has
-    /// been settled; the process has to register again before it is offered more.
-    pub fn refused(&mut self, connection: SocketId) -> bool {
+    fn refused(&mut self, connection: ConnectionName) {
         self.counters.refused += 1;
-        if let Some((listener, process)) = self.offer_of(connection) {
-            self.not_acceptor(process, listener);
+        if let Some((_, to)) = self.offer_of(connection) {
+            self.not_acceptor(to);
         }
-        self.return_to_queue(connection)
+        self.return_to_queue(connection);
     }
 
-    /// The offer could not be delivered (ring full, no memory): the process gets no more until it
-    /// claims one or registers again.
-    pub fn offer_failed(&mut self, connection: SocketId) -> bool {
+    /// The process gets no more until it claims one or registers again.
+    fn offer_failed(&mut self, connection: ConnectionName) {
         self.counters.refused += 1;
-        if let Some((listener, process)) = self.offer_of(connection)
-            && let Some(acceptor) = self.find_acceptor(listener, process)
+        if let Some((group, to)) = self.offer_of(connection)
+            && let Some(acceptor) = self.find_acceptor(group, to)
         {
             acceptor.saturated = true;
         }
-        self.return_to_queue(connection)
+        self.return_to_queue(connection);
     }
 
-    /// A process is dead: it accepts nothing any more, and all its offers are to be revoked.
-    pub fn process_died(&mut self, process: ProcessId) {
-        for entry in self.listeners.values_mut() {
-            entry.acceptors.retain(|acceptor| acceptor.process != process);
+    /// It accepts nothing any more, and all its offers are to be revoked.
+    fn process_died(&mut self, process: ProcessName) {
+        for queue in self.queues.values_mut() {
+            queue.acceptors.retain(|acceptor| acceptor.taker.process != process);
         }
-        self.revoke_where(|_, offered_to| offered_to == process);
+        self.revoke_where(|_, _, to| to.process == process);
+    }
+
+    /// Its connections are gone, its listeners, and the processes whose home it is.
+    fn server_gone(&mut self, server: ServerNumber) {
+        let theirs = |connection: &ConnectionName| connection.server == server;
+        let mut gone: Vec<_> = self.pending.keys().copied().filter(theirs).collect();
+        gone.sort_unstable();
+        for connection in gone {
+            self.connection_gone(connection);
+        }
+        for queue in self.queues.values_mut() {
+            queue.acceptors.retain(|acceptor| acceptor.taker.process.home() != server);
+        }
+        self.revoke_where(|_, _, to| to.process.home() == server);
+        let had = |entry: &Listener| entry.servers.contains(&server);
+        let names = self.listeners.iter().filter(|(_, entry)| had(entry)).map(|(name, _)| *name);
+        let names: Vec<_> = names.collect();
+        for listener in names {
+            self.listener_closed(listener, server);
+        }
     }
 
     /// Revokes offers that were not claimed in time, if somebody else would take them. At most 64
@@ -273,146 +346,155 @@ impl ConnectionManager {
     }
 
     /// What to do next; assigns waiting connections on the way. Call until it answers `None`.
-    pub fn poll_action(&mut self, now: Instant) -> Option<Action> {
+    pub fn poll_action(&mut self, now: Instant) -> Option<ToTransport> {
         loop {
             if let Some(action) = self.actions.pop_front() {
                 return Some(action);
             }
-            let listener = *self.to_assign.front()?;
-            if !self.assign_one(now, listener) {
+            let group = *self.to_assign.front()?;
+            if !self.assign_one(now, group) {
                 self.to_assign.pop_front();
             }
         }
     }
 
-    /// Connections of `listener` that no process has been offered.
-    pub fn waiting(&self, listener: SocketId) -> usize {
-        self.listeners.get(&listener).map_or(0, |entry| entry.waiting_count)
+    /// Connections of a queue that no process has been offered.
+    pub fn waiting(&self, group: ListenerName) -> usize {
+        self.queues.get(&group).map_or(0, |queue| queue.waiting_count)
     }
 
-    /// The processes that accept from `listener` now.
-    pub fn acceptors(&self, listener: SocketId) -> impl Iterator<Item = ProcessId> + '_ {
-        self.listeners
-            .get(&listener)
-            .into_iter()
-            .flat_map(|entry| entry.acceptors.iter().map(|acceptor| acceptor.process))
+    /// The processes that accept from a queue now.
+    pub fn acceptors(&self, group: ListenerName) -> impl Iterator<Item = ProcessName> + '_ {
+        let queue = self.queues.get(&group).into_iter();
+        queue.flat_map(|queue| queue.acceptors.iter().map(|acceptor| acceptor.taker.process))
     }
 
     /// Gives the oldest waiting connection to the acceptor with the fewest outstanding offers,
     /// round robin among equals. False when there is nothing to give or nobody to give it to.
-    fn assign_one(&mut self, now: Instant, listener: SocketId) -> bool {
-        let Some(entry) = self.listeners.get_mut(&listener) else { return false };
-        let Some(index) = entry.choose_acceptor() else { return false };
-        let Some(connection) = entry.waiting.pop_front() else { return false };
-        if !self.pending.get(&connection).is_some_and(|pending| pending.stage == Stage::Waiting) {
+    fn assign_one(&mut self, now: Instant, group: ListenerName) -> bool {
+        let Some(queue) = self.queues.get_mut(&group) else { return false };
+        let Some(index) = queue.choose_acceptor() else { return false };
+        let Some(connection) = queue.waiting.pop_front() else { return false };
+        let Some(pending) = self.pending.get_mut(&connection) else { return true };
+        if pending.stage != Stage::Waiting {
             return true;
         }
-        entry.waiting_count = entry.waiting_count.saturating_sub(1);
-        entry.next = index + 1;
-        entry.offered += 1;
-        let acceptor = &mut entry.acceptors[index];
+        queue.waiting_count = queue.waiting_count.saturating_sub(1);
+        queue.next = index + 1;
+        queue.offered += 1;
+        let acceptor = &mut queue.acceptors[index];
         acceptor.outstanding += 1;
-        let process = acceptor.process;
+        let to = acceptor.taker;
         self.serial += 1;
-        let stage = Stage::Offered { process, serial: self.serial };
-        self.pending.insert(connection, Pending { listener, stage });
+        pending.stage = Stage::Offered { to, serial: self.serial };
         self.deadlines.push_back((now.plus_us(self.claim_timeout_us), connection, self.serial));
         self.counters.offered += 1;
-        self.actions.push_back(Action::Offer { listener, connection, process });
+        let Taker { listener, process } = to;
+        self.actions.push_back(ToTransport::Offer { listener, connection, process });
         true
     }
 
     /// An offer has been out for the claim time-out. With nobody else to take it, it stays where
     /// it is: taking it from the only acceptor would help no one.
-    fn reconsider(&mut self, now: Instant, connection: SocketId, serial: u64) {
+    fn reconsider(&mut self, now: Instant, connection: ConnectionName, serial: u64) {
         let Some(pending) = self.pending.get_mut(&connection) else { return };
-        let Stage::Offered { process, serial: current } = pending.stage else { return };
-        let Some(entry) = self.listeners.get_mut(&pending.listener) else { return };
+        let Stage::Offered { to, serial: current } = pending.stage else { return };
+        let Some(queue) = self.queues.get_mut(&pending.group) else { return };
         if current != serial {
             return;
         }
-        if !entry.acceptors.iter().any(|other| other.process != process && other.can_take()) {
+        if !queue.acceptors.iter().any(|other| other.taker != to && other.can_take()) {
             self.deadlines.push_back((now.plus_us(self.claim_timeout_us), connection, serial));
             return;
         }
         // The paper drops a slow acceptor from the list; it registers again when it comes back.
-        entry.acceptors.retain(|acceptor| acceptor.process != process);
-        pending.stage = Stage::Revoking { process };
+        queue.acceptors.retain(|acceptor| acceptor.taker != to);
+        pending.stage = Stage::Revoking { to };
         self.counters.timed_out += 1;
-        self.actions.push_back(Action::Revoke { connection, process });
+        self.actions.push_back(ToTransport::Revoke { connection, process: to.process });
     }
 
     /// Starts the revocation of all offers for which `which` says so.
-    fn revoke_where(&mut self, which: impl Fn(&Pending, ProcessId) -> bool) {
+    fn revoke_where(&mut self, which: impl Fn(&ConnectionName, &Pending, Taker) -> bool) {
         for (&connection, pending) in &mut self.pending {
-            let Stage::Offered { process, .. } = pending.stage else { continue };
-            if which(pending, process) {
-                pending.stage = Stage::Revoking { process };
-                self.actions.push_back(Action::Revoke { connection, process });
+            let Stage::Offered { to, .. } = pending.stage else { continue };
+            if which(&connection, pending, to) {
+                pending.stage = Stage::Revoking { to };
+                self.actions.push_back(ToTransport::Revoke { connection, process: to.process });
             }
         }
     }
 
-    /// Back to the front of its queue: it has waited longer than the others.
-    fn return_to_queue(&mut self, connection: SocketId) -> bool {
-        let Some(pending) = self.pending.remove(&connection) else { return false };
-        if pending.process().is_none() {
-            self.pending.insert(connection, pending);
-            return true;
-        }
-        let listener = pending.listener;
-        self.offer_ended(&pending);
-        let Some(entry) = self.listeners.get_mut(&listener).filter(|entry| !entry.closed) else {
-            return false;
-        };
-        entry.waiting.push_front(connection);
-        entry.waiting_count += 1;
-        self.pending.insert(connection, Pending { listener, stage: Stage::Waiting });
-        self.to_assign.push_back(listener);
-        true
+    /// Forgets the waiting connections for which `which` says so.
+    fn forget_waiting(&mut self, which: impl Fn(&ConnectionName, &Pending) -> bool) {
+        let queues = &mut self.queues;
+        self.pending.retain(|connection, pending| {
+            let goes = pending.stage == Stage::Waiting && which(connection, pending);
+            if goes && let Some(queue) = queues.get_mut(&pending.group) {
+                queue.waiting_count = queue.waiting_count.saturating_sub(1);
+            }
+            !goes
+        });
     }
 
-    fn offer_ended(&mut self, pending: &Pending) {
-        let Some(process) = pending.process() else { return };
-        if let Some(acceptor) = self.find_acceptor(pending.listener, process) {
+    /// Back to the front of its queue, as it has waited longer than the others; forgotten if its
+    /// server has closed the listener, which resets it.
+    fn return_to_queue(&mut self, connection: ConnectionName) {
+        let Some((group, to)) = self.offer_of(connection) else { return };
+        let Some(pending) = self.pending.get_mut(&connection) else { return };
+        let listener = pending.listener;
+        let open = |entry: &Listener| entry.servers.contains(&connection.server);
+        if self.listeners.get(&listener).is_some_and(open) {
+            pending.stage = Stage::Waiting;
+            if let Some(queue) = self.queues.get_mut(&group) {
+                queue.waiting.push_front(connection);
+                queue.waiting_count += 1;
+            }
+        } else {
+            self.pending.remove(&connection);
+        }
+        self.offer_ended(group, to);
+    }
+
+    fn offer_ended(&mut self, group: ListenerName, to: Taker) {
+        let Some(queue) = self.queues.get_mut(&group) else { return };
+        queue.offered = queue.offered.saturating_sub(1);
+        if let Some(acceptor) = queue.acceptors.iter_mut().find(|acceptor| acceptor.taker == to) {
             acceptor.outstanding = acceptor.outstanding.saturating_sub(1);
         }
-        if let Some(entry) = self.listeners.get_mut(&pending.listener) {
-            entry.offered = entry.offered.saturating_sub(1);
-            if !entry.waiting.is_empty() {
-                self.to_assign.push_back(pending.listener);
-            }
+        if !queue.waiting.is_empty() {
+            self.to_assign.push_back(group);
         }
-        self.forget_if_done(pending.listener);
+        self.forget_if_done(group);
     }
 
-    fn forget_if_done(&mut self, listener: SocketId) {
-        if self.listeners.get(&listener).is_some_and(|entry| entry.closed && entry.offered == 0) {
-            self.listeners.remove(&listener);
+    fn forget_if_done(&mut self, group: ListenerName) {
+        if self.queues.get(&group).is_some_and(|queue| queue.listeners == 0 && queue.offered == 0) {
+            self.queues.remove(&group);
         }
     }
 
-    fn offer_of(&self, connection: SocketId) -> Option<(SocketId, ProcessId)> {
+    fn group_of(&self, listener: ListenerName) -> Option<ListenerName> {
+        Some(self.listeners.get(&listener)?.group)
+    }
+
+    fn offer_of(&self, connection: ConnectionName) -> Option<(ListenerName, Taker)> {
         let pending = self.pending.get(&connection)?;
-        Some((pending.listener, pending.process()?))
+        Some((pending.group, pending.taker()?))
     }
 
-    fn find_acceptor(&mut self, listener: SocketId, process: ProcessId) -> Option<&mut Acceptor> {
-        let entry = self.listeners.get_mut(&listener)?;
-        entry.acceptors.iter_mut().find(|acceptor| acceptor.process == process)
+    fn find_acceptor(&mut self, group: ListenerName, taker: Taker) -> Option<&mut Acceptor> {
+        let queue = self.queues.get_mut(&group)?;
+        queue.acceptors.iter_mut().find(|acceptor| acceptor.taker == taker)
     }
 }
 
 impl Pending {
-    fn process(&self) -> Option<ProcessId> {
+    fn taker(&self) -> Option<Taker> {
         match self.stage {
             Stage::Waiting => None,
-            Stage::Offered { process, .. } | Stage::Revoking { process } => Some(process),
+            Stage::Offered { to, .. } | Stage::Revoking { to } => Some(to),
         }
-    }
-
-    fn offered_to(&self, process: ProcessId, listener: SocketId) -> bool {
-        self.listener == listener && self.process() == Some(process)
     }
 }
 
@@ -422,7 +504,7 @@ impl Acceptor {
     }
 }
 
-impl Listener {
+impl Queue {
     fn choose_acceptor(&self) -> Option<usize> {
         let count = self.acceptors.len();
         (0..count)

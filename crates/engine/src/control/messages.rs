@@ -6,37 +6,39 @@ use super::names::{ConnectionName, ListenerName, ProcessName, ServerNumber};
 /// Transport server to connection manager.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum ToManager {
-    /// The transport server listens for this queue from now on.
+    /// The transport server has this listener from now on.
     ListenerOpened {
-        /// The queue.
+        /// The listener.
         listener: ListenerName,
+        /// The accept queue that it shares with others (`SO_REUSEPORT`); else its own name.
+        group: ListenerName,
         /// Who says so.
         server: ServerNumber,
     },
     /// It does not any more: its offers are to be revoked, its waiting connections are forgotten.
     ListenerClosed {
-        /// The queue.
+        /// The listener.
         listener: ListenerName,
         /// Who says so.
         server: ServerNumber,
     },
     /// ACCEPT-CONNECTION: a process accepts from now on (said by its home).
     Acceptor {
-        /// The queue.
+        /// The listener it accepts from; it is given what comes to any of the group.
         listener: ListenerName,
         /// Who accepts.
         process: ProcessName,
     },
     /// The opposite; what was offered stays offered.
     NotAcceptor {
-        /// The queue.
+        /// The listener.
         listener: ListenerName,
         /// Who no longer accepts.
         process: ProcessName,
     },
     /// A connection has completed its handshake.
     Arrived {
-        /// The queue it came to.
+        /// The listener it came to.
         listener: ListenerName,
         /// The connection.
         connection: ConnectionName,
@@ -68,7 +70,7 @@ pub enum ToManager {
     },
     /// A claimed connection has closed: its service time, to the manager of the process's home.
     Served {
-        /// The queue it came from.
+        /// The listener by which the process accepted it.
         listener: ListenerName,
         /// Who served it.
         process: ProcessName,
@@ -92,7 +94,8 @@ pub enum ToManager {
 pub enum ToTransport {
     /// Send CONNECTION-AVAILABLE for `connection` to `process`.
     Offer {
-        /// The queue the connection came to.
+        /// The listener from which the process accepts; in a group not always the one that the
+        /// connection came to.
         listener: ListenerName,
         /// The established connection.
         connection: ConnectionName,
@@ -113,16 +116,18 @@ pub enum ToTransport {
 pub enum BetweenManagers {
     /// The sender's best application for a queue.
     Best {
-        /// The queue.
+        /// The accept queue.
+        group: ListenerName,
+        /// The listener from which the application accepts.
         listener: ListenerName,
         /// The application with the shortest estimate.
         process: ProcessName,
-        /// Its estimate, in microseconds.
+        /// Its estimate, in microseconds; 0: not known yet.
         service_time_us: u32,
     },
     /// The sender has no application for this queue any more.
     Nobody {
-        /// The queue.
-        listener: ListenerName,
+        /// The accept queue.
+        group: ListenerName,
     },
 }

@@ -1,6 +1,12 @@
 //! Names that mean the same to every server of a service. A server's own numbers (sockets, attached
 //! processes) mean nothing elsewhere; these do.
 
+use core::hash::Hasher;
+use std::net::SocketAddr;
+
+use siphasher::sip::SipHasher24;
+
+use crate::keys::address_bits;
 use crate::socket_id::SocketId;
 
 /// A server that owns flows, counted over the transport servers of the plan from 0.
@@ -38,8 +44,9 @@ impl ProcessName {
     }
 }
 
-/// An accept queue: one listening socket, or all sockets of a trust domain that share an address by
-/// `SO_REUSEPORT`. The same in every server.
+/// A listening socket, or an accept queue: that of one socket bears its name, that of all sockets of
+/// a trust domain that share an address by `SO_REUSEPORT` has one of its own. The same in every
+/// server.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ListenerName(pub u64);
 
@@ -52,6 +59,61 @@ pub struct ConnectionName {
     pub id: SocketId,
 }
 
+/// Makes the names of listeners: the same in every server of a service, foreseen by nobody outside.
+#[derive(Clone)]
+pub struct ListenerNames {
+    key: [u8; 16],
+}
+
+/// What a hash is for.
+const FOR_COOKIE: u8 = 1;
+const FOR_GROUP: u8 = 2;
+const FOR_NUMBER: u8 = 3;
+
+impl ListenerNames {
+    /// From the secret of the service.
+    pub fn new(secret: &[u8; 32]) -> ListenerNames {
+        let mut key = [0; 16];
+        key.copy_from_slice(&secret[16..]);
+        ListenerNames { key }
+    }
+
+    /// The listener with this placeholder in the trust domain of this token.
+    pub fn of_cookie(&self, domain: &[u8; 16], cookie: u64) -> ListenerName {
+        self.hash(FOR_COOKIE, domain, &cookie.to_le_bytes())
+    }
+
+    /// The accept queue of all listeners of the domain that share this address.
+    pub fn of_group(&self, domain: &[u8; 16], address: SocketAddr) -> ListenerName {
+        let mut bytes = [0; 18];
+        bytes[..16].copy_from_slice(&address_bits(address.ip()).to_le_bytes());
+        bytes[16..].copy_from_slice(&address.port().to_le_bytes());
+        self.hash(FOR_GROUP, domain, &bytes)
+    }
+
+    /// A listener whose placeholder nobody has named: known by its number at one server only.
+    pub fn of_number(&self, domain: &[u8; 16], server: ServerNumber, number: u64) -> ListenerName {
+        let mut bytes = [0; 10];
+        bytes[..8].copy_from_slice(&number.to_le_bytes());
+        bytes[8..].copy_from_slice(&server.to_le_bytes());
+        self.hash(FOR_NUMBER, domain, &bytes)
+    }
+
+    fn hash(&self, purpose: u8, domain: &[u8; 16], bytes: &[u8]) -> ListenerName {
+        let mut hasher = SipHasher24::new_with_key(&self.key);
+        hasher.write_u8(purpose);
+        hasher.write(domain);
+        hasher.write(bytes);
+        ListenerName(hasher.finish())
+    }
+}
+
+impl std::fmt::Debug for ListenerNames {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ListenerNames")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -62,5 +124,22 @@ mod tests {
         assert_eq!((name.home(), name.number()), (65_535, u32::MAX));
         assert_eq!(ProcessName::from_word(name.word()), name);
         assert_eq!(ProcessName::from_word(u64::MAX), name);
+    }
+
+    #[test]
+    fn a_listener_has_one_name_everywhere_and_others_have_others() {
+        let (names, same) = (ListenerNames::new(&[3; 32]), ListenerNames::new(&[3; 32]));
+        let address: SocketAddr = "10.0.0.1:80".parse().expect("address");
+        let name = names.of_cookie(&[1; 16], 7);
+        assert_eq!(name, same.of_cookie(&[1; 16], 7));
+        let others = [
+            names.of_cookie(&[1; 16], 8),
+            names.of_cookie(&[2; 16], 7),
+            names.of_number(&[1; 16], 0, 7),
+            names.of_group(&[1; 16], address),
+            names.of_group(&[2; 16], address),
+            ListenerNames::new(&[4; 32]).of_cookie(&[1; 16], 7),
+        ];
+        assert!(others.iter().all(|other| *other != name));
     }
 }

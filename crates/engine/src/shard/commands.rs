@@ -220,6 +220,17 @@ impl Shard {
         }
     }
 
+    /// The connections of a listener whose handshake is complete and that nobody has claimed,
+    /// oldest first.
+    pub fn unclaimed(&self, listener: SocketId) -> Vec<SocketId> {
+        let Some(Socket::Listener(listener)) = self.sockets.get(listener) else {
+            return Vec::new();
+        };
+        let first = listener.accept_queue.first();
+        let indices = std::iter::successors(first, |&index| self.queue_links.next(index));
+        indices.filter_map(|index| self.sockets.id_at(index)).collect()
+    }
+
     fn first_of(&self, id: SocketId, list: impl Fn(&Listener) -> List) -> Option<SocketId> {
         match self.sockets.get(id) {
             Some(Socket::Listener(listener)) => self.sockets.id_at(list(listener).first()?),

@@ -4,14 +4,58 @@
 use std::collections::HashMap;
 
 use super::*;
+use crate::socket_id::SocketId;
 use std::collections::HashSet;
 
-const LISTENER: SocketId = SocketId::new(0, 1);
-const OTHER: SocketId = SocketId::new(1, 1);
+const LISTENER: ListenerName = ListenerName(1);
+const OTHER: ListenerName = ListenerName(2);
 const TIMEOUT_US: u64 = 200_000;
 
-fn connection(number: u32) -> SocketId {
-    SocketId::new(100 + number, 1)
+fn connection(number: u32) -> ConnectionName {
+    ConnectionName { server: 0, id: SocketId::new(100 + number, 1) }
+}
+
+fn process(number: u32) -> ProcessName {
+    ProcessName::new(0, number)
+}
+
+/// The messages, as a transport server sends them.
+impl ConnectionManager {
+    fn opens(&mut self, listener: ListenerName) {
+        self.handle(at(0), ToManager::ListenerOpened { listener, group: listener, server: 0 });
+    }
+
+    fn closes(&mut self, listener: ListenerName) {
+        self.handle(at(0), ToManager::ListenerClosed { listener, server: 0 });
+    }
+
+    fn accepts(&mut self, number: ProcessId, listener: ListenerName) {
+        self.handle(at(0), ToManager::Acceptor { listener, process: process(number) });
+    }
+
+    fn accepts_no_more(&mut self, number: ProcessId, listener: ListenerName) {
+        self.handle(at(0), ToManager::NotAcceptor { listener, process: process(number) });
+    }
+
+    fn arrives(&mut self, listener: ListenerName, connection: ConnectionName) {
+        self.handle(at(0), ToManager::Arrived { listener, connection });
+    }
+
+    fn is_claimed(&mut self, connection: ConnectionName) {
+        self.handle(at(0), ToManager::Claimed { connection });
+    }
+
+    fn is_revoked(&mut self, connection: ConnectionName) {
+        self.handle(at(0), ToManager::Revoked { connection });
+    }
+
+    fn is_refused(&mut self, connection: ConnectionName) {
+        self.handle(at(0), ToManager::Refused { connection });
+    }
+
+    fn dies(&mut self, number: ProcessId) {
+        self.handle(at(0), ToManager::ProcessDied { process: process(number) });
+    }
 }
 
 fn at(us: u64) -> Instant {
@@ -20,32 +64,34 @@ fn at(us: u64) -> Instant {
 
 fn manager() -> ConnectionManager {
     let mut manager = ConnectionManager::new(TIMEOUT_US);
-    manager.listener_opened(LISTENER);
+    manager.opens(LISTENER);
     manager
 }
 
-fn actions(manager: &mut ConnectionManager, now: Instant) -> Vec<Action> {
+fn actions(manager: &mut ConnectionManager, now: Instant) -> Vec<ToTransport> {
     std::iter::from_fn(|| manager.poll_action(now)).collect()
 }
 
-fn offer(number: u32, process: ProcessId) -> Action {
-    Action::Offer { listener: LISTENER, connection: connection(number), process }
+fn offer(number: u32, to: ProcessId) -> ToTransport {
+    let (connection, process) = (connection(number), process(to));
+    ToTransport::Offer { listener: LISTENER, connection, process }
 }
 
-fn revoke(number: u32, process: ProcessId) -> Action {
-    Action::Revoke { connection: connection(number), process }
+fn revoke(number: u32, from: ProcessId) -> ToTransport {
+    ToTransport::Revoke { connection: connection(number), process: process(from) }
 }
 
 #[test]
 fn a_connection_waits_for_its_first_acceptor() {
     let mut manager = manager();
-    manager.arrived(LISTENER, connection(1));
+    manager.arrives(LISTENER, connection(1));
     assert_eq!(actions(&mut manager, at(0)), []);
     assert_eq!(manager.waiting(LISTENER), 1);
-    manager.acceptor(7, LISTENER);
+    manager.accepts(7, LISTENER);
     assert_eq!(actions(&mut manager, at(0)), [offer(1, 7)]);
-    assert!(manager.claimed(connection(1)));
-    assert!(!manager.claimed(connection(1)));
+    manager.is_claimed(connection(1));
+    manager.is_claimed(connection(1));
+    assert_eq!(manager.counters().claimed, 1);
     assert_eq!(manager.waiting(LISTENER), 0);
 }
 
@@ -53,45 +99,45 @@ fn a_connection_waits_for_its_first_acceptor() {
 fn equals_take_turns_and_the_least_loaded_goes_first() {
     let mut manager = manager();
     for process in [1, 2, 3] {
-        manager.acceptor(process, LISTENER);
+        manager.accepts(process, LISTENER);
     }
     for number in 0..4 {
-        manager.arrived(LISTENER, connection(number));
+        manager.arrives(LISTENER, connection(number));
     }
     let expected = [offer(0, 1), offer(1, 2), offer(2, 3), offer(3, 1)];
     assert_eq!(actions(&mut manager, at(0)), expected);
-    manager.claimed(connection(1));
-    manager.arrived(LISTENER, connection(5));
+    manager.is_claimed(connection(1));
+    manager.arrives(LISTENER, connection(5));
     assert_eq!(actions(&mut manager, at(0)), [offer(5, 2)]);
 }
 
 #[test]
 fn an_unclaimed_offer_goes_to_another_acceptor_and_the_slow_one_is_dropped() {
     let mut manager = manager();
-    manager.acceptor(1, LISTENER);
-    manager.acceptor(2, LISTENER);
-    manager.arrived(LISTENER, connection(1));
+    manager.accepts(1, LISTENER);
+    manager.accepts(2, LISTENER);
+    manager.arrives(LISTENER, connection(1));
     assert_eq!(actions(&mut manager, at(0)), [offer(1, 1)]);
     manager.handle_timers(at(TIMEOUT_US - 1));
     assert_eq!(actions(&mut manager, at(TIMEOUT_US - 1)), []);
     assert_eq!(manager.poll_timeout(), Some(at(TIMEOUT_US)));
     manager.handle_timers(at(TIMEOUT_US));
     assert_eq!(actions(&mut manager, at(TIMEOUT_US)), [revoke(1, 1)]);
-    assert!(manager.revoked(connection(1)));
+    manager.is_revoked(connection(1));
     assert_eq!(actions(&mut manager, at(TIMEOUT_US)), [offer(1, 2)]);
-    assert_eq!(manager.acceptors(LISTENER).collect::<Vec<_>>(), [2]);
+    assert_eq!(manager.acceptors(LISTENER).collect::<Vec<_>>(), [process(2)]);
 }
 
 #[test]
 fn a_claim_that_beats_the_revocation_wins() {
     let mut manager = manager();
-    manager.acceptor(1, LISTENER);
-    manager.acceptor(2, LISTENER);
-    manager.arrived(LISTENER, connection(1));
+    manager.accepts(1, LISTENER);
+    manager.accepts(2, LISTENER);
+    manager.arrives(LISTENER, connection(1));
     actions(&mut manager, at(0));
     manager.handle_timers(at(TIMEOUT_US));
     assert_eq!(actions(&mut manager, at(TIMEOUT_US)), [revoke(1, 1)]);
-    assert!(manager.claimed(connection(1)));
+    manager.is_claimed(connection(1));
     assert_eq!(actions(&mut manager, at(TIMEOUT_US)), []);
     assert_eq!(manager.counters().claimed, 1);
 }
@@ -99,12 +145,12 @@ fn a_claim_that_beats_the_revocation_wins() {
 #[test]
 fn the_only_acceptor_keeps_its_offers() {
     let mut manager = manager();
-    manager.acceptor(1, LISTENER);
-    manager.arrived(LISTENER, connection(1));
+    manager.accepts(1, LISTENER);
+    manager.arrives(LISTENER, connection(1));
     actions(&mut manager, at(0));
     manager.handle_timers(at(TIMEOUT_US));
     assert_eq!(actions(&mut manager, at(TIMEOUT_US)), []);
-    manager.acceptor(2, LISTENER);
+    manager.accepts(2, LISTENER);
     manager.handle_timers(at(2 * TIMEOUT_US));
     assert_eq!(actions(&mut manager, at(2 * TIMEOUT_US)), [revoke(1, 1)]);
 }
@@ -112,99 +158,99 @@ fn the_only_acceptor_keeps_its_offers() {
 #[test]
 fn a_refused_connection_waits_for_somebody_who_can() {
     let mut manager = manager();
-    manager.acceptor(1, LISTENER);
-    manager.arrived(LISTENER, connection(1));
+    manager.accepts(1, LISTENER);
+    manager.arrives(LISTENER, connection(1));
     actions(&mut manager, at(0));
-    assert!(manager.refused(connection(1)));
+    manager.is_refused(connection(1));
     assert_eq!(actions(&mut manager, at(0)), []);
-    manager.acceptor(1, LISTENER);
+    manager.accepts(1, LISTENER);
     assert_eq!(actions(&mut manager, at(0)), [offer(1, 1)]);
 }
 
 #[test]
 fn a_full_acceptor_gets_more_after_its_next_claim() {
     let mut manager = manager();
-    manager.acceptor(1, LISTENER);
-    manager.arrived(LISTENER, connection(1));
-    manager.arrived(LISTENER, connection(2));
+    manager.accepts(1, LISTENER);
+    manager.arrives(LISTENER, connection(1));
+    manager.arrives(LISTENER, connection(2));
     assert_eq!(actions(&mut manager, at(0)), [offer(1, 1), offer(2, 1)]);
-    manager.offer_failed(connection(2));
+    manager.handle(at(0), ToManager::OfferFailed { connection: connection(2) });
     assert_eq!(actions(&mut manager, at(0)), []);
-    manager.claimed(connection(1));
+    manager.is_claimed(connection(1));
     assert_eq!(actions(&mut manager, at(0)), [offer(2, 1)]);
 }
 
 #[test]
 fn no_acceptor_holds_more_than_its_share() {
     let mut manager = manager();
-    manager.acceptor(1, LISTENER);
+    manager.accepts(1, LISTENER);
     for number in 0..OUTSTANDING_MAX + 5 {
-        manager.arrived(LISTENER, connection(number));
+        manager.arrives(LISTENER, connection(number));
     }
     assert_eq!(actions(&mut manager, at(0)).len(), OUTSTANDING_MAX as usize);
     assert_eq!(manager.waiting(LISTENER), 5);
-    manager.claimed(connection(0));
+    manager.is_claimed(connection(0));
     assert_eq!(actions(&mut manager, at(0)).len(), 1);
 }
 
 #[test]
 fn offers_of_a_dead_process_go_to_the_living() {
     let mut manager = manager();
-    manager.acceptor(1, LISTENER);
-    manager.acceptor(2, LISTENER);
+    manager.accepts(1, LISTENER);
+    manager.accepts(2, LISTENER);
     for number in 0..2 {
-        manager.arrived(LISTENER, connection(number));
+        manager.arrives(LISTENER, connection(number));
     }
     assert_eq!(actions(&mut manager, at(0)), [offer(0, 1), offer(1, 2)]);
-    manager.process_died(1);
+    manager.dies(1);
     assert_eq!(actions(&mut manager, at(0)), [revoke(0, 1)]);
-    manager.revoked(connection(0));
+    manager.is_revoked(connection(0));
     assert_eq!(actions(&mut manager, at(0)), [offer(0, 2)]);
 }
 
 #[test]
 fn a_process_that_dies_while_it_is_being_revoked_is_asked_once() {
     let mut manager = manager();
-    manager.acceptor(1, LISTENER);
-    manager.acceptor(2, LISTENER);
-    manager.arrived(LISTENER, connection(0));
+    manager.accepts(1, LISTENER);
+    manager.accepts(2, LISTENER);
+    manager.arrives(LISTENER, connection(0));
     actions(&mut manager, at(0));
     manager.handle_timers(at(TIMEOUT_US));
     assert_eq!(actions(&mut manager, at(TIMEOUT_US)), [revoke(0, 1)]);
-    manager.process_died(1);
+    manager.dies(1);
     assert_eq!(actions(&mut manager, at(TIMEOUT_US)), []);
-    manager.revoked(connection(0));
+    manager.is_revoked(connection(0));
     assert_eq!(actions(&mut manager, at(TIMEOUT_US)), [offer(0, 2)]);
 }
 
 #[test]
 fn a_closed_listener_takes_its_offers_back_and_forgets_the_rest() {
     let mut manager = manager();
-    manager.acceptor(1, LISTENER);
-    manager.arrived(LISTENER, connection(0));
+    manager.accepts(1, LISTENER);
+    manager.arrives(LISTENER, connection(0));
     actions(&mut manager, at(0));
-    manager.not_acceptor(1, LISTENER);
-    manager.arrived(LISTENER, connection(1));
-    manager.listener_closed(LISTENER);
+    manager.accepts_no_more(1, LISTENER);
+    manager.arrives(LISTENER, connection(1));
+    manager.closes(LISTENER);
     assert_eq!(actions(&mut manager, at(0)), [revoke(0, 1)]);
-    assert!(!manager.revoked(connection(0)));
+    manager.is_revoked(connection(0));
     assert_eq!(manager.waiting(LISTENER), 0);
-    assert!(manager.listeners.is_empty() && manager.pending.is_empty());
-    manager.acceptor(1, LISTENER);
-    manager.arrived(LISTENER, connection(2));
-    assert!(manager.listeners.is_empty() && manager.pending.is_empty());
+    assert!(manager.is_empty());
+    manager.accepts(1, LISTENER);
+    manager.arrives(LISTENER, connection(2));
+    assert!(manager.is_empty());
 }
 
 #[test]
 fn a_connection_that_is_gone_is_offered_to_nobody() {
     let mut manager = manager();
-    manager.arrived(LISTENER, connection(0));
-    manager.arrived(LISTENER, connection(1));
-    manager.connection_gone(connection(0));
+    manager.arrives(LISTENER, connection(0));
+    manager.arrives(LISTENER, connection(1));
+    manager.handle(at(0), ToManager::Gone { connection: connection(0) });
     assert_eq!(manager.waiting(LISTENER), 1);
-    manager.acceptor(1, LISTENER);
+    manager.accepts(1, LISTENER);
     assert_eq!(actions(&mut manager, at(0)), [offer(1, 1)]);
-    manager.connection_gone(connection(1));
+    manager.handle(at(0), ToManager::Gone { connection: connection(1) });
     manager.handle_timers(at(TIMEOUT_US));
     assert_eq!(actions(&mut manager, at(TIMEOUT_US)), []);
 }
@@ -213,27 +259,27 @@ fn a_connection_that_is_gone_is_offered_to_nobody() {
 #[derive(Default)]
 struct World {
     /// Connections offered, with the process; removed by the claim or the revocation.
-    offered: HashMap<SocketId, ProcessId>,
-    owners: HashMap<SocketId, ProcessId>,
-    alive: HashSet<ProcessId>,
+    offered: HashMap<ConnectionName, ProcessName>,
+    owners: HashMap<ConnectionName, ProcessName>,
+    alive: HashSet<ProcessName>,
 }
 
 impl World {
     fn carry_out(&mut self, manager: &mut ConnectionManager, now: Instant) {
         while let Some(action) = manager.poll_action(now) {
             match action {
-                Action::Offer { connection, process, .. } => {
+                ToTransport::Offer { connection, process, .. } => {
                     assert!(self.alive.contains(&process), "offered to the dead");
                     assert!(!self.owners.contains_key(&connection), "given twice");
                     assert_eq!(self.offered.insert(connection, process), None, "offered twice");
                 }
-                Action::Revoke { connection, process } => {
+                ToTransport::Revoke { connection, process } => {
                     // The word says OFFERED still (revoked) or CLAIMED (the process was faster).
                     if self.offered.remove(&connection) == Some(process) {
-                        manager.revoked(connection);
+                        manager.is_revoked(connection);
                     } else {
                         assert_eq!(self.owners.get(&connection), Some(&process));
-                        manager.claimed(connection);
+                        manager.is_claimed(connection);
                     }
                 }
             }
@@ -256,25 +302,25 @@ fn walk(seed: u64) {
         (state >> 33) % bound
     };
     let mut manager = ConnectionManager::new(TIMEOUT_US);
-    manager.listener_opened(LISTENER);
-    manager.listener_opened(OTHER);
+    manager.opens(LISTENER);
+    manager.opens(OTHER);
     let mut world = World::default();
     let (mut now, mut arrived, mut claims_in_flight) = (at(0), 0, VecDeque::new());
-    for process in 1..=4 {
-        world.alive.insert(process);
+    for number in 1..=4 {
+        world.alive.insert(process(number));
     }
     for _ in 0..400 {
         now = now.plus_us(random(30_000));
-        let process = 1 + random(4) as ProcessId;
+        let number = 1 + random(4) as ProcessId;
         let listener = if random(4) == 0 { OTHER } else { LISTENER };
         let oldest_offer = world.offered.iter().map(|(c, p)| (*c, *p)).min();
         match random(9) {
             0 | 1 => {
-                manager.arrived(listener, connection(arrived));
+                manager.arrives(listener, connection(arrived));
                 arrived += 1;
             }
-            2 | 3 if world.alive.contains(&process) => manager.acceptor(process, listener),
-            4 => manager.not_acceptor(process, listener),
+            2 | 3 if world.alive.contains(&process(number)) => manager.accepts(number, listener),
+            4 => manager.accepts_no_more(number, listener),
             5 | 6 => {
                 // The application swaps the offer word; its message arrives later, or never.
                 if let Some((connection, process)) = oldest_offer {
@@ -286,16 +332,16 @@ fn walk(seed: u64) {
             7 => {
                 if let Some((connection, _)) = oldest_offer {
                     world.offered.remove(&connection);
-                    manager.refused(connection);
+                    manager.is_refused(connection);
                 }
             }
             _ if random(20) == 0 && world.alive.len() > 1 => {
-                world.alive.remove(&process);
-                manager.process_died(process);
+                world.alive.remove(&process(number));
+                manager.dies(number);
             }
             _ => {
                 if let Some(connection) = claims_in_flight.pop_front() {
-                    manager.claimed(connection);
+                    manager.is_claimed(connection);
                 }
             }
         }
@@ -310,8 +356,8 @@ fn walk(seed: u64) {
 fn finish(manager: &mut ConnectionManager, world: &mut World, mut now: Instant) {
     let survivor = *world.alive.iter().min().expect("one process is alive");
     for _ in 0..1000 {
-        manager.acceptor(survivor, LISTENER);
-        manager.acceptor(survivor, OTHER);
+        manager.accepts(survivor.number(), LISTENER);
+        manager.accepts(survivor.number(), OTHER);
         now = now.plus_us(TIMEOUT_US);
         manager.handle_timers(now);
         world.carry_out(manager, now);
@@ -320,7 +366,7 @@ fn finish(manager: &mut ConnectionManager, world: &mut World, mut now: Instant) 
         for connection in claimable {
             world.offered.remove(&connection);
             world.owners.insert(connection, survivor);
-            manager.claimed(connection);
+            manager.is_claimed(connection);
         }
         if world.offered.is_empty() && manager.waiting(LISTENER) + manager.waiting(OTHER) == 0 {
             return;
