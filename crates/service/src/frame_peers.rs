@@ -20,6 +20,8 @@ pub struct FramePeers {
     peers: Vec<Option<FramePeer>>,
     /// The numbers of those that are there.
     present: Vec<ProcessNumber>,
+    /// Those that have come since they were last asked for.
+    joined: Vec<ProcessNumber>,
     counters: FrameCounters,
 }
 
@@ -69,6 +71,7 @@ impl FramePeers {
         }
         self.peers[place] = Some(FramePeer { end, bell, written: false, taken: false });
         self.present.push(server);
+        self.joined.push(server);
     }
 
     /// A peer is gone, with the frames that were on their way.
@@ -77,6 +80,11 @@ impl FramePeers {
         if let Some(peer) = self.peers.get_mut(usize::from(server)) {
             *peer = None;
         }
+    }
+
+    /// Those that have come, on fresh rings, since the last call.
+    pub fn take_joined(&mut self) -> Vec<ProcessNumber> {
+        std::mem::take(&mut self.joined)
     }
 
     /// Those that are there.

@@ -43,6 +43,7 @@ pub mod sockets;
 pub mod start;
 pub mod stats;
 pub mod supervisor;
+pub mod switch;
 pub mod trace;
 pub mod transport_server;
 

@@ -13,6 +13,9 @@ use haypile_link::port::{
 use haypile_shm::pool::{Frame, SUPERFRAME_SIZE};
 use haypile_shm::{Errno, FramePool};
 
+use crate::frame_peers::FramePeers;
+use crate::switch::Switch;
+
 /// Frames moved in one call.
 pub const BURST: usize = 64;
 /// Frames handed from the port to the shard, or back, at once while they may be superframes, and
@@ -67,12 +70,16 @@ struct Built {
 
 /// One port with its frames.
 pub struct LinkServer<P: Port> {
-    port: P,
-    pool: FramePool,
+    pub(crate) port: P,
+    /// The servers that frames are handed to and come from.
+    pub(crate) peers: FramePeers,
+    /// Who they are, where there are any.
+    pub(crate) switch: Option<Box<Switch>>,
+    pub(crate) pool: FramePool,
     /// Frames received before they are handed on.
     at_once: usize,
     received: Vec<RxFrame>,
-    to_send: Vec<TxFrame>,
+    pub(crate) to_send: Vec<TxFrame>,
 }
 
 impl<P: Port> LinkServer<P> {
@@ -85,6 +92,8 @@ impl<P: Port> LinkServer<P> {
         let at_once = if size == SUPERFRAME_SIZE { SUPERFRAMES_AT_ONCE } else { BURST };
         Ok(LinkServer {
             port,
+            peers: FramePeers::default(),
+            switch: None,
             pool: FramePool::new(count, size)?,
             at_once,
             received: Vec::with_capacity(BURST),
@@ -102,7 +111,8 @@ impl<P: Port> LinkServer<P> {
         &mut self.port
     }
 
-    /// Hands one burst of received frames to the shard; returns how many.
+    /// Hands one burst of received frames to the shard, or to the server that they are for, and takes
+    /// what other servers have handed over; returns how many.
     ///
     /// # Errors
     /// When the port is of no more use.
@@ -124,13 +134,22 @@ impl<P: Port> LinkServer<P> {
                     segment_size: frame.segment_size,
                 };
                 bytes += frame.len as usize;
-                shard.handle_frame(now, frame.bytes(&self.pool), meta, streams);
+                let content = frame.bytes(&self.pool);
+                match &mut self.switch {
+                    None => shard.handle_frame(now, content, meta, streams),
+                    Some(switch) => switch.pass(&mut self.peers, content, meta, || {
+                        shard.handle_frame(now, content, meta, streams);
+                    }),
+                }
                 self.pool.free(frame.frame);
             }
             count += came;
             if came < wanted {
                 break;
             }
+        }
+        if self.switch.is_some() {
+            count += self.receive_from_peers(now, shard, streams);
         }
         Ok(count)
     }
@@ -159,8 +178,8 @@ impl<P: Port> LinkServer<P> {
             if self.to_send.is_empty() {
                 break;
             }
-            self.port.tx_burst(&mut self.pool, &mut self.to_send)?;
-            if self.is_blocked() {
+            self.send()?;
+            if !self.to_send.is_empty() {
                 break;
             }
         }
@@ -192,8 +211,8 @@ impl<P: Port> LinkServer<P> {
         Built { bytes, is_last: false }
     }
 
-    /// Whether frames wait for the port to take them.
+    /// Whether something waits for the port, or for another server, to take it.
     pub fn is_blocked(&self) -> bool {
-        !self.to_send.is_empty()
+        !self.to_send.is_empty() || self.has_untold()
     }
 }

@@ -373,6 +373,7 @@ impl<P: Port> Server<P> {
         let datagrams = core.send_datagrams(now);
         ended(Part::Datagrams);
         let sent = link.transmit(now, &mut core.shard, &mut core.store).map_err(failed)?;
+        link.finish_turn(&mut core.shard);
         ended(Part::Transmit);
         core.publish_datagrams();
         core.housekeeping(now);

@@ -1,0 +1,557 @@
+//! The switch between the servers of a plan: which server a frame from the link is for, and the
+//! frames that cross from one server to another.
+//!
+//! Owned by `link_server`, which asks it about each frame where there are several transport servers
+//! or this one has no link; a service of one server has none. What decides is
+//! `haypile_engine::steering`, what carries is `frame_peers`. Four things cross:
+//!
+//! * frames from a link server to the transport server that they are for (superframes and
+//!   unfinished checksums as the link gave them);
+//! * frames that a transport server without a link sends, to the link server that sends for it;
+//! * packets put together from fragments, or sent to ourselves, to their owner;
+//! * what the speaker has learned of the network, to the others, and their groups, to the speaker.
+//!
+//! A frame handed over is not asked about again, so that none goes in circles. One that finds no room
+//! is dropped and counted, as on a full link; one to be sent waits, as for a full link.
+
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use haypile_engine::control::names::ServerNumber;
+use haypile_engine::steering::{Destination, Rule, SPEAKER, Steering};
+use haypile_engine::{
+    Forward, ForwardKind, Instant, NetworkUpdate, RxMeta, Shard, Steered, Streams,
+};
+use haypile_link::port::{PartialChecksum, Port, TX_HEADROOM, TxFrame};
+use haypile_shm::record_ring::Record;
+
+use crate::frame_peers::{FramePeers, PushFrame};
+use crate::link_server::{BURST, LinkServer};
+use crate::plan::{Component, Plan};
+
+/// The longest record: a packet of 64 KiB with its Ethernet header and a VLAN tag.
+const RECORD_MAX: usize = 65_535 + 18;
+/// Bytes of an address among groups: its family, and itself.
+const GROUP_LEN: usize = 17;
+
+/// Who is who among the servers of a plan. Numbers of servers count transport servers, numbers of
+/// processes all servers of the plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Members {
+    /// Which transport server we are, if we are one.
+    pub own: Option<ServerNumber>,
+    /// We have a queue of the link.
+    pub has_link: bool,
+    /// The process of each transport server.
+    pub transports: Vec<u16>,
+    /// The process that sends for us, if we do not ourselves.
+    pub sends_over: Option<u16>,
+}
+
+impl Members {
+    /// A plan as process `number` sees it. `None` where nothing has to be switched: the only
+    /// transport server has the link, or this is a connection manager alone.
+    pub fn of(plan: &Plan, number: u16) -> Option<Members> {
+        let servers = plan.servers();
+        let own = servers.get(usize::from(number))?;
+        let mut transports: Vec<(u16, u16)> =
+            servers.iter().filter_map(|one| Some((one.transport?, one.number))).collect();
+        transports.sort_unstable();
+        let link = own.transport.map(|transport| plan.link_of(transport));
+        let sender = servers.iter().find(|one| one.link.is_some() && one.link == link);
+        let sends_over = sender.map(|one| one.number).filter(|process| *process != number);
+        let members = Members {
+            own: own.transport,
+            has_link: own.link.is_some(),
+            transports: transports.into_iter().map(|(_, process)| process).collect(),
+            sends_over,
+        };
+        let alone = members.transports.len() == 1 && members.own.is_some() && members.has_link;
+        let stranger = members.own.is_none() && !members.has_link;
+        (!alone && !stranger).then_some(members)
+    }
+}
+
+/// What a plan with several transport servers, or links of their own, adds to one of its servers.
+#[derive(Debug, Default)]
+pub struct Switching {
+    /// What its shard owns; `None`: everything.
+    pub steered: Option<Steered>,
+    /// What its link server asks; `None`: everything is for its shard.
+    pub switch: Option<Switch>,
+}
+
+impl Switching {
+    /// For process `number` of a plan. All servers of a service have the same `secret`.
+    pub fn of(plan: &Plan, rule: Rule, secret: &[u8; 32], number: u16) -> Switching {
+        let Some(members) = Members::of(plan, number) else { return Switching::default() };
+        let steering = Arc::new(steering_of(plan, rule, secret));
+        let several = members.transports.len() > 1;
+        let steered = members.own.filter(|_| several);
+        let steered = steered.map(|server| Steered { server, steering: Arc::clone(&steering) });
+        Switching { steered, switch: Some(Switch::new(members, steering)) }
+    }
+}
+
+/// How the frames of a link are spread over the transport servers of a plan.
+pub fn steering_of(plan: &Plan, rule: Rule, secret: &[u8; 32]) -> Steering {
+    Steering::new(Steering::key_of(secret), rule, plan.count(Component::Transport))
+}
+
+/// What happened at a switch. All count upwards.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
+pub struct SwitchCounters {
+    /// Frames from the link for this server.
+    pub here: u64,
+    /// Frames from the link that were handed to another server, copies counted each.
+    pub forwarded: u64,
+    /// Frames and packets that another server handed to this one.
+    pub taken: u64,
+    /// Frames of other servers that were sent over our link.
+    pub sent_for_others: u64,
+    /// Frames and packets dropped because their server had no room or was not there.
+    pub dropped: u64,
+    /// Bursts cut short because whoever sends for us took no more for now.
+    pub blocked: u64,
+    /// Dropped because they were nothing that this server takes.
+    pub misdirected: u64,
+}
+
+impl SwitchCounters {
+    /// Every counter with its name, in a fixed order.
+    pub fn named(&self) -> [(&'static str, u64); 7] {
+        [
+            ("here", self.here),
+            ("forwarded", self.forwarded),
+            ("taken", self.taken),
+            ("sent_for_others", self.sent_for_others),
+            ("dropped", self.dropped),
+            ("blocked", self.blocked),
+            ("misdirected", self.misdirected),
+        ]
+    }
+}
+
+/// One server's part of the switch.
+#[derive(Debug)]
+pub struct Switch {
+    members: Members,
+    steering: Arc<Steering>,
+    counters: SwitchCounters,
+    /// Processes that have yet to be told what we know.
+    untold: Vec<u16>,
+    /// Room for what comes from another server.
+    room: Vec<u8>,
+}
+
+/// Where a frame from the link goes.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Way {
+    /// To our own shard.
+    Here,
+    /// To another transport server.
+    Server(ServerNumber),
+    /// To ours, if we have one, and all others.
+    Everyone,
+}
+
+/// What a record on a ring of frames is.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+enum Crossing {
+    /// A frame for the shard.
+    Received(RxMeta),
+    /// A frame for the link.
+    ToSend { checksum: Option<PartialChecksum>, segment_size: u16 },
+    /// A packet for the shard.
+    Packet(ForwardKind),
+    /// A [`NetworkUpdate`].
+    Network,
+    /// The groups of the sender's sockets.
+    Groups,
+}
+
+const KIND_SHIFT: u32 = 56;
+const UNFINISHED: u64 = 1 << 48;
+const CHECKSUM_VALID: u64 = 1 << 49;
+
+impl Crossing {
+    fn encode(self) -> u64 {
+        let (kind, rest) = match self {
+            Crossing::Received(meta) => {
+                let valid = if meta.checksum_valid { CHECKSUM_VALID } else { 0 };
+                (1, u64::from(meta.segment_size) | valid)
+            }
+            Crossing::ToSend { checksum, segment_size } => {
+                let checksum = checksum.map_or(0, |PartialChecksum { start, offset }| {
+                    UNFINISHED | u64::from(start) << 16 | u64::from(offset) << 32
+                });
+                (2, u64::from(segment_size) | checksum)
+            }
+            Crossing::Packet(ForwardKind::Reassembled) => (3, 0),
+            Crossing::Packet(ForwardKind::Own) => (4, 0),
+            Crossing::Network => (5, 0),
+            Crossing::Groups => (6, 0),
+        };
+        kind << KIND_SHIFT | rest
+    }
+
+    fn decode(tag: u64) -> Option<Crossing> {
+        let segment_size = tag as u16;
+        Some(match tag >> KIND_SHIFT {
+            1 => {
+                let checksum_valid = tag & CHECKSUM_VALID != 0;
+                Crossing::Received(RxMeta { checksum_valid, segment_size })
+            }
+            2 => {
+                let (start, offset) = ((tag >> 16) as u16, (tag >> 32) as u16);
+                let checksum = (tag & UNFINISHED != 0).then_some(PartialChecksum { start, offset });
+                Crossing::ToSend { checksum, segment_size }
+            }
+            3 => Crossing::Packet(ForwardKind::Reassembled),
+            4 => Crossing::Packet(ForwardKind::Own),
+            5 => Crossing::Network,
+            6 => Crossing::Groups,
+            _ => return None,
+        })
+    }
+}
+
+impl Switch {
+    /// The switch of one server.
+    pub fn new(members: Members, steering: Arc<Steering>) -> Switch {
+        Switch {
+            members,
+            steering,
+            counters: SwitchCounters::default(),
+            untold: Vec::new(),
+            room: vec![0; RECORD_MAX],
+        }
+    }
+
+    /// Where a frame from the link goes.
+    #[inline]
+    pub fn classify(&self, frame: &[u8]) -> Way {
+        match self.steering.destination(frame) {
+            Destination::Everyone => Way::Everyone,
+            Destination::Server(server) if Some(server) == self.members.own => Way::Here,
+            Destination::Server(server) => Way::Server(server),
+        }
+    }
+
+    /// What happened so far.
+    pub fn counters(&self) -> SwitchCounters {
+        self.counters
+    }
+
+    /// Who is who.
+    pub fn members(&self) -> &Members {
+        &self.members
+    }
+
+    fn process_of(&self, server: ServerNumber) -> Option<u16> {
+        self.members.transports.get(usize::from(server)).copied()
+    }
+
+    /// The transport server that runs in a process.
+    fn server_in(&self, process: u16) -> Option<ServerNumber> {
+        let place = self.members.transports.iter().position(|other| *other == process)?;
+        Some(place as ServerNumber)
+    }
+
+    /// Hands a record to a transport server; counts it when it is lost.
+    fn hand(&mut self, peers: &mut FramePeers, to: ServerNumber, what: Crossing, bytes: &[u8]) {
+        let written = self.process_of(to).is_some_and(|process| {
+            peers.push_frame(process, what.encode(), bytes) == PushFrame::Written
+        });
+        match written {
+            true => self.counters.forwarded += 1,
+            false => self.counters.dropped += 1,
+        }
+    }
+
+    /// Hands copies to all other transport servers.
+    fn hand_to_others(&mut self, peers: &mut FramePeers, what: Crossing, bytes: &[u8]) {
+        for server in 0..self.members.transports.len() as ServerNumber {
+            if Some(server) != self.members.own {
+                self.hand(peers, server, what, bytes);
+            }
+        }
+    }
+
+    /// A frame from the link: to our shard, to others, or both.
+    #[inline]
+    pub(crate) fn pass(
+        &mut self,
+        peers: &mut FramePeers,
+        frame: &[u8],
+        meta: RxMeta,
+        deliver: impl FnOnce(),
+    ) {
+        match self.classify(frame) {
+            Way::Here => {
+                self.counters.here += 1;
+                deliver();
+            }
+            Way::Server(server) => self.hand(peers, server, Crossing::Received(meta), frame),
+            Way::Everyone => {
+                self.hand_to_others(peers, Crossing::Received(meta), frame);
+                if self.members.own.is_some() {
+                    self.counters.here += 1;
+                    deliver();
+                }
+            }
+        }
+    }
+
+    /// What the shard has for other servers, after its turn.
+    fn collect(&mut self, peers: &mut FramePeers, shard: &mut Shard) {
+        while let Some(Forward { to, kind, packet }) = shard.poll_forward() {
+            self.hand(peers, to, Crossing::Packet(kind), &packet);
+            shard.recycle(packet);
+        }
+        let mut to_tell = peers.take_joined();
+        if shard.poll_network_update().is_some() || shard.poll_memberships().is_some() {
+            to_tell.extend(&self.members.transports);
+        }
+        for process in to_tell {
+            if self.tells(process) && !self.untold.contains(&process) {
+                self.untold.push(process);
+            }
+        }
+        if !self.untold.is_empty() {
+            self.tell(peers, shard);
+        }
+    }
+
+    /// Whether a server hears from us what we know of the network: all others from the speaker, the
+    /// speaker from all others.
+    fn tells(&self, process: u16) -> bool {
+        let Some(own) = self.members.own else { return false };
+        match self.server_in(process) {
+            Some(other) => other != own && (own == SPEAKER || other == SPEAKER),
+            None => false,
+        }
+    }
+
+    /// Tells everything to those who have yet to hear it. Who is not there hears it on joining.
+    fn tell(&mut self, peers: &mut FramePeers, shard: &Shard) {
+        let (what, bytes) = match self.members.own {
+            Some(SPEAKER) => (Crossing::Network, shard.network_update().encode()),
+            _ => (Crossing::Groups, encode_groups(&shard.memberships())),
+        };
+        let Switch { untold, counters, .. } = self;
+        untold.retain(|process| {
+            let pushed = peers.push_frame(*process, what.encode(), &bytes);
+            counters.forwarded += u64::from(pushed == PushFrame::Written);
+            pushed == PushFrame::Full
+        });
+    }
+
+    /// What another server handed over, but for frames to be sent.
+    fn take_in(
+        &mut self,
+        now: Instant,
+        (from, what): (u16, Crossing),
+        len: usize,
+        shard: &mut Shard,
+        streams: &mut impl Streams,
+    ) {
+        let bytes = &self.room[..len.min(self.room.len())];
+        let from_speaker = self.server_in(from) == Some(SPEAKER);
+        let understood = match what {
+            _ if self.members.own.is_none() || len > self.room.len() => false,
+            Crossing::Received(meta) => {
+                shard.handle_frame(now, bytes, meta, streams);
+                true
+            }
+            Crossing::Packet(kind) => {
+                shard.handle_forwarded(now, kind, bytes, streams);
+                true
+            }
+            Crossing::Network if from_speaker => match NetworkUpdate::decode(bytes) {
+                Some(update) => {
+                    shard.adopt_network_update(now, &update);
+                    true
+                }
+                None => false,
+            },
+            Crossing::Groups if self.members.own == Some(SPEAKER) => {
+                match (self.server_in(from), decode_groups(bytes)) {
+                    (Some(server), Some(groups)) => {
+                        shard.set_memberships(now, server, &groups);
+                        true
+                    }
+                    _ => false,
+                }
+            }
+            Crossing::Network | Crossing::Groups | Crossing::ToSend { .. } => false,
+        };
+        match understood {
+            true => self.counters.taken += 1,
+            false => self.counters.misdirected += 1,
+        }
+    }
+}
+
+/// Moving frames between the rings, the shard and the link.
+impl<P: Port> LinkServer<P> {
+    /// Makes this the link server of one server among several.
+    pub fn set_switch(&mut self, switch: Switch) {
+        self.switch = Some(Box::new(switch));
+    }
+
+    /// The switch, where there is one.
+    pub fn switch(&self) -> Option<&Switch> {
+        self.switch.as_deref()
+    }
+
+    /// Takes what other servers have handed over, a burst of each; how many.
+    pub(crate) fn receive_from_peers(
+        &mut self,
+        now: Instant,
+        shard: &mut Shard,
+        streams: &mut impl Streams,
+    ) -> usize {
+        let Some(mut switch) = self.switch.take() else { return 0 };
+        let mut count = 0;
+        for place in 0..self.peers.present().len() {
+            let Some(process) = self.peers.present().get(place).copied() else { break };
+            for _ in 0..BURST {
+                let Some(record) = self.peers.front_frame(process) else { break };
+                let what = Crossing::decode(record.tag);
+                if let Some(Crossing::ToSend { checksum, segment_size }) = what {
+                    if !self.take_to_send(&mut switch, process, record, (checksum, segment_size)) {
+                        break;
+                    }
+                } else {
+                    self.peers.take_frame(process, record, &mut switch.room);
+                    match what {
+                        Some(what) => {
+                            let len = record.len as usize;
+                            switch.take_in(now, (process, what), len, shard, streams);
+                        }
+                        None => switch.counters.misdirected += 1,
+                    }
+                }
+                count += 1;
+            }
+        }
+        self.switch = Some(switch);
+        count
+    }
+
+    /// Takes a frame that is to be sent over our link; false when there is no room for it now.
+    fn take_to_send(
+        &mut self,
+        switch: &mut Switch,
+        process: u16,
+        record: Record,
+        (checksum, segment_size): (Option<PartialChecksum>, u16),
+    ) -> bool {
+        let len = record.len as usize;
+        if !switch.members.has_link || TX_HEADROOM + len > self.pool.frame_size() {
+            switch.counters.misdirected += 1;
+            self.peers.take_frame(process, record, &mut []);
+            return true;
+        }
+        if self.to_send.len() >= BURST {
+            return false;
+        }
+        let Some(mut frame) = self.pool.alloc() else { return false };
+        let room = &mut self.pool.bytes_mut(&mut frame)[TX_HEADROOM..TX_HEADROOM + len];
+        self.peers.take_frame(process, record, room);
+        self.to_send.push(TxFrame { checksum, segment_size, ..TxFrame::new(frame, record.len) });
+        switch.counters.sent_for_others += 1;
+        true
+    }
+
+    /// Sends from the front of what is to be sent: over our link, or to whoever sends for us.
+    ///
+    /// # Errors
+    /// When the port is of no more use.
+    #[inline]
+    pub(crate) fn send(&mut self) -> io::Result<()> {
+        if let Some(switch) = &mut self.switch
+            && !switch.members.has_link
+        {
+            let done = hand_to_link(switch, &mut self.peers, &self.pool, &self.to_send);
+            for sent in self.to_send.drain(..done) {
+                self.pool.free(sent.frame);
+            }
+            return Ok(());
+        }
+        self.port.tx_burst(&mut self.pool, &mut self.to_send).map(drop)
+    }
+
+    /// The end of a turn: what the shard has for others goes, and who sleeps is rung.
+    pub fn finish_turn(&mut self, shard: &mut Shard) {
+        if let Some(switch) = &mut self.switch {
+            switch.collect(&mut self.peers, shard);
+            self.peers.flush();
+        }
+    }
+
+    /// Whether somebody has yet to be told something and had no room for it.
+    pub(crate) fn has_untold(&self) -> bool {
+        self.switch.as_ref().is_some_and(|switch| !switch.untold.is_empty())
+    }
+}
+
+/// Hands frames to the link server that sends for us; how many are done with.
+fn hand_to_link(
+    switch: &mut Switch,
+    peers: &mut FramePeers,
+    pool: &haypile_shm::FramePool,
+    frames: &[TxFrame],
+) -> usize {
+    let Some(process) = switch.members.sends_over else { return frames.len() };
+    for (done, frame) in frames.iter().enumerate() {
+        let what = Crossing::ToSend { checksum: frame.checksum, segment_size: frame.segment_size };
+        match peers.push_frame(process, what.encode(), frame.bytes(pool)) {
+            PushFrame::Written => {}
+            PushFrame::Full => {
+                switch.counters.blocked += 1;
+                // It rings when there is; if there is by now, the next turn finds it.
+                let _: bool = peers.wait_for_room(process, frame.len as usize);
+                return done;
+            }
+            PushFrame::Lost => switch.counters.dropped += 1,
+        }
+    }
+    frames.len()
+}
+
+fn encode_groups(groups: &[IpAddr]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(groups.len() * GROUP_LEN);
+    for group in groups.iter().take(RECORD_MAX / GROUP_LEN) {
+        match group {
+            IpAddr::V4(addr) => {
+                bytes.push(4);
+                bytes.extend(addr.octets());
+                bytes.extend([0; 12]);
+            }
+            IpAddr::V6(addr) => {
+                bytes.push(6);
+                bytes.extend(addr.octets());
+            }
+        }
+    }
+    bytes
+}
+
+fn decode_groups(bytes: &[u8]) -> Option<Vec<IpAddr>> {
+    let one = |bytes: &[u8]| match bytes.split_first()? {
+        (4, octets) => Some(IpAddr::from(*octets.first_chunk::<4>()?)),
+        (6, octets) => Some(IpAddr::from(*octets.first_chunk::<16>()?)),
+        _ => None,
+    };
+    let chunks = bytes.chunks_exact(GROUP_LEN);
+    if !chunks.remainder().is_empty() {
+        return None;
+    }
+    chunks.map(one).collect()
+}
