@@ -5,6 +5,8 @@
 //! messages with [`Managers::poll_outgoing`] and brings those that arrive to [`Core::from_manager`],
 //! [`Core::for_manager`] and [`Core::between_managers`]. Read `haypile_engine::control::messages`.
 
+pub mod wire;
+
 use std::collections::VecDeque;
 
 use haypile_engine::Instant;

@@ -1,4 +1,4 @@
-//! Every message between an application and the service, typed, with its encoding in eight words.
+//! Every message between an application and the service, and between servers, typed, with its encoding in eight words.
 //! Knows what the words mean, not where they travel: `channel` (rings, reply cells) and `control`
 //! (the control connection) do that.
 //!
@@ -8,6 +8,7 @@
 mod control;
 mod reply;
 mod request;
+mod server;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -17,6 +18,7 @@ pub use reply::{
     SocketReply,
 };
 pub use request::{OPTION_MORE, Request, RequestBody, RequestHeader, Shutdown};
+pub use server::{SERVER_MESSAGE_VERSION, ServerConnection, ServerMessage, ServerMessageKind};
 
 /// One message: a cache line.
 pub type Message = [u64; 8];
@@ -204,6 +206,9 @@ fn fuzz_decode_message(message: &Message) {
     }
     if let Ok(value) = Offer::decode(message) {
         assert_eq!(Offer::decode(&value.encode()), Ok(value));
+    }
+    if let Ok(value) = ServerMessage::decode(message) {
+        assert_eq!(ServerMessage::decode(&value.encode()), Ok(value));
     }
     if let Ok(value) = ControlRequest::decode(message) {
         assert_eq!(ControlRequest::decode(&value.encode()), Ok(value));
