@@ -7,7 +7,7 @@ use crate::metadata;
 const ALLOWED: &[(&str, &[&str])] = &[
     ("haypile-engine", &[]),
     ("haypile-shm", &[]),
-    ("haypile-link", &["haypile-shm"]),
+    ("haypile-link", &["haypile-engine", "haypile-shm"]),
     ("haypile-service", &["haypile-engine", "haypile-shm", "haypile-link"]),
     ("haypile-client", &["haypile-shm"]),
     ("haypile-shim", &["haypile-client", "haypile-shm"]),

@@ -146,10 +146,12 @@ impl Steering {
     }
 
     /// The same spread with other numbers, such as those of the queues from which the servers get
-    /// their frames.
-    pub fn renumbered(&self, number_of: impl Fn(ServerNumber) -> u16) -> Steering {
+    /// their frames: `number_of` is given a bucket and its server.
+    pub fn renumbered(&self, number_of: impl Fn(u16, ServerNumber) -> u16) -> Steering {
         let mut other = self.clone();
-        other.owners.iter_mut().for_each(|owner| *owner = number_of(*owner));
+        for (bucket, owner) in other.owners.iter_mut().enumerate() {
+            *owner = number_of(bucket as u16, *owner);
+        }
         other.servers = other.owners.iter().max().map_or(1, |most| most + 1);
         other
     }

@@ -1,160 +1,84 @@
-//! Owns which queue of a multi-queue TAP a frame comes on: a symmetric, keyed hash of addresses and
-//! ports names one of 4096 buckets, the bucket a queue. The same function exists twice: here, and as
-//! a program for the kernel (`Steering::program`, `steering/assembler.rs`), which runs it for each
-//! frame. Called by `tap/setup.rs`; tests compare both. Pure.
+//! Owns the program by which the kernel chooses the queue of a multi-queue TAP for each frame: the
+//! function of `haypile_engine::steering` up to the queue of a bucket, which it reads from a map that
+//! can be written while it runs. Called by `tap/setup.rs`; tests compare the program with the function.
 //!
-//! Both directions of a flow fall into one bucket. Fragments go by addresses alone, whether or not
-//! they have ports, and so does what is neither TCP nor UDP; what is not IP, or cut short, goes to
-//! queue 0. Up to two VLAN tags are skipped.
+//! What goes by no bucket, or is cut short, comes on queue 0. That a frame for several servers, or a
+//! port with a home of its own, is more than a queue, the servers know themselves.
 
 mod assembler;
 #[cfg(test)]
 mod tests;
 
-use crate::port::{ETHERNET_HEADER_LEN, VLAN_TAG_LEN};
-use assembler::{Assembler, Register, Width};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
-/// Number of buckets.
-pub const BUCKETS: u32 = 1 << BUCKET_BITS;
+pub use haypile_engine::steering::{Rule, Steering};
+
+use crate::port::{ETHERNET_HEADER_LEN, VLAN_TAG_LEN};
+use crate::sys;
+use assembler::{Assembler, Label, Register, Width};
+use haypile_engine::steering::{BUCKET_BITS, BUCKETS, EXTENSIONS_MAX, MULTIPLIER, TAGS_MAX};
+
 /// Most queues a TAP of Linux has (`MAX_TAP_QUEUES`).
 pub const QUEUES_MAX: u16 = 256;
 
-const BUCKET_BITS: u32 = 12;
-/// An odd multiplier with well-mixed bits: 2^64 divided by the golden ratio.
-const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 const TYPE_AT: i32 = 12;
-const TYPE_IPV4: u16 = 0x0800;
-const TYPE_IPV6: u16 = 0x86dd;
-const TYPES_VLAN: [u16; 2] = [0x8100, 0x88a8];
-const TAGS_MAX: usize = 2;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
+const TYPE_IPV4: i32 = 0x0800;
+const TYPE_IPV6: i32 = 0x86dd;
+const TYPES_VLAN: [i32; 2] = [0x8100, 0x88a8];
+const ICMP: i32 = 1;
+const TCP: i32 = 6;
+const UDP: i32 = 17;
+const FRAGMENT: i32 = 44;
+const ICMPV6: i32 = 58;
 const IPV6_HEADER_LEN: i32 = 40;
-/// More fragments, or a fragment offset.
-const FRAGMENT_BITS: u16 = 0x3fff;
+const ICMP_HEADER_LEN: i32 = 8;
+const FRAGMENT_HEADER_LEN: i32 = 8;
+/// Hop-by-hop options, routing, destination options.
+const EXTENSIONS: [i32; 3] = [0, 43, 60];
+/// ICMP errors: unreachable, time exceeded, parameter problem.
+const ERRORS_V4: [i32; 3] = [3, 11, 12];
+/// Bit of the type of ICMPv6 messages that are no errors.
+const NO_ERROR_V6: i32 = 0x80;
+/// More fragments, or an offset; and the offset alone.
+const FRAGMENT_BITS_V4: i32 = 0x3fff;
+const OFFSET_BITS_V4: i32 = 0x1fff;
+const FRAGMENT_BITS_V6: i32 = 0xfff9;
+const OFFSET_BITS_V6: i32 = 0xfff8;
 
-/// How frames are spread over queues.
-#[derive(Copy, Clone, PartialEq, Eq, Debug)]
-pub struct Steering {
-    /// Keys the hash, so that nobody outside can choose what falls into one bucket.
-    pub key: u64,
-    /// Number of queues, 1..=[`QUEUES_MAX`].
-    pub queues: u16,
+/// The map from buckets to queues that a program reads. The kernel keeps it as long as the program.
+#[derive(Debug)]
+pub struct SteeringMap {
+    map: OwnedFd,
 }
 
-impl Steering {
-    /// The queue of a bucket: each queue owns a run of buckets of equal length, give or take one.
-    pub fn queue_of(&self, bucket: u32) -> u16 {
-        (((bucket % BUCKETS) * u32::from(self.queues)) >> BUCKET_BITS) as u16
+impl SteeringMap {
+    /// A map as `steering` has it, whose owners are queues.
+    ///
+    /// # Errors
+    /// When the kernel lets us have none: it takes privileges that root of a user namespace lacks.
+    pub(crate) fn new(steering: &Steering) -> io::Result<SteeringMap> {
+        let map = sys::bpf_create_array(BUCKETS * size_of::<u16>())?;
+        let map = SteeringMap { map };
+        map.update(steering)?;
+        Ok(map)
     }
 
-    /// The queue that a frame comes on.
-    pub fn queue(&self, frame: &[u8]) -> u16 {
-        self.bucket(frame).map_or(0, |bucket| self.queue_of(bucket))
+    /// Gives every bucket the queue that `steering` says. Frames are steered meanwhile, each by the old
+    /// queue or the new one.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn update(&self, steering: &Steering) -> io::Result<()> {
+        sys::bpf_set_array(self.map.as_fd(), steering.owners())
     }
 
-    /// The bucket of a frame's flow; `None` for what is not IP, or cut short.
-    pub fn bucket(&self, frame: &[u8]) -> Option<u32> {
-        let mut ip = ETHERNET_HEADER_LEN;
-        for _ in 0..TAGS_MAX {
-            if TYPES_VLAN.contains(&half(frame, ip - 2)?) {
-                ip += VLAN_TAG_LEN;
-            }
-        }
-        match half(frame, ip - 2)? {
-            TYPE_IPV4 => self.bucket_v4(frame, ip),
-            TYPE_IPV6 => self.bucket_v6(frame, ip),
-            _ => None,
-        }
-    }
-
-    fn bucket_v4(&self, frame: &[u8], ip: usize) -> Option<u32> {
-        let hash = mix(self.key, word(frame, ip + 12)? ^ word(frame, ip + 16)?);
-        if half(frame, ip + 6)? & FRAGMENT_BITS != 0 {
-            return Some(finish(hash, 0));
-        }
-        let protocol = *frame.get(ip + 9)?;
-        let header_len = usize::from(*frame.get(ip)? & 0x0f) * 4;
-        ports(frame, ip + header_len, protocol).map(|ports| finish(hash, ports))
-    }
-
-    fn bucket_v6(&self, frame: &[u8], ip: usize) -> Option<u32> {
-        let mut hash = self.key;
-        for part in 0..4 {
-            hash = mix(hash, word(frame, ip + 8 + 4 * part)? ^ word(frame, ip + 24 + 4 * part)?);
-        }
-        let protocol = *frame.get(ip + 6)?;
-        let ports = ports(frame, ip + IPV6_HEADER_LEN as usize, protocol)?;
-        Some(finish(hash, ports))
-    }
-
-    /// The same as [`Steering::queue`] in eBPF: a program of the type `SOCKET_FILTER`. A load beyond
-    /// the frame's end ends it with 0.
-    pub(crate) fn program(&self) -> Vec<u64> {
-        let mut asm = Assembler::default();
-        let (v4, v6, ports, no_ports, last) =
-            (asm.label(), asm.label(), asm.label(), asm.label(), asm.label());
-        asm.keep_context();
-        asm.set(L3, ETHERNET_HEADER_LEN as i32);
-        asm.load_absolute(Width::Half, TYPE_AT);
-        for _ in 0..TAGS_MAX {
-            let (tagged, next) = (asm.label(), asm.label());
-            for kind in TYPES_VLAN {
-                asm.jump_if_equal(LOADED, i32::from(kind), tagged);
-            }
-            asm.jump(next);
-            asm.place(tagged);
-            asm.add(L3, VLAN_TAG_LEN as i32);
-            asm.load(Width::Half, L3, -2);
-            asm.place(next);
-        }
-        asm.jump_if_equal(LOADED, i32::from(TYPE_IPV4), v4);
-        asm.jump_if_equal(LOADED, i32::from(TYPE_IPV6), v6);
-        asm.set(LOADED, 0);
-        asm.exit();
-
-        asm.place(v4);
-        asm.set_wide(HASH, self.key);
-        emit_pair(&mut asm, 12, 16);
-        asm.load(Width::Half, L3, 6);
-        asm.and(LOADED, i32::from(FRAGMENT_BITS));
-        asm.jump_unless_equal(LOADED, 0, no_ports);
-        asm.load(Width::Byte, L3, 9);
-        let has_ports = asm.label();
-        asm.jump_if_equal(LOADED, i32::from(TCP), has_ports);
-        asm.jump_unless_equal(LOADED, i32::from(UDP), no_ports);
-        asm.place(has_ports);
-        asm.load(Width::Byte, L3, 0);
-        asm.and(LOADED, 0x0f);
-        asm.shift_left(LOADED, 2);
-        asm.add_register(L3, LOADED);
-        asm.jump(ports);
-
-        asm.place(v6);
-        asm.set_wide(HASH, self.key);
-        for part in 0..4 {
-            emit_pair(&mut asm, 8 + 4 * part, 24 + 4 * part);
-        }
-        asm.load(Width::Byte, L3, 6);
-        asm.add(L3, IPV6_HEADER_LEN);
-        asm.jump_if_equal(LOADED, i32::from(TCP), ports);
-        asm.jump_unless_equal(LOADED, i32::from(UDP), no_ports);
-
-        asm.place(ports);
-        emit_ports(&mut asm);
-        asm.jump(last);
-        asm.place(no_ports);
-        asm.set(PART, 0);
-        asm.place(last);
-        emit_mix(&mut asm);
-        asm.set_wide(SCRATCH, MULTIPLIER);
-        asm.multiply_register(HASH, SCRATCH);
-        asm.shift_right(HASH, 64 - BUCKET_BITS as i32);
-        asm.multiply(HASH, i32::from(self.queues));
-        asm.shift_right(HASH, BUCKET_BITS as i32);
-        asm.copy(LOADED, HASH);
-        asm.exit();
-        asm.finish()
+    /// Loads the program that reads this map.
+    ///
+    /// # Errors
+    /// When the kernel does not take it.
+    pub(crate) fn load_program(&self, steering: &Steering) -> io::Result<OwnedFd> {
+        sys::bpf_load_socket_filter(&program(steering, self.map.as_raw_fd()))
     }
 }
 
@@ -162,23 +86,235 @@ impl Steering {
 const LOADED: Register = Register(0);
 /// Lost by a load.
 const SCRATCH: Register = Register(1);
-/// Start of the IP header, then of the ports.
-const L3: Register = Register(7);
+/// Start of the header that is looked at.
+const AT: Register = Register(7);
 /// The hash so far.
 const HASH: Register = Register(8);
-/// What goes into the hash next.
+/// Which header comes next; then what goes into the hash next.
 const PART: Register = Register(9);
+
+/// The places that several ways through the program lead to.
+struct Ends {
+    /// TCP: at its ports.
+    tcp: Label,
+    /// UDP: at its ports.
+    udp: Label,
+    /// The same in a packet of ours that an error quotes.
+    tcp_quoted: Label,
+    udp_quoted: Label,
+    /// Goes by addresses alone.
+    addresses: Label,
+    /// Goes by no bucket.
+    speaker: Label,
+}
+
+/// [`Steering::queue`] in eBPF: a program of the type `SOCKET_FILTER`. A load beyond the frame's end ends
+/// it with 0.
+fn program(steering: &Steering, map: RawFd) -> Vec<u64> {
+    let mut asm = Assembler::default();
+    let (v4, v6) = (asm.label(), asm.label());
+    let ends = Ends {
+        tcp: asm.label(),
+        udp: asm.label(),
+        tcp_quoted: asm.label(),
+        udp_quoted: asm.label(),
+        addresses: asm.label(),
+        speaker: asm.label(),
+    };
+    let key = steering.key();
+    asm.keep_context();
+    emit_ethernet(&mut asm);
+    asm.jump_if_equal(LOADED, TYPE_IPV4, v4);
+    asm.jump_if_equal(LOADED, TYPE_IPV6, v6);
+    asm.place(ends.speaker);
+    asm.set(LOADED, 0);
+    asm.exit();
+    asm.place(v4);
+    emit_v4(&mut asm, key, &ends);
+    asm.place(v6);
+    emit_v6(&mut asm, key, &ends);
+    emit_ends(&mut asm, steering, &ends, map);
+    asm.finish()
+}
+
+/// Skips VLAN tags: leaves the Ethernet type loaded, and the start of what follows.
+fn emit_ethernet(asm: &mut Assembler) {
+    asm.set(AT, ETHERNET_HEADER_LEN as i32);
+    asm.load_absolute(Width::Half, TYPE_AT);
+    for _ in 0..TAGS_MAX {
+        let (tagged, next) = (asm.label(), asm.label());
+        for kind in TYPES_VLAN {
+            asm.jump_if_equal(LOADED, kind, tagged);
+        }
+        asm.jump(next);
+        asm.place(tagged);
+        asm.add(AT, VLAN_TAG_LEN as i32);
+        asm.load(Width::Half, AT, -2);
+        asm.place(next);
+    }
+}
+
+fn emit_v4(asm: &mut Assembler, key: u64, ends: &Ends) {
+    let quote = asm.label();
+    emit_header_v4(asm, key, FRAGMENT_BITS_V4, ends.addresses);
+    asm.jump_if_equal(PART, TCP, ends.tcp);
+    asm.jump_if_equal(PART, UDP, ends.udp);
+    asm.jump_unless_equal(PART, ICMP, ends.speaker);
+    asm.load(Width::Byte, AT, 0);
+    for kind in ERRORS_V4 {
+        asm.jump_if_equal(LOADED, kind, quote);
+    }
+    asm.jump(ends.speaker);
+    asm.place(quote);
+    asm.add(AT, ICMP_HEADER_LEN);
+    emit_header_v4(asm, key, OFFSET_BITS_V4, ends.speaker);
+    emit_quoted(asm, ends);
+}
+
+/// Hashes the addresses, leaves the protocol in `PART` and goes behind the header; goes elsewhere if any
+/// of these bits of the fragment's place is set.
+fn emit_header_v4(asm: &mut Assembler, key: u64, bits: i32, if_set: Label) {
+    asm.set_wide(HASH, key);
+    emit_pair(asm, 12, 16);
+    asm.load(Width::Half, AT, 6);
+    asm.and(LOADED, bits);
+    asm.jump_unless_equal(LOADED, 0, if_set);
+    asm.load(Width::Byte, AT, 9);
+    asm.copy(PART, LOADED);
+    asm.load(Width::Byte, AT, 0);
+    asm.and(LOADED, 0x0f);
+    asm.shift_left(LOADED, 2);
+    asm.add_register(AT, LOADED);
+}
+
+fn emit_v6(asm: &mut Assembler, key: u64, ends: &Ends) {
+    let (read, no_fragment) = (asm.label(), asm.label());
+    emit_header_v6(asm, key);
+    for _ in 0..EXTENSIONS_MAX {
+        let (extension, fragment, next) = (asm.label(), asm.label(), asm.label());
+        for kind in EXTENSIONS {
+            asm.jump_if_equal(PART, kind, extension);
+        }
+        asm.jump_if_equal(PART, FRAGMENT, fragment);
+        asm.jump(read);
+        asm.place(extension);
+        asm.load(Width::Byte, AT, 0);
+        asm.copy(PART, LOADED);
+        asm.load(Width::Byte, AT, 1);
+        asm.add(LOADED, 1);
+        asm.shift_left(LOADED, 3);
+        asm.add_register(AT, LOADED);
+        asm.jump(next);
+        asm.place(fragment);
+        emit_fragment_header(asm, FRAGMENT_BITS_V6, ends.addresses);
+        asm.place(next);
+    }
+    asm.place(read);
+    asm.jump_if_equal(PART, TCP, ends.tcp);
+    asm.jump_if_equal(PART, UDP, ends.udp);
+    asm.jump_unless_equal(PART, ICMPV6, ends.speaker);
+    asm.load(Width::Byte, AT, 0);
+    asm.and(LOADED, NO_ERROR_V6);
+    asm.jump_unless_equal(LOADED, 0, ends.speaker);
+    asm.add(AT, ICMP_HEADER_LEN);
+    emit_header_v6(asm, key);
+    asm.jump_unless_equal(PART, FRAGMENT, no_fragment);
+    emit_fragment_header(asm, OFFSET_BITS_V6, ends.speaker);
+    asm.place(no_fragment);
+    emit_quoted(asm, ends);
+}
+
+/// As [`emit_header_v4`], for the fixed header.
+fn emit_header_v6(asm: &mut Assembler, key: u64) {
+    asm.set_wide(HASH, key);
+    for part in 0..4 {
+        emit_pair(asm, 8 + 4 * part, 24 + 4 * part);
+    }
+    asm.load(Width::Byte, AT, 6);
+    asm.copy(PART, LOADED);
+    asm.add(AT, IPV6_HEADER_LEN);
+}
+
+fn emit_fragment_header(asm: &mut Assembler, bits: i32, if_set: Label) {
+    asm.load(Width::Half, AT, 2);
+    asm.and(LOADED, bits);
+    asm.jump_unless_equal(LOADED, 0, if_set);
+    asm.load(Width::Byte, AT, 0);
+    asm.copy(PART, LOADED);
+    asm.add(AT, FRAGMENT_HEADER_LEN);
+}
+
+fn emit_quoted(asm: &mut Assembler, ends: &Ends) {
+    asm.jump_if_equal(PART, TCP, ends.tcp_quoted);
+    asm.jump_if_equal(PART, UDP, ends.udp_quoted);
+    asm.jump(ends.speaker);
+}
+
+/// From the ports to the queue.
+fn emit_ends(asm: &mut Assembler, steering: &Steering, ends: &Ends, map: RawFd) {
+    let (finish, port, lookup) = (asm.label(), asm.label(), asm.label());
+    match steering.rule() {
+        Rule::Hash => {
+            asm.place(ends.tcp);
+            asm.place(ends.tcp_quoted);
+            emit_ports(asm);
+            asm.jump(finish);
+        }
+        Rule::Low12 => {
+            asm.place(ends.tcp);
+            emit_port(asm, 2, 0);
+            asm.jump(port);
+            asm.place(ends.tcp_quoted);
+            emit_port(asm, 0, 2);
+            asm.jump(port);
+        }
+    }
+    asm.place(ends.udp_quoted);
+    emit_port(asm, 2, 0);
+    asm.jump(port);
+    asm.place(ends.udp);
+    emit_port(asm, 0, 2);
+    asm.place(port);
+    match steering.rule() {
+        Rule::Hash => {
+            asm.copy(PART, LOADED);
+            asm.set_wide(HASH, steering.key());
+            asm.jump(finish);
+        }
+        Rule::Low12 => asm.jump(lookup),
+    }
+    asm.place(ends.addresses);
+    asm.set(PART, 0);
+    asm.place(finish);
+    emit_mix(asm);
+    asm.set_wide(SCRATCH, MULTIPLIER);
+    asm.multiply_register(HASH, SCRATCH);
+    asm.shift_right(HASH, 64 - BUCKET_BITS as i32);
+    asm.copy(LOADED, HASH);
+    asm.place(lookup);
+    asm.and(LOADED, BUCKETS as i32 - 1);
+    asm.shift_left(LOADED, 1);
+    asm.set_map_value(SCRATCH, map);
+    asm.add_register(SCRATCH, LOADED);
+    asm.load_half_at(LOADED, SCRATCH);
+    asm.exit();
+}
+
+/// Loads one port; the other must be there too.
+fn emit_port(asm: &mut Assembler, other: i32, wanted: i32) {
+    asm.load(Width::Half, AT, other);
+    asm.load(Width::Half, AT, wanted);
+}
 
 /// Mixes in the difference of two words of the IP header.
 fn emit_pair(asm: &mut Assembler, source: i32, destination: i32) {
-    asm.load(Width::Word, L3, source);
+    asm.load(Width::Word, AT, source);
     asm.copy(PART, LOADED);
-    asm.load(Width::Word, L3, destination);
+    asm.load(Width::Word, AT, destination);
     asm.xor_register(PART, LOADED);
     emit_mix(asm);
 }
 
-/// [`mix`].
 fn emit_mix(asm: &mut Assembler) {
     asm.add_register(HASH, PART);
     asm.set_wide(SCRATCH, MULTIPLIER);
@@ -188,44 +324,15 @@ fn emit_mix(asm: &mut Assembler) {
     asm.xor_register(HASH, SCRATCH);
 }
 
-/// [`both_ports`].
+/// Both ports as one symmetric number.
 fn emit_ports(asm: &mut Assembler) {
-    asm.load(Width::Half, L3, 0);
+    asm.load(Width::Half, AT, 0);
     asm.copy(PART, LOADED);
-    asm.load(Width::Half, L3, 2);
+    asm.load(Width::Half, AT, 2);
     asm.copy(SCRATCH, PART);
     asm.add_register(SCRATCH, LOADED);
     asm.and(SCRATCH, 0xffff);
     asm.xor_register(PART, LOADED);
     asm.shift_left(PART, 16);
     asm.or_register(PART, SCRATCH);
-}
-
-/// The ports as one symmetric number; 0 for a protocol without any, `None` when they are cut off.
-fn ports(frame: &[u8], at: usize, protocol: u8) -> Option<u32> {
-    match protocol {
-        TCP | UDP => Some(both_ports(half(frame, at)?, half(frame, at + 2)?)),
-        _ => Some(0),
-    }
-}
-
-fn both_ports(source: u16, destination: u16) -> u32 {
-    u32::from(source ^ destination) << 16 | u32::from(source.wrapping_add(destination))
-}
-
-fn mix(hash: u64, part: u32) -> u64 {
-    let product = hash.wrapping_add(u64::from(part)).wrapping_mul(MULTIPLIER);
-    product ^ product >> 32
-}
-
-fn finish(hash: u64, part: u32) -> u32 {
-    (mix(hash, part).wrapping_mul(MULTIPLIER) >> (64 - BUCKET_BITS)) as u32
-}
-
-fn half(frame: &[u8], at: usize) -> Option<u16> {
-    crate::offload::read_u16(frame, at)
-}
-
-fn word(frame: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from(half(frame, at)?) << 16 | u32::from(half(frame, at + 2)?))
 }

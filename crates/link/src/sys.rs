@@ -98,8 +98,78 @@ struct ProgramLoad {
     flags: u32,
 }
 
+/// The start of `union bpf_attr` for BPF_MAP_CREATE.
+#[repr(C)]
+struct MapCreate {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    flags: u32,
+}
+
+/// The start of `union bpf_attr` for BPF_MAP_UPDATE_ELEM.
+#[repr(C)]
+struct MapUpdate {
+    map: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+const BPF_MAP_CREATE: libc::c_long = 0;
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
+const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_PROG_TYPE_SOCKET_FILTER: u32 = 1;
+
+/// BPF_MAP_CREATE: an array with one value of this many bytes, all zero.
+pub(crate) fn bpf_create_array(value_len: usize) -> io::Result<OwnedFd> {
+    let attributes = MapCreate {
+        map_type: BPF_MAP_TYPE_ARRAY,
+        key_size: size_of::<u32>() as u32,
+        value_size: value_len as u32,
+        max_entries: 1,
+        flags: 0,
+    };
+    // SAFETY: the kernel reads the attributes, which live until the call returns.
+    let raw = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_MAP_CREATE,
+            &raw const attributes,
+            size_of_val(&attributes),
+        )
+    };
+    let raw = check(raw as libc::c_int)?;
+    // SAFETY: `raw` was just returned by bpf(2) and nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+/// BPF_MAP_UPDATE_ELEM: sets the only value of an array that [`bpf_create_array`] made with as many
+/// bytes as `value` has.
+pub(crate) fn bpf_set_array(map: BorrowedFd<'_>, value: &[u16]) -> io::Result<()> {
+    let key: u32 = 0;
+    let attributes = MapUpdate {
+        map: map.as_raw_fd() as u32,
+        padding: 0,
+        key: &raw const key as u64,
+        value: value.as_ptr() as u64,
+        flags: 0,
+    };
+    // SAFETY: the kernel reads the attributes, a key of four bytes and a value as long as the map was
+    // made with, which the callers keep to; all live until the call returns.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_MAP_UPDATE_ELEM,
+            &raw const attributes,
+            size_of_val(&attributes),
+        )
+    };
+    check(result as libc::c_int).map(drop)
+}
 
 /// BPF_PROG_LOAD of a program of the type `SOCKET_FILTER`, which can look at packets alone.
 pub(crate) fn bpf_load_socket_filter(instructions: &[u64]) -> io::Result<OwnedFd> {

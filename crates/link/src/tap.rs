@@ -23,7 +23,7 @@ use crate::port::{
     ETHERNET_HEADER_LEN, Features, Port, PortCounters, RxFrame, SUPERFRAME_PACKET_MAX, TX_HEADROOM,
     TxFrame, VLAN_TAG_LEN,
 };
-use crate::steering::Steering;
+use crate::steering::{Rule, Steering, SteeringMap};
 use crate::virtio::{self, Batch};
 
 /// Where a received frame starts in its chunk: as for sent frames, so that the IP header is aligned.
@@ -52,6 +52,9 @@ pub struct TapConfig {
     pub offload: Offload,
     /// Allows [`Tap::another_queue`].
     pub multi_queue: bool,
+    /// How [`Tap::open_queues`] spreads flows: the owners of its buckets are queues. `None` = evenly,
+    /// by a key of its own.
+    pub steering: Option<Steering>,
 }
 
 impl TapConfig {
@@ -67,6 +70,7 @@ impl TapConfig {
             queue_len: 16_384,
             offload: Offload::None,
             multi_queue: false,
+            steering: None,
         }
     }
 }
@@ -116,6 +120,8 @@ pub struct Tap {
     device: File,
     facts: TapFacts,
     counters: PortCounters,
+    /// What the kernel's program reads; with the queue that was opened first.
+    steering_map: Option<SteeringMap>,
 }
 
 /// What is known of a frame that is handed on.
@@ -142,7 +148,7 @@ impl Tap {
     /// is left behind then.
     pub fn open(config: &TapConfig) -> Result<Tap, LinkError> {
         let (device, facts) = setup::open(config)?;
-        Ok(Tap { device, facts, counters: PortCounters::default() })
+        Ok(Tap { device, facts, counters: PortCounters::default(), steering_map: None })
     }
 
     /// As [`Tap::open`], with `count` queues, 1..=[`crate::steering::QUEUES_MAX`], over which the kernel spreads flows
@@ -152,9 +158,18 @@ impl Tap {
     /// # Errors
     /// EINVAL for an impossible count; else as [`Tap::open`].
     pub fn open_queues(config: &TapConfig, count: u16) -> Result<Vec<Tap>, LinkError> {
-        let opened = setup::open_queues(config, count)?;
-        let port = |(device, facts)| Tap { device, facts, counters: PortCounters::default() };
-        Ok(opened.into_iter().map(port).collect())
+        let (opened, map) = setup::open_queues(config, count)?;
+        let port = |(device, facts)| Tap {
+            device,
+            facts,
+            counters: PortCounters::default(),
+            steering_map: None,
+        };
+        let mut queues: Vec<Tap> = opened.into_iter().map(port).collect();
+        if let Some(first) = queues.first_mut() {
+            first.steering_map = map;
+        }
+        Ok(queues)
     }
 
     /// Opens a further queue of the same interface. A flow's frames come on the queue that last
@@ -165,7 +180,12 @@ impl Tap {
     /// the namespace the TAP was made in.
     pub fn another_queue(&self) -> Result<Tap, LinkError> {
         let device = setup::open_further_queue(&self.facts)?;
-        Ok(Tap { device, facts: self.facts.clone(), counters: PortCounters::default() })
+        Ok(Tap {
+            device,
+            facts: self.facts.clone(),
+            counters: PortCounters::default(),
+            steering_map: None,
+        })
     }
 
     /// Makes a port of a queue that another process, or this one, has opened; its counters start
@@ -176,7 +196,18 @@ impl Tap {
     /// virtio-net header of ours.
     pub fn from_queue(queue: OwnedFd, facts: TapFacts) -> Result<Tap, LinkError> {
         setup::check_queue(&queue, &facts)?;
-        Ok(Tap { device: queue.into(), facts, counters: PortCounters::default() })
+        Ok(Tap {
+            device: queue.into(),
+            facts,
+            counters: PortCounters::default(),
+            steering_map: None,
+        })
+    }
+
+    /// The map by which the kernel chooses queues, to change it while frames come. Only of the first
+    /// queue of [`Tap::open_queues`], and where the kernel takes a program.
+    pub fn take_steering_map(&mut self) -> Option<SteeringMap> {
+        self.steering_map.take()
     }
 
     /// The queue's descriptor, to be kept or handed on. The queue lives as long as any copy of it.
@@ -426,8 +457,12 @@ impl Port for Tap {
         let count = self.facts.queues;
         let queues = match (multi_queue, steering, count) {
             (false, ..) => "one queue".to_owned(),
-            (true, Some(_), count) => {
-                format!("{count} queues steered by a hash of addresses and ports")
+            (true, Some(steering), count) => {
+                let rule = match steering.rule() {
+                    Rule::Hash => "a hash of addresses and ports",
+                    Rule::Low12 => "the low 12 bits of the peer's port",
+                };
+                format!("{count} queues steered by {rule}")
             }
             (true, None, count) => {
                 format!(

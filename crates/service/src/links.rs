@@ -11,7 +11,7 @@ use haypile_link::fault::Fault;
 use haypile_link::host_cores;
 use haypile_link::packet::{Attachment, Packet, PacketConfig, PacketFacts};
 use haypile_link::port::{Port, local_mac};
-use haypile_link::steering::Steering;
+use haypile_link::steering::{Rule, Steering};
 use haypile_link::tap::{Offload, Tap, TapConfig, TapFacts, TapQueues};
 use haypile_link::wire::{Rendezvous, Wire, WireConfig};
 use haypile_shm::sys::Fd;
@@ -205,7 +205,7 @@ fn open_bare(facts: LinkFacts, descriptors: Vec<Fd>) -> Result<Box<dyn Port>, Er
             udp_batches_known,
             steering_key,
         } => {
-            let steering = steering_key.map(|key| Steering { key, queues });
+            let steering = steering_key.map(|key| Steering::new(key, Rule::Hash, queues));
             let facts = TapFacts {
                 name,
                 index,
@@ -303,7 +303,7 @@ fn make_tap(config: &Config, name: Option<String>, mac: [u8; 6]) -> Result<LinkH
         offload,
         multi_queue,
         udp_batches_known,
-        steering_key: steering.map(|steering| steering.key),
+        steering_key: steering.map(|steering| steering.key()),
     };
     Ok(LinkHandle { descriptors, facts, rendezvous: None })
 }

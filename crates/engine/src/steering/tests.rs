@@ -241,7 +241,7 @@ fn servers_own_equal_runs_until_buckets_move() {
     assert_eq!((steering.owner_of(5), steering.owner_of(4000)), (0, 1));
     steering.move_bucket(5, 1);
     assert_eq!(steering.owner_of(5), 1);
-    let queues = steering.renumbered(|server| server / 2);
+    let queues = steering.renumbered(|_, server| server / 2);
     assert_eq!((queues.servers(), queues.owner_of(4000)), (1, 0));
 }
 

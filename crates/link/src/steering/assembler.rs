@@ -35,6 +35,9 @@ const NOWHERE: Register = Register(0);
 const LD_ABS: u8 = 0x20;
 const LD_IND: u8 = 0x40;
 const LD_IMM_DW: u8 = 0x18;
+const LDX_MEM_HALF: u8 = 0x69;
+/// The source of a wide load: the value of a map whose descriptor it names.
+const MAP_VALUE: Register = Register(2);
 const ALU64: u8 = 0x07;
 const JMP: u8 = 0x05;
 /// The second operand is a register.
@@ -86,6 +89,17 @@ impl Assembler {
         self.push(0, NOWHERE, NOWHERE, (value >> 32) as i32);
     }
 
+    /// The address of the only value of a map.
+    pub(super) fn set_map_value(&mut self, target: Register, map: i32) {
+        self.push(LD_IMM_DW, target, MAP_VALUE, map);
+        self.push(0, NOWHERE, NOWHERE, 0);
+    }
+
+    /// Two bytes of memory, in the machine's order.
+    pub(super) fn load_half_at(&mut self, target: Register, address: Register) {
+        self.push(LDX_MEM_HALF, target, address, 0);
+    }
+
     pub(super) fn copy(&mut self, target: Register, source: Register) {
         self.push(ALU64 | MOV | X, target, source, 0);
     }
@@ -96,10 +110,6 @@ impl Assembler {
 
     pub(super) fn and(&mut self, target: Register, value: i32) {
         self.push(ALU64 | AND, target, NOWHERE, value);
-    }
-
-    pub(super) fn multiply(&mut self, target: Register, value: i32) {
-        self.push(ALU64 | MUL, target, NOWHERE, value);
     }
 
     pub(super) fn shift_left(&mut self, target: Register, bits: i32) {

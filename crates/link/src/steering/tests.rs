@@ -1,15 +1,14 @@
-//! The function against what it promises, and the kernel's program against the function.
+//! The kernel's program against the function that it is to be.
 
-use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::sys;
 
-const STEERING: Steering = Steering { key: 0x1234_5678_9abc_def0, queues: 4 };
+const KEY: u64 = 0x1234_5678_9abc_def0;
 
-/// A frame with `tags` VLAN tags, an IP header and ports.
+/// A frame, or a packet that an error quotes.
 #[derive(Clone, Debug)]
 struct Sample {
     v6: bool,
@@ -18,62 +17,92 @@ struct Sample {
     destination: [u8; 16],
     ports: (u16, u16),
     protocol: u8,
+    /// More fragments, and the offset.
     fragment: u16,
+    /// Words of IPv4 options.
     options: usize,
+    /// Kinds of extension headers, and how many words of eight bytes they have more than one.
+    extensions: Vec<(u8, u8)>,
+    /// Type of an ICMP message.
+    message: u8,
     len: usize,
 }
 
 impl Sample {
-    fn frame(&self) -> Vec<u8> {
-        let mut frame = vec![7; 12];
-        for tag in 0..self.tags {
-            frame.extend_from_slice(&TYPES_VLAN[tag % 2].to_be_bytes());
-            frame.extend_from_slice(&[0, 5]);
-        }
+    fn packet(&self, payload: &[u8]) -> Vec<u8> {
+        let mut packet = Vec::new();
         if self.v6 {
-            frame.extend_from_slice(&[0x86, 0xdd, 0x60, 0, 0, 0, 0, 8, self.protocol, 64]);
-            frame.extend_from_slice(&self.source);
-            frame.extend_from_slice(&self.destination);
+            let next = |at: usize| self.extensions.get(at).map_or(self.protocol, |one| one.0);
+            packet.extend([0x60, 0, 0, 0, 0, 8, next(0), 64]);
+            packet.extend(self.source);
+            packet.extend(self.destination);
+            for (at, (kind, more)) in self.extensions.iter().enumerate() {
+                let [high, low] = self.fragment.to_be_bytes();
+                let more = if *kind == 44 { 0 } else { more % 4 };
+                packet.extend([next(at + 1), more, high, low, 0, 0, 0, 0]);
+                packet.extend(std::iter::repeat_n(0, 8 * usize::from(more)));
+            }
         } else {
             let [high, low] = self.fragment.to_be_bytes();
             let first = 0x45 + self.options as u8;
-            frame.extend_from_slice(&[8, 0, first, 0, 0, 28, 0, 0, high, low, 64, self.protocol]);
-            frame.extend_from_slice(&[0, 0]);
-            frame.extend_from_slice(&self.source[..4]);
-            frame.extend_from_slice(&self.destination[..4]);
-            frame.extend(std::iter::repeat_n(1, 4 * self.options));
+            packet.extend([first, 0, 0, 28, 0, 0, high, low, 64, self.protocol, 0, 0]);
+            packet.extend(&self.source[..4]);
+            packet.extend(&self.destination[..4]);
+            packet.extend(std::iter::repeat_n(1, 4 * self.options));
         }
-        frame.extend_from_slice(&self.ports.0.to_be_bytes());
-        frame.extend_from_slice(&self.ports.1.to_be_bytes());
-        frame.extend_from_slice(&[0; 16]);
-        frame.truncate(self.len.max(14));
-        frame
+        packet.extend(payload);
+        packet
     }
 
-    fn reversed(&self) -> Sample {
-        Sample {
-            source: self.destination,
-            destination: self.source,
-            ports: (self.ports.1, self.ports.0),
-            ..self.clone()
+    fn transport(&self) -> Vec<u8> {
+        let mut bytes = [self.ports.0.to_be_bytes(), self.ports.1.to_be_bytes()].concat();
+        bytes.extend([0; 16]);
+        bytes
+    }
+
+    fn frame(&self, quoted: Option<&Sample>) -> Vec<u8> {
+        let mut frame = vec![7; 12];
+        for tag in 0..self.tags {
+            frame.extend((TYPES_VLAN[tag % 2] as u16).to_be_bytes());
+            frame.extend([0, 5]);
         }
+        frame.extend((if self.v6 { TYPE_IPV6 } else { TYPE_IPV4 } as u16).to_be_bytes());
+        let payload = match quoted {
+            None => self.transport(),
+            Some(quoted) => {
+                let quoted = Sample { v6: self.v6, ..quoted.clone() };
+                let mut message = vec![self.message, 0, 0, 0, 0, 0, 0, 0];
+                message.extend(quoted.packet(&quoted.transport()));
+                message
+            }
+        };
+        frame.extend(self.packet(&payload));
+        frame.truncate(self.len.max(14));
+        frame
     }
 }
 
 fn sample() -> impl Strategy<Value = Sample> {
-    let protocol = prop_oneof![Just(TCP), Just(UDP), any::<u8>()];
-    let fragment = prop_oneof![3 => Just(0), 1 => any::<u16>()];
-    let len = prop_oneof![5 => Just(200usize), 1 => 14..100usize];
+    let protocol =
+        prop_oneof![4 => Just(6u8), 4 => Just(17), 2 => Just(1), 2 => Just(58), 1 => any::<u8>()];
+    let fragment = prop_oneof![
+        6 => Just(0u16), 1 => Just(1), 1 => Just(0x2000), 1 => any::<u16>()
+    ];
+    let kind = prop_oneof![Just(0u8), Just(43), Just(44), Just(60), any::<u8>()];
+    let extensions = prop_oneof![
+        3 => Just(Vec::new()),
+        2 => prop::collection::vec((kind, any::<u8>()), 1..10)
+    ];
+    let message = prop_oneof![Just(3u8), Just(11), Just(12), Just(1), Just(135), any::<u8>()];
+    let len = prop_oneof![5 => Just(800usize), 1 => 14..260usize];
     (
         any::<(bool, [u8; 16], [u8; 16], (u16, u16))>(),
-        0..3usize,
-        protocol,
-        fragment,
-        0..11usize,
-        len,
+        (0..4usize, 0..11usize),
+        (protocol, fragment, extensions, message, len),
     )
-        .prop_map(
-            |((v6, source, destination, ports), tags, protocol, fragment, options, len)| Sample {
+        .prop_map(|((v6, source, destination, ports), (tags, options), rest)| {
+            let (protocol, fragment, extensions, message, len) = rest;
+            Sample {
                 v6,
                 tags,
                 source,
@@ -82,86 +111,114 @@ fn sample() -> impl Strategy<Value = Sample> {
                 protocol,
                 fragment,
                 options,
+                extensions,
+                message,
                 len,
-            },
-        )
-}
-
-proptest! {
-    #[test]
-    fn both_directions_are_one_bucket(sample in sample()) {
-        let bucket = STEERING.bucket(&sample.frame());
-        prop_assert_eq!(bucket, STEERING.bucket(&sample.reversed().frame()));
-        prop_assert!(bucket.is_none_or(|bucket| bucket < BUCKETS));
-        prop_assert!(STEERING.queue(&sample.frame()) < STEERING.queues);
-    }
-
-    #[test]
-    fn fragments_follow_their_addresses(sample in sample(), ports: (u16, u16)) {
-        let first = Sample { v6: false, fragment: 0x2000, len: 200, ..sample };
-        let other = Sample { ports, fragment: 185, ..first.clone() };
-        prop_assert_eq!(STEERING.bucket(&first.frame()), STEERING.bucket(&other.frame()));
-    }
-
-    #[test]
-    fn nonsense_has_a_queue(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
-        prop_assert!(STEERING.queue(&bytes) < STEERING.queues);
-    }
-}
-
-#[test]
-fn queues_own_equal_runs_of_buckets() {
-    for queues in [1, 2, 3, 7, 256] {
-        let steering = Steering { key: 1, queues };
-        let mut owned: HashMap<u16, u32> = HashMap::new();
-        for bucket in 0..BUCKETS {
-            *owned.entry(steering.queue_of(bucket)).or_default() += 1;
-        }
-        assert_eq!(owned.len(), usize::from(queues));
-        let (least, most) = (owned.values().min().unwrap(), owned.values().max().unwrap());
-        assert!(most - least <= 1, "{queues} queues: {least} to {most}");
-    }
-}
-
-#[test]
-fn neighbouring_ports_spread() {
-    let mut counts = [0; 4];
-    for port in 32_768..36_768 {
-        let mut sample = Sample {
-            v6: false,
-            tags: 0,
-            source: [10; 16],
-            destination: [11; 16],
-            ports: (port, 80),
-            protocol: TCP,
-            fragment: 0,
-            options: 0,
-            len: 200,
-        };
-        sample.source[3] = 1;
-        counts[usize::from(STEERING.queue(&sample.frame()))] += 1;
-    }
-    assert!(counts.iter().all(|count| (800..1200).contains(count)), "{counts:?}");
+            }
+        })
 }
 
 /// What the kernel's program says of a frame. Its test call takes an Ethernet header off before the
 /// program of this type sees the rest, so one more is put before.
-fn asked(program: &std::os::fd::OwnedFd, frame: &[u8]) -> u16 {
+fn asked(program: &OwnedFd, frame: &[u8]) -> u16 {
     let input = [&[0; ETHERNET_HEADER_LEN], frame].concat();
-    sys::bpf_test_run(std::os::fd::AsFd::as_fd(program), &input).expect("a test run") as u16
+    sys::bpf_test_run(program.as_fd(), &input).expect("a test run") as u16
+}
+
+/// Map and program, where they may be loaded.
+fn loaded(steering: &Steering) -> Option<(SteeringMap, OwnedFd)> {
+    let loaded = SteeringMap::new(steering).and_then(|map| {
+        let program = map.load_program(steering)?;
+        Ok((map, program))
+    });
+    match loaded {
+        Ok(loaded) => Some(loaded),
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+            println!("skipped: programs may not be loaded: {error}");
+            None
+        }
+        Err(error) => panic!("the kernel refuses the program: {error}"),
+    }
 }
 
 #[test]
 fn the_kernels_program_agrees() {
-    for queues in [1, 2, 3, 4, 16] {
-        let steering = Steering { key: STEERING.key.wrapping_mul(queues.into()), queues };
-        let program = match sys::bpf_load_socket_filter(&steering.program()) {
-            Ok(program) => program,
-            Err(error) => return println!("skipped: programs may not be loaded: {error}"),
-        };
-        let mut runner = proptest::test_runner::TestRunner::default();
+    for rule in [Rule::Hash, Rule::Low12] {
+        for queues in [1, 2, 3, 16, 200] {
+            let steering = Steering::new(KEY.wrapping_mul(queues.into()), rule, queues);
+            let Some((_map, program)) = loaded(&steering) else { return };
+            let mut runner = proptest::test_runner::TestRunner::default();
+            let frames = (sample(), proptest::option::of(sample()));
+            let agrees = runner.run(&frames, |(sample, quoted)| {
+                let protocol = if sample.v6 { 58 } else { 1 };
+                let sample = match quoted {
+                    Some(_) => Sample { protocol, ..sample },
+                    None => sample,
+                };
+                let frame = sample.frame(quoted.as_ref());
+                prop_assert_eq!(asked(&program, &frame), steering.queue(&frame));
+                Ok(())
+            });
+            agrees.unwrap();
+            let agrees = runner.run(&prop::collection::vec(any::<u8>(), 14..100), |frame| {
+                prop_assert_eq!(asked(&program, &frame), steering.queue(&frame));
+                Ok(())
+            });
+            agrees.unwrap();
+        }
+    }
+}
+
+/// The strategy above has many ways to be nonsense: errors about every kind of packet of ours, one by one.
+#[test]
+fn the_kernels_program_reads_what_errors_quote() {
+    for rule in [Rule::Hash, Rule::Low12] {
+        let steering = Steering::new(KEY, rule, 64);
+        let Some((_map, program)) = loaded(&steering) else { return };
+        for v6 in [false, true] {
+            for (number, protocol) in [6, 17, 6, 17, 99].into_iter().enumerate() {
+                let fragments = number > 1 && v6;
+                let quoted = Sample {
+                    v6,
+                    tags: 0,
+                    source: [number as u8; 16],
+                    destination: [9; 16],
+                    ports: (40_000 + number as u16, 443),
+                    protocol,
+                    fragment: if fragments { 1 } else { 0 },
+                    options: 0,
+                    extensions: if fragments { vec![(44, 0)] } else { Vec::new() },
+                    message: 0,
+                    len: 800,
+                };
+                let whole = Sample {
+                    protocol: if v6 { 58 } else { 1 },
+                    extensions: Vec::new(),
+                    fragment: 0,
+                    message: 3,
+                    ..quoted.clone()
+                };
+                let frame = whole.frame(Some(&quoted));
+                let bucket = steering.bucket(&frame);
+                assert_eq!(bucket.is_some(), protocol != 99, "{v6} {protocol}");
+                assert_eq!(asked(&program, &frame), steering.queue(&frame), "{v6} {protocol}");
+            }
+        }
+    }
+}
+
+#[test]
+fn buckets_move_under_a_program_that_runs() {
+    let mut steering = Steering::new(KEY, Rule::Hash, 4);
+    let Some((map, program)) = loaded(&steering) else { return };
+    let mut runner = proptest::test_runner::TestRunner::default();
+    for round in 0..20 {
+        for bucket in (round..4096).step_by(7) {
+            steering.move_bucket(bucket, (bucket + round) % 4);
+        }
+        map.update(&steering).unwrap();
         let agrees = runner.run(&sample(), |sample| {
-            let frame = sample.frame();
+            let frame = sample.frame(None);
             prop_assert_eq!(asked(&program, &frame), steering.queue(&frame));
             Ok(())
         });

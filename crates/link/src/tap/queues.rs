@@ -9,7 +9,7 @@ use haypile_shm::pool::FramePool;
 use super::{Tap, send_each};
 use crate::error::LinkError;
 use crate::port::{Features, Port, PortCounters, RxFrame, TxFrame};
-use crate::steering::Steering;
+use crate::steering::{Rule, Steering};
 use crate::sys;
 
 /// Queues of one interface as one port.
@@ -20,6 +20,8 @@ pub struct TapQueues {
     epoll: OwnedFd,
     /// The queue that has its turn.
     next: usize,
+    /// Where there are several.
+    steering: Option<Steering>,
 }
 
 impl TapQueues {
@@ -35,7 +37,13 @@ impl TapQueues {
         let descriptors: Vec<BorrowedFd<'_>> = queues.iter().map(Port::wait_fd).collect();
         let epoll =
             sys::epoll_over(&descriptors).map_err(|error| LinkError::new(attempt(), error))?;
-        Ok(TapQueues { queues, epoll, next: 0 })
+        let count = u16::try_from(queues.len()).ok().filter(|count| *count > 1);
+        let known = queues[0].facts().steering.clone();
+        let steering = count.map(|count| {
+            let fits = known.filter(|known| known.servers() == count);
+            fits.unwrap_or_else(|| Steering::new(0, Rule::Hash, count))
+        });
+        Ok(TapQueues { queues, epoll, next: 0, steering })
     }
 
     /// The queues, in the order of their numbers.
@@ -43,12 +51,11 @@ impl TapQueues {
         &self.queues
     }
 
-    /// Which queue a frame leaves by: the one that the flow's frames come on. Without a program the
-    /// kernel follows us, so that any rule is right that keeps to one queue for a flow.
-    pub(super) fn steering(&self) -> Option<Steering> {
-        let queues = u16::try_from(self.queues.len()).ok().filter(|queues| *queues > 1)?;
-        let ours = Steering { key: 0, queues };
-        Some(self.first().facts().steering.filter(|known| known.queues == queues).unwrap_or(ours))
+    /// Which queue a frame leaves by. Without a program the kernel follows us, so that any rule is
+    /// right that keeps to one queue for a flow.
+    #[cfg(test)]
+    pub(super) fn steering(&self) -> Option<&Steering> {
+        self.steering.as_ref()
     }
 
     fn first(&self) -> &Tap {
@@ -76,12 +83,13 @@ impl Port for TapQueues {
     }
 
     fn tx_burst(&mut self, pool: &mut FramePool, frames: &mut Vec<TxFrame>) -> io::Result<usize> {
-        let Some(steering) = self.steering() else { return self.queues[0].tx_burst(pool, frames) };
+        let TapQueues { queues, steering, .. } = self;
+        let Some(steering) = steering else { return queues[0].tx_burst(pool, frames) };
         send_each(pool, frames, |pool, frame| {
             let queue = usize::from(steering.queue(frame.bytes(pool)));
-            match self.queues.get_mut(queue) {
+            match queues.get_mut(queue) {
                 Some(queue) => queue.send(pool, frame),
-                None => self.queues[0].send(pool, frame),
+                None => queues[0].send(pool, frame),
             }
         })
     }

@@ -2,14 +2,14 @@
 //! Called by `tap.rs`, when a queue is opened or taken over; nothing here runs once per packet.
 
 use std::fs::{File, OpenOptions};
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use super::{Offload, TapConfig, TapFacts};
 use crate::error::LinkError;
 use crate::netlink::Netlink;
-use crate::steering::{QUEUES_MAX, Steering};
+use crate::steering::{QUEUES_MAX, Rule, Steering, SteeringMap};
 use crate::{sys, virtio};
 
 /// The device of which every queue is an open file.
@@ -56,7 +56,7 @@ fn make(config: &TapConfig) -> Result<(File, TapFacts), LinkError> {
 pub(super) fn open_queues(
     config: &TapConfig,
     count: u16,
-) -> Result<Vec<(File, TapFacts)>, LinkError> {
+) -> Result<(Vec<(File, TapFacts)>, Option<SteeringMap>), LinkError> {
     if !(1..=QUEUES_MAX).contains(&count) {
         return Err(LinkError::from_errno(format!("open {count} queues"), libc::EINVAL));
     }
@@ -64,26 +64,38 @@ pub(super) fn open_queues(
     let (device, mut facts) = make(&TapConfig { multi_queue, ..config.clone() })?;
     facts.queues = count;
     let mut devices = vec![device];
+    let mut map = None;
     for _ in 1..count {
         devices.push(open_further_queue(&facts)?);
     }
     if count > 1 {
-        let mut key = [0; 8];
-        File::open(RANDOMNESS)
-            .and_then(|mut source| source.read_exact(&mut key))
-            .map_err(|error| LinkError::new(format!("read {RANDOMNESS}"), error))?;
-        facts.steering =
-            steer(&devices[0], Steering { key: u64::from_ne_bytes(key), queues: count });
+        let steering = match &config.steering {
+            Some(steering) => steering.clone(),
+            None => own_steering(count)?,
+        };
+        if let Ok(made) = steer(&devices[0], &steering) {
+            (facts.steering, map) = (Some(steering), Some(made));
+        }
     }
     set_up_interface(facts.index, config)?;
-    Ok(devices.into_iter().map(|device| (device, facts.clone())).collect())
+    Ok((devices.into_iter().map(|device| (device, facts.clone())).collect(), map))
+}
+
+/// By a key of our own.
+fn own_steering(queues: u16) -> Result<Steering, LinkError> {
+    let mut key = [0; 8];
+    File::open(RANDOMNESS)
+        .and_then(|mut source| source.read_exact(&mut key))
+        .map_err(|error| LinkError::new(format!("read {RANDOMNESS}"), error))?;
+    Ok(Steering::new(u64::from_ne_bytes(key), Rule::Hash, queues))
 }
 
 /// Sets the program, if the kernel takes it.
-fn steer(device: &File, steering: Steering) -> Option<Steering> {
-    let program = sys::bpf_load_socket_filter(&steering.program()).ok()?;
-    sys::tun_set_steering(device.as_fd(), program.as_fd()).ok()?;
-    Some(steering)
+fn steer(device: &File, steering: &Steering) -> io::Result<SteeringMap> {
+    let map = SteeringMap::new(steering)?;
+    let program = map.load_program(steering)?;
+    sys::tun_set_steering(device.as_fd(), program.as_fd())?;
+    Ok(map)
 }
 
 /// Opens one more queue; what the interface leaves to us is the same for all queues.
