@@ -158,17 +158,17 @@ fn waits_see_both_worlds() {
     assert_eq!(epoll_wait(set, 4, 0), []);
     let sender = kernel_sender(client::local_address(fd).unwrap().port());
     sys::send(sender.raw(), b"kernel", 0).unwrap();
-    assert_eq!(epoll_wait(set, 4, 1000), [(incoming, 6)]);
+    assert_eq!(epoll_wait(set, 4, support::PATIENCE_MS), [(incoming, 6)]);
     assert_eq!(receive(fd, 10, 0).unwrap().1, b"kernel");
     assert_eq!(epoll_wait(set, 4, 0), []);
     send_to(fd, b"haypile", PEER, 0).unwrap();
-    assert_eq!(epoll_wait(set, 4, 1000), [(incoming, 6)]);
+    assert_eq!(epoll_wait(set, 4, support::PATIENCE_MS), [(incoming, 6)]);
     let mut fds = [PollFd { fd, events: libc::POLLIN, revents: 0 }];
-    assert_eq!(support::poll(&mut fds, Some(Duration::from_secs(1))), Ok(1));
+    assert_eq!(support::poll(&mut fds, Some(support::PATIENCE)), Ok(1));
     assert_eq!(datagram(fd, 10, 0).1, b"haypile");
     assert_eq!(support::poll(&mut fds, Some(Duration::ZERO)), Ok(0));
     sys::send(sender.raw(), b"again", 0).unwrap();
-    assert_eq!(support::poll(&mut fds, Some(Duration::from_secs(1))), Ok(1));
+    assert_eq!(support::poll(&mut fds, Some(support::PATIENCE)), Ok(1));
     assert_eq!(fds[0].revents, libc::POLLIN);
     client::close(fd).unwrap();
 }
@@ -217,7 +217,7 @@ fn a_burst_costs_one_kick_and_no_room_is_said() {
     fake.requests();
     let mut sent = 0;
     // The echo fills the receive queue and loses the rest; the send queue always empties, in time.
-    let limit = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let limit = std::time::Instant::now() + support::PATIENCE;
     while sent < 500 {
         match send_to(fd, &[1; 1000], PEER, 0) {
             Ok(1000) => sent += 1,

@@ -86,30 +86,34 @@ fn claim_and_revoke_never_both_win() {
 fn blocking_accept_and_read_are_woken() {
     let (fake, _turn) = support::start();
     let listener = support::listener(false);
-    let (fd, acceptor) = (listener.0, std::thread::current());
-    let _ = acceptor;
+    let fd = listener.0;
+    let (say, said) = std::sync::mpsc::channel();
     let thread = std::thread::spawn(move || {
         let (connection, _) = client::accept(fd, 0).unwrap();
-        let first = receive(connection, 10, 0).unwrap();
-        let rest = receive(connection, 6, libc::MSG_WAITALL).unwrap();
-        let end = receive(connection, 10, 0).unwrap();
-        (connection, first, rest, end)
+        say.send(Vec::new()).unwrap();
+        for (len, flags) in [(10, 0), (6, libc::MSG_WAITALL), (10, 0)] {
+            say.send(receive(connection, len, flags).unwrap()).unwrap();
+        }
+        connection
     });
-    while !fake.requests().iter().any(|(_, body)| *body == RequestBody::Acceptor) {
-        std::thread::yield_now();
-    }
-    std::thread::sleep(Duration::from_millis(20));
+    support::wait_for_acceptor(fake);
+    // It may sleep by then, or be on its way to: both must do.
+    let pause = || std::thread::sleep(Duration::from_millis(20));
+    pause();
     let slot = fake.arrive(listener.1, b"");
-    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(said.recv().unwrap(), b"");
+    pause();
     fake.deliver(slot, b"first");
-    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(said.recv().unwrap(), b"first");
+    pause();
     fake.deliver(slot, b"abc");
+    pause();
     fake.deliver(slot, b"def");
-    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(said.recv().unwrap(), b"abcdef");
+    pause();
     fake.finish(slot);
-    let (connection, first, rest, end) = thread.join().unwrap();
-    assert_eq!((&first[..], &rest[..], &end[..]), (&b"first"[..], &b"abcdef"[..], &b""[..]));
-    client::close(connection).unwrap();
+    assert_eq!(said.recv().unwrap(), b"");
+    client::close(thread.join().unwrap()).unwrap();
     client::close(listener.0).unwrap();
 }
 
@@ -151,7 +155,7 @@ fn a_big_write_blocks_and_gets_through_whole() {
     });
     let mut got = Vec::new();
     let started = Instant::now();
-    while got.len() < expected.len() && started.elapsed() < Duration::from_secs(20) {
+    while got.len() < expected.len() && started.elapsed() < support::PATIENCE {
         got.extend(fake.sent(slot));
     }
     assert_eq!(writer.join().unwrap(), Ok(expected.len()));
@@ -224,16 +228,23 @@ fn a_wildcard_listener_serves_both_worlds() {
     client::listen(fd, 5).unwrap();
     let port = client::local_address(fd).unwrap().port();
     assert_eq!(sys::getsockname(fd).unwrap().unwrap().port(), port);
+    let (say, said) = std::sync::mpsc::channel();
     let thread = std::thread::spawn(move || {
-        (client::accept(fd, 0).unwrap(), client::accept(fd, 0).unwrap())
+        for _ in 0..2 {
+            say.send(client::accept(fd, 0).unwrap()).unwrap();
+        }
     });
+    support::wait_for_acceptor(fake);
+    // It may sleep by then, or be on its way to: both must do.
     std::thread::sleep(Duration::from_millis(20));
     let over_kernel = sys::socket(libc::AF_INET, libc::SOCK_STREAM, 0).unwrap();
     let loopback = std::net::SocketAddr::new([127, 0, 0, 1].into(), port);
     sys::connect(over_kernel.raw(), &loopback).unwrap();
+    let (first, peer) = said.recv().unwrap();
     std::thread::sleep(Duration::from_millis(20));
     fake.arrive(port, b"");
-    let ((first, peer), (second, _)) = thread.join().unwrap();
+    let (second, _) = said.recv().unwrap();
+    thread.join().unwrap();
     assert!(client::is_kernel(first) && peer.ip().is_loopback());
     assert!(!client::is_kernel(second));
     sys::close(first).unwrap();
@@ -327,7 +338,7 @@ fn descriptors_closed_behind_our_back_are_made_anew() {
     let set = support::epoll();
     support::control_epoll(set, libc::EPOLL_CTL_ADD, fd, libc::EPOLLIN, 1).unwrap();
     fake.deliver(slot, b"x");
-    assert_eq!(support::epoll_wait(set, 4, 1000), [(libc::EPOLLIN as u32, 1)]);
+    assert_eq!(support::epoll_wait(set, 4, support::PATIENCE_MS), [(libc::EPOLLIN as u32, 1)]);
     // Nothing went to the stranger, and nothing of it was closed.
     assert_eq!(sys::recv(other_end.raw(), &mut [0; 8], libc::MSG_DONTWAIT), Err(Errno::EAGAIN));
     for number in lost {

@@ -32,20 +32,20 @@ fn level_edge_and_one_shot() {
     assert_eq!(epoll_wait(edge, 4, 0), []);
     fake.deliver(slot, b"one");
     for _ in 0..3 {
-        assert_eq!(epoll_wait(level, 4, 1000), [(IN, 1)]);
+        assert_eq!(epoll_wait(level, 4, support::PATIENCE_MS), [(IN, 1)]);
     }
-    assert_eq!(epoll_wait(edge, 4, 1000), [(IN | OUT, 2)]);
+    assert_eq!(epoll_wait(edge, 4, support::PATIENCE_MS), [(IN | OUT, 2)]);
     assert_eq!(epoll_wait(edge, 4, 0), []);
-    assert_eq!(epoll_wait(once, 4, 1000), [(IN, 3)]);
+    assert_eq!(epoll_wait(once, 4, support::PATIENCE_MS), [(IN, 3)]);
     fake.deliver(slot, b"two");
-    assert_eq!(epoll_wait(edge, 4, 1000), [(IN | OUT, 2)]);
+    assert_eq!(epoll_wait(edge, 4, support::PATIENCE_MS), [(IN | OUT, 2)]);
     assert_eq!(epoll_wait(once, 4, 10), []);
     control_epoll(once, EPOLL_CTL_MOD, fd, EPOLLIN | EPOLLONESHOT, 4).unwrap();
-    assert_eq!(epoll_wait(once, 4, 1000), [(IN, 4)]);
+    assert_eq!(epoll_wait(once, 4, support::PATIENCE_MS), [(IN, 4)]);
     drain(fd);
     assert_eq!(epoll_wait(level, 4, 0), []);
     fake.finish(slot);
-    assert_eq!(epoll_wait(level, 4, 1000), [(IN, 1)]);
+    assert_eq!(epoll_wait(level, 4, support::PATIENCE_MS), [(IN, 1)]);
     client::close(fd).unwrap();
     // Closed without EPOLL_CTL_DEL: gone from every set.
     for set in [level, edge, once] {
@@ -89,7 +89,7 @@ fn a_sleeping_wait_is_woken_and_a_limit_holds() {
     assert_eq!(epoll_wait(set, 4, 30), []);
     assert!(started.elapsed() >= Duration::from_millis(30));
     for round in 0..50 {
-        let thread = std::thread::spawn(move || epoll_wait(set, 4, 10_000));
+        let thread = std::thread::spawn(move || epoll_wait(set, 4, support::PATIENCE_MS));
         if round % 2 == 0 {
             std::thread::sleep(Duration::from_millis(3));
         }
@@ -112,12 +112,12 @@ fn both_worlds_in_one_set() {
     control_epoll(set, EPOLL_CTL_ADD, left.raw(), EPOLLIN, 7).unwrap();
     control_epoll(set, EPOLL_CTL_ADD, fd, EPOLLIN, 8).unwrap();
     sys::send(right.raw(), b"x", 0).unwrap();
-    assert_eq!(epoll_wait(set, 4, 1000), [(IN, 7)]);
+    assert_eq!(epoll_wait(set, 4, support::PATIENCE_MS), [(IN, 7)]);
     fake.deliver(slot, b"y");
     // The kernel's half is not forgotten while ours is busy.
     let mut seen = std::collections::BTreeSet::new();
     for _ in 0..40 {
-        seen.extend(epoll_wait(set, 4, 1000).into_iter().map(|(_, data)| data));
+        seen.extend(epoll_wait(set, 4, support::PATIENCE_MS).into_iter().map(|(_, data)| data));
     }
     assert_eq!(seen.into_iter().collect::<Vec<_>>(), [7, 8]);
 
@@ -149,7 +149,7 @@ fn a_sleeping_poll_is_woken_again_and_again() {
                 sys::PollFd { fd, events: libc::POLLIN, revents: 0 },
                 sys::PollFd { fd: number, events: libc::POLLIN, revents: 0 },
             ];
-            support::poll(&mut fds, Some(Duration::from_secs(10))).map(|_| fds[0].revents)
+            support::poll(&mut fds, Some(support::PATIENCE)).map(|_| fds[0].revents)
         });
         std::thread::sleep(Duration::from_millis(round % 3));
         if round % 5 == 4 {
@@ -183,16 +183,16 @@ fn duplicates_and_nesting_of_sets() {
     control_epoll(outer, EPOLL_CTL_ADD, inner, EPOLLIN, 2).unwrap();
     assert_eq!(epoll_wait(outer, 4, 0), []);
     fake.deliver(slot, b"x");
-    assert_eq!(epoll_wait(outer, 4, 1000), [(IN, 2)]);
-    assert_eq!(epoll_wait(copy, 4, 1000), [(IN, 1)]);
+    assert_eq!(epoll_wait(outer, 4, support::PATIENCE_MS), [(IN, 2)]);
+    assert_eq!(epoll_wait(copy, 4, support::PATIENCE_MS), [(IN, 1)]);
     // Still unread: still readable.
-    assert_eq!(epoll_wait(outer, 4, 1000), [(IN, 2)]);
+    assert_eq!(epoll_wait(outer, 4, support::PATIENCE_MS), [(IN, 2)]);
     drain(fd);
     assert_eq!(epoll_wait(copy, 4, 0), []);
     assert_eq!(epoll_wait(outer, 4, 20), []);
     client::close(inner).unwrap();
     fake.deliver(slot, b"y");
-    assert_eq!(epoll_wait(copy, 4, 1000), [(IN, 1)]);
+    assert_eq!(epoll_wait(copy, 4, support::PATIENCE_MS), [(IN, 1)]);
     for fd in [copy, outer, fd, listener.0] {
         client::close(fd).unwrap();
     }
@@ -209,7 +209,8 @@ fn two_threads_on_one_set_share_the_work() {
         control_epoll(set, EPOLL_CTL_ADD, *fd, events, place as u64).unwrap();
     }
     for _ in 0..20 {
-        let threads = [(); 2].map(|()| std::thread::spawn(move || epoll_wait(set, 1, 5000)));
+        let threads =
+            [(); 2].map(|()| std::thread::spawn(move || epoll_wait(set, 1, support::PATIENCE_MS)));
         std::thread::sleep(Duration::from_millis(2));
         for (_, slot) in &pairs {
             fake.deliver(*slot, b"x");
@@ -245,7 +246,7 @@ fn room_is_not_reported_before_a_write_finds_it() {
         while send().is_ok() {}
         assert_eq!(support::poll(&mut wish, Some(Duration::ZERO)), Ok(0));
         drop(held);
-        assert_eq!(support::poll(&mut wish, Some(Duration::from_secs(10))), Ok(1));
+        assert_eq!(support::poll(&mut wish, Some(support::PATIENCE)), Ok(1));
         assert!(send().is_ok());
     }
     client::close(fd).unwrap();
@@ -264,7 +265,7 @@ fn sockets_added_before_they_are_anything() {
     assert!(client::connect(fd, "198.18.0.9:80".parse().unwrap()).is_err());
     assert_eq!(epoll_wait(set, 4, 0), []);
     fake.establish(fake.attempt());
-    assert_eq!(epoll_wait(set, 4, 1000), [(OUT, 5)]);
+    assert_eq!(epoll_wait(set, 4, support::PATIENCE_MS), [(OUT, 5)]);
     client::close(fd).unwrap();
 
     // One that turns out to be the kernel's goes on in the kernel's set.
@@ -273,7 +274,7 @@ fn sockets_added_before_they_are_anything() {
     let nobody = "127.0.0.1:1".parse().unwrap();
     assert_eq!(client::connect(fd, nobody).err(), Some(client::TO_KERNEL));
     let _ = sys::connect(fd, &nobody);
-    let found = epoll_wait(set, 4, 1000);
+    let found = epoll_wait(set, 4, support::PATIENCE_MS);
     assert_eq!((found.len(), found[0].1), (1, 6));
     sys::close(fd).unwrap();
     client::close(set).unwrap();
@@ -297,12 +298,12 @@ fn the_bell_of_another_process_rings_on() {
     assert_eq!(epoll_wait(set, 4, 50), []);
     assert!(started.elapsed() >= Duration::from_millis(50));
     for _ in 0..20 {
-        let thread = std::thread::spawn(move || epoll_wait(set, 4, 10_000));
+        let thread = std::thread::spawn(move || epoll_wait(set, 4, support::PATIENCE_MS));
         std::thread::sleep(Duration::from_millis(3));
         fake.deliver(slot, b"x");
         assert_eq!(thread.join().unwrap(), [(IN, 1)]);
         drain(fd);
-        let thread = std::thread::spawn(move || epoll_wait(set, 4, 10_000));
+        let thread = std::thread::spawn(move || epoll_wait(set, 4, support::PATIENCE_MS));
         sys::send(right.raw(), b"x", 0).unwrap();
         assert_eq!(thread.join().unwrap(), [(IN, 2)]);
         sys::recv(left.raw(), &mut [0; 8], 0).unwrap();

@@ -30,8 +30,9 @@ const LOG: &str = "service.log";
 const MADE: &str = "directory";
 /// Word of the lock file: we made the log.
 const LOGGED: &str = "log";
-/// Time for a service that is dying to be dead, and for a turn to come.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// Time for a service that is dying to be dead, and for a turn to come: milliseconds, unless others
+/// want the cores more.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Pause between two looks at a lock.
 const PAUSE: Duration = Duration::from_millis(2);
 

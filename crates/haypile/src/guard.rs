@@ -36,8 +36,8 @@ const MAKING: u8 = b'm';
 const LEAVE_LOG: u8 = b'l';
 /// From the service: it has removed everything itself.
 const DONE: u8 = b'd';
-/// Time for the guardian to start, and to end.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// Time for the guardian to start, and to end: milliseconds, unless others want the cores more.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Time between the first and the last step of a process's death.
 const DYING: Duration = Duration::from_secs(30);
 const POLLIN: i16 = 1;

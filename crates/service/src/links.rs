@@ -251,7 +251,7 @@ fn open_bare(facts: LinkFacts, descriptors: Vec<Fd>) -> Result<Box<dyn Port>, Er
 
 /// The servers of a service that was killed a moment ago may still have its interface.
 fn open_patiently(open: impl Fn() -> Result<Vec<Tap>, LinkError>) -> Result<Vec<Tap>, LinkError> {
-    const PATIENCE: Duration = Duration::from_secs(1);
+    const PATIENCE: Duration = Duration::from_secs(5);
     const PAUSE: Duration = Duration::from_millis(5);
     let started = Instant::now();
     loop {

@@ -68,6 +68,11 @@ pub struct Fake {
     wake: Doorbell,
 }
 
+/// No test waits longer for what must come.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// The same in milliseconds, as epoll takes it.
+pub const PATIENCE_MS: i32 = 60_000;
+
 static FAKE: OnceLock<&'static Fake> = OnceLock::new();
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
@@ -97,6 +102,13 @@ pub fn start() -> (&'static Fake, MutexGuard<'static, ()>) {
         fake
     });
     (fake, turn)
+}
+
+/// Waits until a thread has said that it will accept, among requests that nobody has looked at.
+pub fn wait_for_acceptor(fake: &Fake) {
+    while !fake.requests().iter().any(|(_, body)| *body == RequestBody::Acceptor) {
+        std::thread::yield_now();
+    }
 }
 
 fn serve(fake: &'static Fake, listener: &Fd, woken: &Doorbell) {

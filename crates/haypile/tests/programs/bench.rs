@@ -3,7 +3,7 @@
 
 use crate::support::process::{Finished, Process, send_signal};
 use crate::support::stage::{Stage, on_stage};
-use crate::support::wait_until;
+use crate::support::{PATIENCE, wait_until};
 use serde_json::Value;
 use std::process::Command;
 use std::time::Duration;
@@ -18,44 +18,59 @@ fn start(stage: &Stage, words: &[&str]) -> Process {
     stage.start_command("bench", command)
 }
 
-/// Runs an experiment and returns its report.
+/// Runs an experiment and returns its report; again, for longer, while nothing was completed in a
+/// window because others had the cores.
 fn run(stage: &Stage, words: &[&str]) -> Value {
+    for duration in ["0.2", "2"] {
+        if let Some(report) = run_for(stage, words, duration).ok().filter(is_complete) {
+            return report;
+        }
+    }
+    run_for(stage, words, "10").unwrap_or_else(|why| panic!("{words:?}: {why}"))
+}
+
+fn run_for(stage: &Stage, words: &[&str], duration: &str) -> Result<Value, String> {
     let json = stage.text("report.json");
-    let tiny = [
-        "--repeat",
-        "1",
-        "--retries",
-        "0",
-        "--warmup",
-        "0.1",
-        "--duration",
-        "0.2",
-        "--json",
-        &json,
-    ];
-    let Finished { status, out, err } = start(stage, &[words, &tiny].concat()).finish(LIMIT);
+    let tiny = ["--repeat", "1", "--retries", "0", "--warmup", "0.1", "--json", &json];
+    let words = [words, &tiny, &["--duration", duration]].concat();
+    let Finished { status, out, err } = start(stage, &words).finish(LIMIT);
+    assert_nothing_is_left(stage);
+    if !status.success() && err.contains("nothing was answered in the whole time") {
+        return Err(err);
+    }
     assert!(status.success(), "{words:?}: {err}");
     assert!(out.contains("machine: ") && out.contains("noise: "), "{out}");
-    assert_nothing_is_left(stage);
     let text = std::fs::read_to_string(json).expect("a report");
-    serde_json::from_str(&text).expect("JSON")
+    Ok(serde_json::from_str(&text).expect("JSON"))
+}
+
+/// The sides of all cases; reports of tables have none.
+fn sides(report: &Value) -> impl Iterator<Item = (&Value, &Value)> {
+    let cases = report["cases"].as_array().into_iter().flatten();
+    cases.flat_map(|case| {
+        let sides = case["sides"].as_array().into_iter().flatten();
+        sides.map(|side| (&case["title"], &side["runs"][0]))
+    })
+}
+
+fn completed_something(run: &Value) -> bool {
+    run["metrics"]["rate"].as_f64().is_some_and(|rate| rate > 0.0)
+}
+
+fn is_complete(report: &Value) -> bool {
+    sides(report).all(|(_, run)| completed_something(run))
 }
 
 /// Every side of every case completed something, and nothing failed.
-fn assert_right(report: &Value, cases: usize, sides: usize) {
+fn assert_right(report: &Value, cases: usize, count: usize) {
     let found = report["cases"].as_array().expect("cases");
     assert_eq!(found.len(), cases);
     for case in found {
-        let title = &case["title"];
-        assert_eq!(case["sides"].as_array().map(Vec::len), Some(sides), "{title}");
-        for side in case["sides"].as_array().into_iter().flatten() {
-            let run = &side["runs"][0];
-            assert_eq!(run["failed"], 0, "{title}: {run}");
-            assert!(
-                run["metrics"]["rate"].as_f64().is_some_and(|rate| rate > 0.0),
-                "{title}: {run}"
-            );
-        }
+        assert_eq!(case["sides"].as_array().map(Vec::len), Some(count), "{}", case["title"]);
+    }
+    for (title, run) in sides(report) {
+        assert_eq!(run["failed"], 0, "{title}: {run}");
+        assert!(completed_something(run), "{title}: {run}");
     }
 }
 
@@ -65,7 +80,7 @@ fn assert_nothing_is_left(stage: &Stage) {
         let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
         names.filter(|name| name.starts_with("haypile-bench-")).collect::<Vec<_>>()
     };
-    wait_until("its processes and files are gone", Duration::from_secs(20), || {
+    wait_until("its processes and files are gone", PATIENCE, || {
         (files().is_empty() && processes(stage).is_empty()).then_some(())
     });
 }
@@ -147,7 +162,7 @@ fn a_killed_bench_leaves_nothing() {
                 processes(stage).iter().any(|line| line.contains("\"load\":{")).then_some(())
             });
             send_signal(signal, &bench.pid().to_string());
-            bench.finish(Duration::from_secs(10));
+            bench.finish(PATIENCE);
             assert_nothing_is_left(stage);
         }
     });

@@ -41,7 +41,7 @@ fn curl_downloads_and_uploads() {
                 std::fs::remove_file(stage.served(&format!("up{size}"))).expect("remove upload");
             }
         }
-        inspect::wait_for_rest(stage, Duration::from_secs(10));
+        inspect::wait_for_rest(stage);
     });
 }
 
@@ -76,6 +76,6 @@ fn two_programs_on_haypile_talk_to_each_other() {
             run_curl(stage, &["--output", &out, &http::url(service(8080), "page")]);
             content::assert_same(&stage.served("page"), &stage.path("fetched"));
         }
-        inspect::wait_for_rest(stage, Duration::from_secs(10));
+        inspect::wait_for_rest(stage);
     });
 }

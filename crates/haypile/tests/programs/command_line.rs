@@ -3,7 +3,7 @@
 use crate::support::process::ended_by;
 use crate::support::stage::{Stage, on_stage, service};
 use crate::support::{PATIENCE, content, http, inspect, nginx, python, script, wait_until};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 #[test]
 fn sigterm_ends_a_service_cleanly() {
@@ -13,13 +13,14 @@ fn sigterm_ends_a_service_cleanly() {
             let service_process = stage.serve();
             assert_eq!(stage.interfaces().len(), 1);
             let server = nginx::start(stage, 8080);
-            http::fetch(stage, &http::url(service(8080), "page"), &stage.path("fetched"), 10);
+            http::fetch(stage, &http::url(service(8080), "page"), &stage.path("fetched"), 60);
             let asked = Instant::now();
             service_process.signal(signal);
-            let ended = service_process.finish(Duration::from_secs(10));
+            let ended = service_process.finish(PATIENCE);
             let seconds = asked.elapsed().as_secs_f64();
             assert_eq!(ended.status.code(), Some(0), "SIG{signal}: {}", ended.err);
-            assert!(seconds < 3.0, "SIG{signal}: ended after {seconds:.2} s");
+            // After that its server would be killed.
+            assert!(seconds < 5.0, "SIG{signal}: ended after {seconds:.2} s");
             stage.say(&format!("SIG{signal}: ended after {seconds:.2} s"));
             assert_eq!(stage.interfaces(), Vec::<String>::new());
             let sockets: Vec<String> =
@@ -41,7 +42,7 @@ fn two_programs_share_a_service() {
             stage.run(&[python(), &script("http_server.py"), "198.18.0.2", "8081", &root]);
         python_server.wait_for_output("ready");
         for port in [8080, 8081] {
-            http::fetch(stage, &http::url(service(port), "page"), &stage.path("fetched"), 10);
+            http::fetch(stage, &http::url(service(port), "page"), &stage.path("fetched"), 60);
             content::assert_same(&stage.served("page"), &stage.path("fetched"));
         }
         let listed = inspect::sockets(stage);
@@ -95,7 +96,7 @@ fn a_private_service_ends_with_its_program() {
         let words = [python(), "-m", "http.server", "-b", "198.18.0.2", "-d", &root, "8080"];
         let mut server = stage.run_alone(&words);
         stage.wait_for_listener(service(8080), &mut server);
-        http::fetch(stage, &http::url(service(8080), "page"), &stage.path("fetched"), 10);
+        http::fetch(stage, &http::url(service(8080), "page"), &stage.path("fetched"), 60);
         // A terminal's Ctrl-C reaches the whole group.
         crate::support::process::send_signal("INT", &format!("-{}", server.pid()));
         server.finish(PATIENCE);

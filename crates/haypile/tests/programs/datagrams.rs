@@ -9,7 +9,7 @@ use std::fs;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// The two sides of a test: who listens, at which address, and who asks.
 #[derive(Copy, Clone)]
@@ -90,7 +90,7 @@ fn socat_echoes_datagrams_both_ways() {
             }
             echo.terminate();
         }
-        inspect::wait_for_rest(stage, Duration::from_secs(10));
+        inspect::wait_for_rest(stage);
     });
 }
 
@@ -148,7 +148,7 @@ fn dig_asks_dnsmasq_both_ways() {
             }
             name_server.terminate();
         }
-        inspect::wait_for_rest(stage, Duration::from_secs(10));
+        inspect::wait_for_rest(stage);
     });
 }
 
@@ -186,6 +186,6 @@ fn iperf3_streams_datagrams_both_ways() {
             }
             iperf.terminate();
         }
-        inspect::wait_for_rest(stage, Duration::from_secs(10));
+        inspect::wait_for_rest(stage);
     });
 }

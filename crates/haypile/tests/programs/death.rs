@@ -13,9 +13,6 @@ use std::net::{TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
-/// How long the traces of the dead may last.
-const TRACES: Duration = Duration::from_secs(10);
-
 /// A random moment under load: the time of the kill is the point of the test, nothing is waited for.
 fn random_moment(random: &mut Random) {
     thread::sleep(Duration::from_millis(20 + random.below(100)));
@@ -79,15 +76,15 @@ fn killed_workers_are_replaced() {
             let workers = nginx::workers(master);
             let victim = workers[random.below(2) as usize];
             send_signal("KILL", &victim.to_string());
-            inspect::wait_until_disowned(stage, victim, TRACES);
+            inspect::wait_until_disowned(stage, victim);
             nginx::workers(master);
-            http::fetch(stage, &http::url(service(8080), "page"), &stage.path("fetched"), 10);
+            http::fetch(stage, &http::url(service(8080), "page"), &stage.path("fetched"), 60);
             content::assert_same(&stage.served("page"), &stage.path("fetched"));
         }
         check_outcome(stage, &format!("{kills} workers killed"), load.stop());
         service_process.assert_alive();
         server.assert_alive();
-        inspect::wait_for_rest(stage, TRACES);
+        inspect::wait_for_rest(stage);
     });
 }
 
@@ -105,16 +102,16 @@ fn a_killed_server_leaves_its_port_to_the_next() {
             random_moment(&mut random);
             send_signal("KILL", &victim.to_string());
             server.finish(PATIENCE);
-            inspect::wait_until_disowned(stage, victim, TRACES);
+            inspect::wait_until_disowned(stage, victim);
             let listed = inspect::sockets(stage);
             assert!(!listed.iter().any(|socket| inspect::state(socket) == "LISTEN"), "{listed:?}");
         }
         let _last = python_server(stage, 8080);
-        http::fetch(stage, &http::url(service(8080), "page"), &stage.path("fetched"), 10);
+        http::fetch(stage, &http::url(service(8080), "page"), &stage.path("fetched"), 60);
         content::assert_same(&stage.served("page"), &stage.path("fetched"));
         check_outcome(stage, &format!("{kills} servers killed"), load.stop());
         service_process.assert_alive();
-        inspect::wait_for_rest(stage, TRACES);
+        inspect::wait_for_rest(stage);
     });
 }
 
@@ -130,8 +127,8 @@ fn a_killed_client_ends_its_connection() {
             let words = [&http::CURL[..], &["60", "--output", "/dev/null", &address]].concat();
             let client = stage.run(&words);
             let (mut stream, _) = listener.accept().expect("accept");
-            stream.set_read_timeout(Some(TRACES)).expect("set a limit");
-            stream.set_write_timeout(Some(TRACES)).expect("set a limit");
+            stream.set_read_timeout(Some(PATIENCE)).expect("set a limit");
+            stream.set_write_timeout(Some(PATIENCE)).expect("set a limit");
             let victim = find_process(client.pid(), "curl");
             let writer = thread::spawn(move || serve_without_end(&mut stream));
             random_moment(&mut random);
@@ -141,10 +138,10 @@ fn a_killed_client_ends_its_connection() {
             let error = writer.join().expect("the server's thread");
             use std::io::ErrorKind::{BrokenPipe, ConnectionReset};
             assert!(matches!(error.kind(), BrokenPipe | ConnectionReset), "{error}");
-            inspect::wait_until_disowned(stage, victim, TRACES);
+            inspect::wait_until_disowned(stage, victim);
         }
         service_process.assert_alive();
-        inspect::wait_for_rest(stage, TRACES);
+        inspect::wait_for_rest(stage);
     });
 }
 
@@ -176,13 +173,13 @@ fn a_stopped_worker_hurts_only_its_own() {
         send_signal("STOP", &victim.to_string());
         let held: Vec<_> = (0..20).filter_map(|_| TcpStream::connect(service(8081)).ok()).collect();
         for _ in 0..10 {
-            http::fetch(stage, &http::url(service(8080), "page"), &stage.path("fetched"), 10);
+            http::fetch(stage, &http::url(service(8080), "page"), &stage.path("fetched"), 60);
             content::assert_same(&stage.served("page"), &stage.path("fetched"));
         }
         send_signal("CONT", &victim.to_string());
-        http::fetch(stage, &http::url(service(8081), "page"), &stage.path("fetched"), 10);
+        http::fetch(stage, &http::url(service(8081), "page"), &stage.path("fetched"), 60);
         drop(held);
-        inspect::wait_for_rest(stage, TRACES);
+        inspect::wait_for_rest(stage);
     });
 }
 

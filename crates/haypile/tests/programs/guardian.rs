@@ -14,9 +14,6 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long anything of a killed service may last.
-const TRACES: Duration = Duration::from_secs(5);
-
 /// The guardian that a service has started.
 #[track_caller]
 fn guardian_of(service: u32) -> u32 {
@@ -43,7 +40,7 @@ fn names_in(directory: &Path) -> Vec<OsString> {
 /// Waits until service, guardian, interface and directory are gone; `others` live on.
 #[track_caller]
 fn wait_until_nothing_is_left(stage: &Stage, directory: &Path, others: &[u32]) {
-    wait_until("nothing of the killed service is left", TRACES, || {
+    wait_until("nothing of the killed service is left", PATIENCE, || {
         let mut processes = stage.processes().into_iter().filter(|pid| !others.contains(pid));
         let gone = processes.all(|pid| !inspect::is_alive(pid)) && stage.interfaces().is_empty();
         (gone && !directory.exists()).then_some(())
@@ -100,7 +97,7 @@ fn what_was_in_the_directory_stays() {
             service.signal(signal);
             drop(service.finish(PATIENCE));
             let left = if precious { vec![OsString::from("precious")] } else { Vec::new() };
-            wait_until("only what was there is left", TRACES, || {
+            wait_until("only what was there is left", PATIENCE, || {
                 (stage.processes().is_empty() && names_in(&stage.control()) == left).then_some(())
             });
             assert!(stage.control().exists());
@@ -148,7 +145,7 @@ fn the_next_service_starts_at_once() {
             service.signal("KILL");
             let next = stage.serve();
             drop(service.finish(PATIENCE));
-            wait_until("the old guardian is gone", TRACES, || {
+            wait_until("the old guardian is gone", PATIENCE, || {
                 (!inspect::is_alive(guardian)).then_some(())
             });
             assert_eq!(service_in(&stage.control()), Some(next.pid()));

@@ -13,7 +13,7 @@ fn nonsense_from_the_wire_is_counted_and_dropped() {
         let mut service_process = stage.serve();
         let _server = nginx::start(stage, 8080);
         let url = http::url(service(8080), "page");
-        http::fetch(stage, &url, &stage.path("fetched"), 10);
+        http::fetch(stage, &url, &stage.path("fetched"), 60);
         let mut random = Random::for_test(14);
         let mut last = inspect::drops(stage);
         let first = last;
@@ -25,7 +25,7 @@ fn nonsense_from_the_wire_is_counted_and_dropped() {
             let sent = stage.output(&words, Duration::from_secs(60));
             sent.expect_success(&format!("hostile frames with seed {seed}"));
             service_process.assert_alive();
-            http::fetch(stage, &url, &stage.path("fetched"), 10);
+            http::fetch(stage, &url, &stage.path("fetched"), 60);
             content::assert_same(&stage.served("page"), &stage.path("fetched"));
             let now = inspect::drops(stage);
             assert!(now > last, "nothing was counted (seed {seed})");

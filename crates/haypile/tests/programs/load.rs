@@ -42,7 +42,7 @@ fn ab_has_no_failed_request() {
         let requests = setting("HAYPILE_E2E_REQUESTS", 20_000);
         run_ab(stage, requests, 50, false);
         run_ab(stage, requests, 50, true);
-        inspect::wait_for_rest(stage, Duration::from_secs(10));
+        inspect::wait_for_rest(stage);
     });
 }
 
@@ -62,7 +62,7 @@ fn wrk_with_many_connections_has_no_error() {
             let line = output.lines().find(|line| line.trim().starts_with(label));
             stage.say(&format!("wrk -c 500: {}", line.unwrap_or("?").trim()));
         }
-        inspect::wait_for_rest(stage, Duration::from_secs(10));
+        inspect::wait_for_rest(stage);
     });
 }
 
@@ -89,7 +89,7 @@ fn thousands_of_clients_at_once_are_all_served() {
             let line = output.lines().find(|line| line.trim().starts_with(label));
             stage.say(&format!("wrk -c 4000: {}", line.unwrap_or("?").trim()));
         }
-        inspect::wait_for_rest(stage, Duration::from_secs(10));
+        inspect::wait_for_rest(stage);
     });
 }
 
@@ -111,14 +111,14 @@ fn clients_that_never_speak_hold_up_nobody() {
             let started = Instant::now();
             for _ in 0..20 {
                 let file = stage.path("fetched");
-                http::fetch(stage, &http::url(service(port), "page"), &file, 10);
+                http::fetch(stage, &http::url(service(port), "page"), &file, 60);
                 content::assert_same(&stage.served("page"), &file);
             }
             let each = started.elapsed().as_secs_f64() * 1000.0 / 20.0;
             stage.say(&format!("port {port}: {each:.1} ms a fetch beside 200 silent clients"));
             drop(silent);
         }
-        inspect::wait_for_rest(stage, Duration::from_secs(10));
+        inspect::wait_for_rest(stage);
     });
 }
 
@@ -141,12 +141,12 @@ fn a_listener_that_never_accepts_hurts_only_itself() {
         stage.say(&format!("{} of 30 connections to a backlog of 5 completed", held.len()));
         for _ in 0..10 {
             let file = stage.path("fetched");
-            http::fetch(stage, &http::url(service(8080), "page"), &file, 10);
+            http::fetch(stage, &http::url(service(8080), "page"), &file, 60);
             content::assert_same(&stage.served("page"), &file);
         }
         drop(held);
         stuck.terminate();
-        inspect::wait_for_rest(stage, Duration::from_secs(10));
+        inspect::wait_for_rest(stage);
     });
 }
 
@@ -156,8 +156,8 @@ fn an_idle_service_sleeps() {
         content::write(&stage.served("page"), 30_000);
         let service_process = stage.serve();
         let _server = nginx::start(stage, 8080);
-        http::fetch(stage, &http::url(service(8080), "page"), &stage.path("fetched"), 10);
-        inspect::wait_for_rest(stage, Duration::from_secs(10));
+        http::fetch(stage, &http::url(service(8080), "page"), &stage.path("fetched"), 60);
+        inspect::wait_for_rest(stage);
         let workers = nginx::workers(nginx::master(stage, "nginx-8080"));
         let all = || -> f64 { workers.iter().map(|pid| inspect::processor_seconds(*pid)).sum() };
         // The supervisor, its servers and the guardian.

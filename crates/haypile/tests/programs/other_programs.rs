@@ -7,7 +7,6 @@ use crate::support::{PATIENCE, content, http, inspect, python, script};
 use std::fs;
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 const SIZE: u64 = 5 << 20;
 
@@ -15,7 +14,7 @@ const SIZE: u64 = 5 << 20;
 fn check_server(stage: &Stage, address: SocketAddr, server: &mut Process) {
     stage.wait_for_listener(address, server);
     for _ in 0..3 {
-        http::fetch(stage, &http::url(address, "page"), &stage.path("fetched"), 20);
+        http::fetch(stage, &http::url(address, "page"), &stage.path("fetched"), 60);
         content::assert_same(&stage.served("page"), &stage.path("fetched"));
     }
 }
@@ -59,7 +58,7 @@ fn node_serves_and_fetches() {
         stage.run(&["node", "-e", &program]).finish(PATIENCE).expect_success("node");
         content::assert_same(&stage.served("page"), &stage.path("by-node"));
         server.terminate();
-        inspect::wait_for_rest(stage, Duration::from_secs(10));
+        inspect::wait_for_rest(stage);
     });
 }
 
@@ -95,7 +94,7 @@ fn java_serves() {
         let mut server = stage.run(&["java", &source, &root]);
         check_server(stage, service(8080), &mut server);
         server.terminate();
-        inspect::wait_for_rest(stage, Duration::from_secs(10));
+        inspect::wait_for_rest(stage);
     });
 }
 
@@ -156,7 +155,7 @@ fn socat_serves_and_connects() {
         far.args(["--quiet", "--", "socat", "-t", "10", "-", "TCP:198.18.0.1:8000"]);
         check_echo(stage, "run-socat", far);
         server.terminate();
-        inspect::wait_for_rest(stage, Duration::from_secs(10));
+        inspect::wait_for_rest(stage);
     });
 }
 
@@ -176,7 +175,7 @@ fn perl_serves_from_forked_children() {
         near.args(["-t", "10", "-", "TCP:198.18.0.2:8080"]);
         check_echo(stage, "socat", near);
         server.terminate();
-        inspect::wait_for_rest(stage, Duration::from_secs(10));
+        inspect::wait_for_rest(stage);
     });
 }
 

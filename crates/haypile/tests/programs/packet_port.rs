@@ -41,7 +41,7 @@ fn transfer(stage: &Stage) {
     let command = |words: &[&str]| {
         let mut command = stage.haypile("capture");
         command.args(words);
-        let done = stage.start_command("capture", command).finish(Duration::from_secs(10));
+        let done = stage.start_command("capture", command).finish(PATIENCE);
         done.expect_success("command a capture");
     };
     command(&["-w", &file]);
@@ -145,7 +145,7 @@ fn without_offloads_when_sending() {
         let server = serve(stage, "packet:right", &["--offload", "none"]);
         content::write(&stage.served("big"), 1_000_000);
         let _nginx = nginx::start(stage, 8080);
-        http::fetch(stage, &http::url(service(8080), "big"), &stage.path("fetched"), 30);
+        http::fetch(stage, &http::url(service(8080), "big"), &stage.path("fetched"), 60);
         content::assert_same(&stage.served("big"), &stage.path("fetched"));
         assert_eq!(link_counter(stage, "tx_superframes"), 0);
         assert_eq!(link_counter(stage, "tx_partial_checksum"), 0);

@@ -59,10 +59,10 @@ fn a_wildcard_listener_answers_in_both_worlds() {
             ];
             for address in everywhere.iter().cycle().take(everywhere.len() * 3) {
                 let file = stage.path("fetched");
-                http::fetch(stage, &http::url(*address, "page"), &file, 10);
+                http::fetch(stage, &http::url(*address, "page"), &file, 60);
                 content::assert_same(&stage.served("page"), &file);
             }
-            inspect::wait_for_rest(stage, Duration::from_secs(10));
+            inspect::wait_for_rest(stage);
         },
     );
 }
@@ -77,7 +77,7 @@ fn a_loopback_program_is_left_to_the_kernel() {
         let mut server = stage.run(&[python(), &program, "127.0.0.1", "8080", &root]);
         server.wait_for_output("ready");
         let loopback = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 8080);
-        http::fetch(stage, &http::url(loopback, "page"), &stage.path("fetched"), 10);
+        http::fetch(stage, &http::url(loopback, "page"), &stage.path("fetched"), 60);
         content::assert_same(&stage.served("page"), &stage.path("fetched"));
         let refused = TcpStream::connect_timeout(&service(8080), Duration::from_secs(5));
         let why = refused.expect_err("nobody listens on the service's address").kind();
@@ -119,14 +119,14 @@ fn an_analyser_finds_nothing_wrong_on_the_wire() {
         // With offloads on, the host finishes our checksums behind the point where it captures.
         let _service = stage.serve_with(&["--offload", "none"]);
         let _server = nginx::start_on(stage, "nginx", &[service(8080), service6(8080)]);
-        inspect::wait_for_rest(stage, Duration::from_secs(10));
+        inspect::wait_for_rest(stage);
         let outside = stage.text("outside.pcapng");
         let capture = start_capture(stage, &outside);
         let requests = 5;
         for address in [service(8080), service6(8080)].into_iter().cycle().take(requests) {
-            http::fetch(stage, &http::url(address, "page"), &stage.path("fetched"), 10);
+            http::fetch(stage, &http::url(address, "page"), &stage.path("fetched"), 60);
         }
-        inspect::wait_for_rest(stage, Duration::from_secs(10));
+        inspect::wait_for_rest(stage);
         // Packets wait in the capture's buffers: a later one in the file means that all are there.
         wait_until("the capture has written everything", PATIENCE, || {
             stage.output(&["ping", "-c", "1", "198.18.0.2"], PATIENCE).expect_success("ping");
@@ -145,7 +145,7 @@ fn a_capture_from_inside_shows_the_same() {
         content::write(&stage.served("page"), 100_000);
         let _service = stage.serve();
         let _server = nginx::start(stage, 8080);
-        inspect::wait_for_rest(stage, Duration::from_secs(10));
+        inspect::wait_for_rest(stage);
         let inside = stage.text("inside.pcapng");
         let capture = |words: &[&str]| {
             let mut command = stage.haypile("capture");
@@ -155,9 +155,9 @@ fn a_capture_from_inside_shows_the_same() {
         capture(&["--write", &inside]);
         let requests = 5;
         for _ in 0..requests {
-            http::fetch(stage, &http::url(service(8080), "page"), &stage.path("fetched"), 10);
+            http::fetch(stage, &http::url(service(8080), "page"), &stage.path("fetched"), 60);
         }
-        inspect::wait_for_rest(stage, Duration::from_secs(10));
+        inspect::wait_for_rest(stage);
         capture(&["--stop"]);
         check_capture(stage, &inside, requests);
     });

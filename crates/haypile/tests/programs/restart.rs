@@ -115,7 +115,7 @@ fn programs_outlive_their_server() {
         programs.iter_mut().for_each(|program| program.wait_for_output("ready"));
         let fetch = || {
             let file = stage.path("fetched");
-            http::fetch(stage, &http::url(service(8080), "page"), &file, 10);
+            http::fetch(stage, &http::url(service(8080), "page"), &file, 60);
             content::assert_same(&stage.served("page"), &file);
         };
         let mut watched: Vec<u32> = programs.iter().map(|program| program.pid()).collect();
@@ -149,7 +149,7 @@ fn programs_outlive_their_server() {
         // Those in a row wait longer and longer.
         let first: Vec<String> = times_ms.iter().take(4).map(u128::to_string).collect();
         stage.say(&format!("served again after {} ... ms", first.join(", ")));
-        inspect::wait_for_rest(stage, Duration::from_secs(15));
+        inspect::wait_for_rest(stage);
         let after: Vec<(usize, usize)> = watched.iter().map(|pid| holdings(*pid)).collect();
         for (pid, (before, after)) in watched.iter().zip(before.iter().zip(&after)) {
             let what = inspect::describe(*pid);

@@ -37,7 +37,7 @@ fn a_scribbler_hurts_itself_alone() {
                 ended = hostile.ended();
             }
             hostile.kill_group();
-            inspect::wait_until_disowned(stage, pid, Duration::from_secs(10));
+            inspect::wait_until_disowned(stage, pid);
             service_process.assert_alive();
             stage.say(&format!("scribbler with seed {seed}: {ended:?}"));
         }

@@ -36,7 +36,7 @@ fn compare(stage: &Stage, program: &str, loopback: &str, address: &str) {
     stage.say(&format!("{} answers compared, {} differ", want.len(), different.len()));
     assert!(want.len() > 100, "the kernel gave only {} answers", want.len());
     assert!(different.is_empty(), "answers differ:\n{}", different.join("\n"));
-    inspect::wait_for_rest(stage, Duration::from_secs(10));
+    inspect::wait_for_rest(stage);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Bytes arrive as they were sent: files of all sizes from python and nginx on Haypile, uploads too.
 
 use crate::support::stage::{INTERFACE, Stage, on_stage, service, service6};
-use crate::support::{content, http, inspect, nginx, python, setting, wait_until};
+use crate::support::{PATIENCE, content, http, inspect, nginx, python, setting, wait_until};
 use haypile_link::netlink::Netlink;
 use serde_json::Value;
 use std::fs;
@@ -105,7 +105,7 @@ fn a_slow_reader_gets_every_byte() {
         // Others are not held up by it.
         for number in 0..5 {
             let file = stage.path(&format!("fast{number}"));
-            http::fetch(stage, &address, &file, 30);
+            http::fetch(stage, &address, &file, 60);
             content::assert_same(&stage.served("big"), &file);
         }
         slow.finish(Duration::from_secs(65)).expect_success("the slow reader");
@@ -145,7 +145,7 @@ fn a_short_queue_loses_frames_but_no_bytes() {
             stage.say(&format!("{size} bytes each way although {dropped} frames were dropped"));
             assert!(dropped > 0, "the queue was long enough after all");
         }
-        inspect::wait_for_rest(stage, Duration::from_secs(10));
+        inspect::wait_for_rest(stage);
     });
 }
 
@@ -168,7 +168,7 @@ fn superframes_leave_a_clean_capture() {
         let command = |words: &[&str]| {
             let mut command = stage.haypile("capture");
             command.args(words);
-            let done = stage.start_command("capture", command).finish(Duration::from_secs(10));
+            let done = stage.start_command("capture", command).finish(PATIENCE);
             done.expect_success("command a capture");
         };
         command(&["-w", &file]);
@@ -192,7 +192,7 @@ fn superframes_leave_a_clean_capture() {
             let words = [&["tshark", "-n", "-r", &file][..], &checks, &["-Y", filter]].concat();
             stage.output(&words, Duration::from_secs(60)).out.lines().count()
         };
-        wait_until("the capture's file is whole", Duration::from_secs(20), || {
+        wait_until("the capture's file is whole", PATIENCE, || {
             (count("tcp.len > 10000 && ip") > 10 && count("tcp.len > 10000 && ipv6") > 10)
                 .then_some(())
         });

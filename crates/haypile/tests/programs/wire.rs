@@ -8,9 +8,12 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Where wires of root meet.
 const WIRES: &str = "/run/haypile/wires";
+/// Tests run at the same time, and wires of root meet in one place.
+static WIRES_MADE: AtomicU32 = AtomicU32::new(0);
 /// A user without rights.
 const NOBODY: &str = "65534";
 
@@ -29,7 +32,8 @@ struct Wire<'a> {
 
 impl<'a> Wire<'a> {
     fn of_root(stage: &'a Stage) -> Wire<'a> {
-        let name = format!("test{}-{}", std::process::id(), stage.name.len());
+        let number = WIRES_MADE.fetch_add(1, Ordering::Relaxed);
+        let name = format!("test{}-{number}", std::process::id());
         Wire { stage, name, run_directory: None }
     }
 

@@ -365,7 +365,7 @@ fn a_user_joins_root() {
         };
         let address = crate::support::stage::service(8080);
         stage.wait_for_listener(address, &mut server);
-        http::fetch(stage, &http::url(address, "page"), &stage.path("fetched"), 20);
+        http::fetch(stage, &http::url(address, "page"), &stage.path("fetched"), 60);
         content::assert_same(&stage.served("page"), &stage.path("fetched"));
         assert!(server.err().contains("joined the service"), "{}", server.err());
         drop(server);

@@ -275,7 +275,7 @@ fn a_veth_pair_joins_two_namespaces() {
         .unwrap();
         netlink.wait_until_running(index).unwrap();
         // A socket stays in the namespace it was made in.
-        receiver.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        receiver.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let sender = UdpSocket::bind((V4, 0)).unwrap();
         sender.send_to(b"across", receiver.local_addr().unwrap()).unwrap();
         let mut buffer = [0; 16];

@@ -13,7 +13,7 @@ const HOST_V4: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 const OURS_V4: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
 const HOST_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, 1);
 /// No test waits longer for what must come.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 const CHUNKS: u32 = 64;
 
 fn in_namespace(test: impl FnOnce() + Send) {

@@ -111,7 +111,7 @@ const SERVER: u32 = 0;
 /// How long a private service waits for somebody after the last process that used it.
 const GRACE_US: u64 = 500_000;
 /// Time for a server to end beyond the patience with its connections.
-const LAST_WORDS_US: u64 = 1_000_000;
+const LAST_WORDS_US: u64 = 5_000_000;
 /// Time for the first server to say that it runs.
 const START_US: u64 = 20_000_000;
 /// Most listeners remembered.

@@ -83,7 +83,7 @@ pub struct World<'a> {
 }
 
 /// The longest that one program of a case may take.
-const LIMIT: Duration = Duration::from_secs(40);
+const LIMIT: Duration = Duration::from_secs(120);
 
 impl<'a> World<'a> {
     pub fn new(stage: &'a Stage, link: Link, role: Role, number: usize) -> World<'a> {

@@ -64,7 +64,7 @@ pub struct Load {
     clients: Vec<JoinHandle<Outcome>>,
 }
 
-const SILENCE: Duration = Duration::from_secs(10);
+const SILENCE: Duration = Duration::from_secs(30);
 
 impl Load {
     /// Starts `clients` threads that fetch `name`, which has `len` bytes, on a connection each time.

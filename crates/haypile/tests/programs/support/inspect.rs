@@ -1,10 +1,9 @@
 //! What /proc and the service say of processes and sockets. Used by tests that look at ends and owners.
 
 use super::stage::{Stage, inode};
-use super::wait_until;
+use super::{PATIENCE, wait_until};
 use serde_json::Value;
 use std::fs;
-use std::time::Duration;
 
 /// The number of the calling thread's network namespace.
 pub fn own_namespace() -> u64 {
@@ -89,15 +88,15 @@ fn is_at_rest(socket: &Value) -> bool {
 
 /// Waits until the service has nothing but listeners and TIME-WAIT records.
 #[track_caller]
-pub fn wait_for_rest(stage: &Stage, limit: Duration) {
+pub fn wait_for_rest(stage: &Stage) {
     let mut last = Vec::new();
     let started = std::time::Instant::now();
-    while started.elapsed() < limit {
+    while started.elapsed() < PATIENCE {
         last = sockets(stage).into_iter().filter(|socket| !is_at_rest(socket)).collect();
         if last.is_empty() {
             return;
         }
-        std::thread::sleep(Duration::from_millis(50));
+        std::thread::sleep(std::time::Duration::from_millis(50));
     }
     let shown: Vec<String> = last.iter().take(5).map(Value::to_string).collect();
     panic!("{} sockets are neither LISTEN nor TIME-WAIT: {}", last.len(), shown.join("\n"));
@@ -110,8 +109,8 @@ pub fn is_owned_by(socket: &Value, pid: u32) -> bool {
 
 /// Waits until no socket of the service belongs to `pid`.
 #[track_caller]
-pub fn wait_until_disowned(stage: &Stage, pid: u32, limit: Duration) {
-    wait_until(&format!("haypile shows nothing of process {pid}"), limit, || {
+pub fn wait_until_disowned(stage: &Stage, pid: u32) {
+    wait_until(&format!("haypile shows nothing of process {pid}"), PATIENCE, || {
         let status = stage.ask("status", &[]).expect("haypile status --json");
         let mut attached = status["processes"].as_array().into_iter().flatten();
         let gone = !attached.any(|process| process["pid"].as_u64() == Some(pid.into()));

@@ -3,11 +3,10 @@
 
 use super::process::Process;
 use super::stage::{Stage, service};
-use super::{inspect, wait_until};
+use super::{PATIENCE, inspect, wait_until};
 use std::fs;
 use std::net::SocketAddr;
 use std::process::Command;
-use std::time::Duration;
 
 /// True when this nginx can store uploads.
 pub fn can_put() -> bool {
@@ -63,14 +62,14 @@ pub fn start_on(stage: &Stage, work: &str, addresses: &[SocketAddr]) -> Process 
 /// The master of the nginx whose files are in `work`.
 pub fn master(stage: &Stage, work: &str) -> u32 {
     let file = stage.path(work).join("nginx.pid");
-    wait_until("nginx has written its process id", Duration::from_secs(10), || {
+    wait_until("nginx has written its process id", PATIENCE, || {
         fs::read_to_string(&file).ok()?.trim().parse().ok()
     })
 }
 
 /// The workers of a master, once both are there.
 pub fn workers(master: u32) -> Vec<u32> {
-    wait_until("nginx has two workers", Duration::from_secs(10), || {
+    wait_until("nginx has two workers", PATIENCE, || {
         let alive = |pid: &u32| inspect::is_alive(*pid);
         let workers: Vec<u32> = inspect::children_of(master).into_iter().filter(alive).collect();
         (workers.len() == 2).then_some(workers)

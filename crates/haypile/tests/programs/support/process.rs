@@ -38,7 +38,7 @@ impl Finished {
     }
 }
 
-const GRACE: Duration = Duration::from_secs(5);
+const GRACE: Duration = Duration::from_secs(20);
 
 impl Process {
     /// Starts `command` in a process group of its own, its output in `out` and `err`, its input as

@@ -238,7 +238,7 @@ impl Stage {
         };
         let started = std::time::Instant::now();
         let mut left = all();
-        while !left.is_empty() && started.elapsed() < Duration::from_secs(5) {
+        while !left.is_empty() && started.elapsed() < PATIENCE {
             thread::sleep(Duration::from_millis(20));
             left = all();
         }
