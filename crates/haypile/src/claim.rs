@@ -6,8 +6,10 @@
 //! removal (a [`Turn`]), so that no removal begins on the files of a dead service and ends on those
 //! of the next one. Read [`claim`] and [`remove_leavings`] first.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{
     DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown,
 };
@@ -17,6 +19,8 @@ use std::time::{Duration, Instant};
 use haypile_service::attach::ATTACH_SOCKET;
 use haypile_service::control::{CONTROL_SOCKET, Request, ask};
 use haypile_service::error::Error;
+use haypile_shm::control::attach_path;
+use haypile_shm::epoch::EPOCH_SERVERS;
 
 use crate::place;
 use crate::preload;
@@ -265,7 +269,8 @@ impl Leavings {
             drop(fs::remove_file(self.path.join(name)));
         }
         let Ok(entries) = fs::read_dir(&self.path) else { return };
-        for entry in entries.flatten().filter(|entry| preload::is_temporary(&entry.file_name())) {
+        let ours = |name: &OsStr| preload::is_temporary(name) || is_attach_socket(name);
+        for entry in entries.flatten().filter(|entry| ours(&entry.file_name())) {
             drop(fs::remove_file(entry.path()));
         }
     }
@@ -325,6 +330,13 @@ impl Drop for OwnedDirectory {
     }
 }
 
+/// Whether a file bears the name of the attach socket of a transport server other than the first.
+fn is_attach_socket(name: &OsStr) -> bool {
+    let bytes = name.as_bytes();
+    let named = |server| attach_path(ATTACH_SOCKET.as_bytes(), server) == bytes;
+    (1..EPOCH_SERVERS).any(named)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -371,6 +383,7 @@ mod tests {
             fs::write(path.join(name), "").expect("written");
         }
         fs::write(path.join(format!("{}.17", preload::FILE_NAME)), "half").expect("written");
+        fs::write(path.join("attach-63.sock"), "").expect("written");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -37,28 +38,47 @@ pub fn run(arguments: &TraceArgs) -> Result<ExitCode, Error> {
     let filters: Vec<Filter> =
         arguments.filters.iter().map(|text| parse(text)).collect::<Result<_, _>>()?;
     let mut states = HashMap::new();
-    let mut since = 0;
+    // Each transport server has a trace of its own; how many there are the first one tells.
+    let mut since = vec![0];
     loop {
-        let answer = ask(&directory, &Request::Trace { since })?;
-        let part: TracePart = table::parse(answer)?;
-        if part.lost > 0 {
-            eprintln!("haypile: {} events were overwritten before they were read", part.lost);
-        }
-        for row in &part.events {
-            let before = state_before(&mut states, row);
-            let fits = filters.iter().all(|filter| filter.fits(row, before.is_some()));
-            // A closed pipe is the reader's choice, and the end.
-            if fits && !show(row, before.as_deref(), arguments.json) {
-                return Ok(ExitCode::SUCCESS);
+        let mut more = false;
+        for server in 0.. {
+            let Some(next) = since.get(usize::from(server)).copied() else { break };
+            let mut part = ask_for(&directory, server, next)?;
+            for row in &mut part.events {
+                name_server(row, server, part.servers);
+                let before = state_before(&mut states, row);
+                let fits = filters.iter().all(|filter| filter.fits(row, before.is_some()));
+                // A closed pipe is the reader's choice, and the end.
+                if fits && !show(row, before.as_deref(), arguments.json) {
+                    return Ok(ExitCode::SUCCESS);
+                }
             }
+            since[usize::from(server)] = part.next;
+            since.resize(since.len().max(part.servers.into()), 0);
+            more |= part.more;
         }
-        since = part.next;
-        if !part.more {
+        if !more {
             if !arguments.follow {
                 return Ok(ExitCode::SUCCESS);
             }
             std::thread::sleep(PAUSE);
         }
+    }
+}
+
+fn ask_for(directory: &Path, server: u16, since: u64) -> Result<TracePart, Error> {
+    let part: TracePart = table::parse(ask(directory, &Request::Trace { server, since })?)?;
+    if part.lost > 0 {
+        eprintln!("haypile: {} events were overwritten before they were read", part.lost);
+    }
+    Ok(part)
+}
+
+/// Servers name their connections without knowing of each other.
+fn name_server(row: &mut TraceRow, server: u16, servers: u16) {
+    if let Some(connection) = row.connection.as_mut().filter(|_| servers > 1) {
+        *connection = format!("{server}/{connection}");
     }
 }
 

@@ -43,6 +43,9 @@ pub enum Request {
     },
     /// What happened to connections.
     Trace {
+        /// Which transport server's: each counts its own events.
+        #[serde(default)]
+        server: u16,
         /// Number of the first event wanted; 0 = the oldest there is.
         #[serde(default)]
         since: u64,
@@ -64,6 +67,9 @@ pub enum Request {
     },
     /// Makes a server fail in this way, for tests of what happens then.
     Fail {
+        /// Which server of the plan.
+        #[serde(default)]
+        server: u16,
         /// In which.
         how: Failure,
     },

@@ -15,6 +15,7 @@ use std::rc::Rc;
 use haypile_engine::Instant;
 use haypile_link::capture::{Capture, CaptureOptions};
 use haypile_link::port::Port;
+use haypile_shm::Doorbell;
 use haypile_shm::spin::{Gaps, Spinner};
 use haypile_shm::sys::{self, Errno, Fd, privilege};
 use serde_json::{Value, json};
@@ -35,10 +36,9 @@ use crate::trace;
 pub struct Service<P: Port> {
     /// The server.
     pub server: Server<Capture<P>>,
-    attach: Fd,
+    ends: Ends,
     control: ControlSocket,
     facts: Facts,
-    channel: Rc<Fd>,
     /// Orders that came while the server waited for another answer.
     put_off: Rc<PutOff>,
     /// Reports that the channel did not take yet.
@@ -53,6 +53,16 @@ pub struct Service<P: Port> {
     looked: Instant,
     /// Clients that wait for name servers.
     lookups: Vec<Lookup>,
+}
+
+/// The descriptors that reach a server from outside.
+pub struct Ends {
+    /// Where applications attach; none at a server that is no transport server.
+    pub attach: Option<Fd>,
+    /// The supervisor.
+    pub channel: Rc<Fd>,
+    /// What the other servers ring.
+    pub bell: Doorbell,
 }
 
 /// Turns without work, until the next with some.
@@ -95,27 +105,26 @@ impl<P: Port> Service<P> {
     /// When the kernel takes no more descriptors to wait on.
     pub fn new(
         server: Server<Capture<P>>,
-        attach: Fd,
+        ends: Ends,
         facts: Facts,
-        channel: Rc<Fd>,
         put_off: Rc<PutOff>,
     ) -> Result<Self, Error> {
         let wanted = [
-            (server.link_fd(), Token::Link),
-            (attach.raw(), Token::Attach),
-            (channel.raw(), Token::Channel(facts.server)),
+            Some((server.link_fd(), Token::Link)),
+            ends.attach.as_ref().map(|attach| (attach.raw(), Token::Attach)),
+            Some((ends.channel.raw(), Token::Channel(u32::from(facts.server)))),
+            Some((ends.bell.raw(), Token::Peers)),
         ];
-        for (fd, token) in wanted {
+        for (fd, token) in wanted.into_iter().flatten() {
             server.poller.add(fd, token).map_err(|errno| {
                 Error::new("wait for events", std::io::Error::from(errno), "raise the limits")
             })?;
         }
         Ok(Service {
             server,
-            attach,
+            ends,
             control: ControlSocket::default(),
             facts,
-            channel,
             put_off,
             reports: VecDeque::new(),
             used: false,
@@ -181,9 +190,11 @@ impl<P: Port> Service<P> {
             return Ok(());
         }
         core.status.prepare_sleep();
-        let port = self.server.link.port_mut();
+        let (port, frames) = self.server.link.parts_mut();
         let mut looked = Ok(());
-        if !core.processes.any_requests() && port.prepare_sleep() {
+        let quiet =
+            !core.processes.any_requests() && !core.rings.any_messages() && !frames.any_frames();
+        if quiet && port.prepare_sleep() {
             self.server.load.sleeps += 1;
             let timeout_ms = self.timeout_ms(now());
             looked = self.look(timeout_ms);
@@ -201,7 +212,8 @@ impl<P: Port> Service<P> {
             Ending::Closing(_) | Ending::Resetting(_) => Some(now.plus_us(1000)),
         };
         let unreported = (!self.reports.is_empty()).then(|| now.plus_us(1000));
-        let blocked = self.server.link.is_blocked().then(|| now.plus_us(1000));
+        let waits = self.server.link.is_blocked() || self.server.core.rings.is_blocked();
+        let blocked = waits.then(|| now.plus_us(1000));
         match [self.server.poll_timeout(), ending, blocked, unreported].into_iter().flatten().min()
         {
             Some(due) => due.since(now).div_ceil(1000).min(60_000) as i32,
@@ -227,7 +239,15 @@ impl<P: Port> Service<P> {
         match token {
             Token::Channel(_) => return self.read_orders(),
             Token::Client(id) => self.serve_client(id),
-            other => self.server.handle(other, self.attach.raw()),
+            Token::Attach => {
+                if let Some(attach) = &self.ends.attach {
+                    self.server.handle(token, attach.raw());
+                }
+            }
+            // The ends are never closed from outside: we hold a copy of the other one. Peers have
+            // theirs, and nothing worse than a turn for nothing follows from a ring.
+            Token::Peers => drop(self.ends.bell.drain()),
+            other => self.server.handle(other, -1),
         }
         Ok(())
     }
@@ -235,7 +255,7 @@ impl<P: Port> Service<P> {
     /// Takes what the supervisor has said. Without a supervisor there is no server.
     fn read_orders(&mut self) -> Result<(), Error> {
         loop {
-            match orders::receive(self.channel.raw(), orders::decode::<Order>) {
+            match orders::receive(self.ends.channel.raw(), orders::decode::<Order>) {
                 Ok((order, fds)) => self.obey(order, fds),
                 Err(Errno::EAGAIN) => return Ok(()),
                 Err(errno) => return Err(supervisor_lost(errno)),
@@ -251,7 +271,7 @@ impl<P: Port> Service<P> {
     }
 
     fn obey(&mut self, order: Order, fds: Fds) {
-        let [first, ..] = fds;
+        let [first, second, third, ..] = fds;
         match order {
             Order::Client {} => {
                 let client = first.map(|fd| UnixStream::from(OwnedFd::from(fd)));
@@ -260,6 +280,14 @@ impl<P: Port> Service<P> {
                     let _: Result<(), Errno> = self.server.poller.add(fd, Token::Client(id));
                 }
             }
+            Order::Peer { server, frames } => {
+                // Without it this end stays alone, and what is said to it is counted.
+                if let (Some(segment), Some(status), Some(bell)) = (first, second, third) {
+                    let _: Result<(), Errno> =
+                        self.server.join_peer(now(), server, frames, [segment, status, bell]);
+                }
+            }
+            Order::PeerGone { server } => self.server.leave_peer(now(), server),
             Order::File {} => self.file = first.map(|fd| File::from(OwnedFd::from(fd))),
             Order::End { patience_us } => self.end(patience_us),
             // Said at the start, or answered where it was asked.
@@ -288,7 +316,7 @@ impl<P: Port> Service<P> {
                     // Without it the supervisor goes by what is said of users.
                     let report = Report::Attached {};
                     let _: Result<(), Errno> =
-                        orders::send(self.channel.raw(), &report, &[pidfd.raw()]);
+                        orders::send(self.ends.channel.raw(), &report, &[pidfd.raw()]);
                 }
             }
         }
@@ -298,7 +326,7 @@ impl<P: Port> Service<P> {
             self.reports.push_back(Report::Used { used });
         }
         while let Some(report) = self.reports.front() {
-            match orders::send(self.channel.raw(), report, &[]) {
+            match orders::send(self.ends.channel.raw(), report, &[]) {
                 Ok(()) => drop(self.reports.pop_front()),
                 Err(Errno::EAGAIN | Errno::ENOBUFS) => return Ok(()),
                 Err(errno) => return Err(supervisor_lost(errno)),
@@ -329,7 +357,7 @@ impl<P: Port> Service<P> {
                 let choice = SocketChoice { listening, all, tcp, udp };
                 control::acceptance(self.server.core.socket_rows(&choice))
             }
-            Request::Trace { since } => match trace::part(&self.server.core.shard, since) {
+            Request::Trace { since, .. } => match trace::part(&self.server.core.shard, since) {
                 Some(part) => control::acceptance(part),
                 None => control::refusal(
                     "the trace is off: set limits.trace_records in the configuration",
@@ -337,8 +365,8 @@ impl<P: Port> Service<P> {
             },
             Request::CaptureStart { path, max_bytes } => self.start_capture(&path, max_bytes),
             Request::CaptureStop {} => self.stop_capture(),
-            Request::Fail { how: Failure::Panic } => panic!("asked to fail"),
-            Request::Fail { how: Failure::ForbiddenCall } => {
+            Request::Fail { how: Failure::Panic, .. } => panic!("asked to fail"),
+            Request::Fail { how: Failure::ForbiddenCall, .. } => {
                 let outcome = privilege::call_something_forbidden();
                 control::refusal(&format!("the call was not forbidden: {outcome:?}"))
             }

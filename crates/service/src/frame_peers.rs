@@ -11,7 +11,7 @@ use std::rc::Rc;
 use haypile_shm::peer::{FrameEnd, PeerBell};
 use haypile_shm::record_ring::{Push, Record};
 
-use crate::peers::ProcessNumber;
+use crate::roles::ProcessNumber;
 
 /// The peers of one server.
 #[derive(Debug, Default)]

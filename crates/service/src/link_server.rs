@@ -106,6 +106,11 @@ impl<P: Port> LinkServer<P> {
         &self.port
     }
 
+    /// The port, and the servers that frames come from as they do from the port.
+    pub fn parts_mut(&mut self) -> (&mut P, &mut FramePeers) {
+        (&mut self.port, &mut self.peers)
+    }
+
     /// The port, to command it.
     pub fn port_mut(&mut self) -> &mut P {
         &mut self.port

@@ -98,13 +98,18 @@ pub enum LinkFacts {
 }
 
 impl LinkFacts {
-    /// How many descriptors belong to the link.
-    pub fn descriptors(&self) -> usize {
-        match self {
-            LinkFacts::Tap { queues, .. } => usize::from(*queues),
-            LinkFacts::Packet { .. } | LinkFacts::Wire { .. } => 1,
-            LinkFacts::Alone { .. } => 0,
-        }
+    /// What a server without a part of the link has in its place: a port that nothing comes from,
+    /// with the link's address and size.
+    pub fn absent(&self) -> LinkFacts {
+        let (mtu, mac, superframes) = match *self {
+            LinkFacts::Tap { mtu, mac, offload, .. }
+            | LinkFacts::Packet { mtu, mac, offload, .. } => {
+                (mtu, mac, offload == Offload::Segmentation)
+            }
+            LinkFacts::Alone { mtu, mac, superframes }
+            | LinkFacts::Wire { mtu, mac, superframes, .. } => (mtu, mac, superframes),
+        };
+        LinkFacts::Alone { mtu, mac, superframes }
     }
 }
 
@@ -130,9 +135,12 @@ impl LinkHandle {
         true
     }
 
-    /// The descriptors' numbers.
-    pub fn raw(&self) -> Vec<RawFd> {
-        self.descriptors.iter().map(AsRawFd::as_raw_fd).collect()
+    /// The numbers of the descriptors that belong to one link server of several, which share the
+    /// queues evenly; none for a server without a part of the link.
+    pub fn share(&self, link: Option<u16>, links: u16) -> Vec<RawFd> {
+        let Some(link) = link else { return Vec::new() };
+        let own = self.descriptors.iter().skip(link.into()).step_by(links.max(1).into());
+        own.map(AsRawFd::as_raw_fd).collect()
     }
 }
 

@@ -50,6 +50,16 @@ pub struct ServerSpec {
     pub manager: Option<u16>,
 }
 
+impl ServerSpec {
+    /// The names of its components.
+    pub fn components(&self) -> Vec<String> {
+        let has = [self.transport, self.link, self.manager];
+        let names = ["transport", "link", "connection manager"];
+        let own = has.iter().zip(names).filter(|(number, _)| number.is_some());
+        own.map(|(_, name)| name.to_string()).collect()
+    }
+}
+
 /// The most servers of one component that a plan may name.
 pub const SERVERS_MAX: u16 = 1024;
 

@@ -18,6 +18,8 @@ pub enum Token {
     Pidfd(u32),
     /// A process rings.
     Wake(u32),
+    /// Another server rings.
+    Peers,
     /// Sockets were destroyed.
     Diag,
     /// New clients of the control socket.
@@ -109,6 +111,7 @@ impl Token {
             Token::Exit(server) => (13, u64::from(server)),
             Token::Answer(id) => (14, id),
             Token::User(id) => (15, id),
+            Token::Peers => (16, 0),
         };
         kind << KIND_SHIFT | (value & ((1 << KIND_SHIFT) - 1))
     }
@@ -131,6 +134,7 @@ impl Token {
             13 => Token::Exit(value as u32),
             14 => Token::Answer(value),
             15 => Token::User(value),
+            16 => Token::Peers,
             _ => return None,
         })
     }

@@ -209,7 +209,7 @@ pub struct Facts {
     /// Configured name servers.
     pub name_servers: Vec<IpAddr>,
     /// Which server of the plan speaks.
-    pub server: u32,
+    pub server: u16,
     /// How it is confined.
     pub confinement: Confinement,
 }
@@ -346,13 +346,13 @@ impl<P: Port> Server<P> {
         let port = self.link.port();
         let link = port.counters();
         let row = ServerRow {
-            server: facts.server,
+            server: u32::from(facts.server),
             pid: facts.confinement.pid,
             core: facts.confinement.core,
             user: facts.confinement.user,
             sandbox: facts.confinement.describe(),
             restarts: 0,
-            components: ["transport", "link", "connection manager"].map(str::to_string).to_vec(),
+            components: self.core.rings.roles().own().components(),
             busy_percent: self.load.percent(now),
             turns: self.load.turns,
             busy_turns: self.load.busy_turns,

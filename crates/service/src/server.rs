@@ -18,13 +18,15 @@ use crate::config::{Config, ServiceLimits};
 use crate::diag::Diag;
 use crate::error::Error;
 use crate::farewell::Held;
-use crate::homes::{Homes, Place};
+use crate::homes::Homes;
 use crate::inherited::{Inherited, Notice};
 use crate::link_server::{self, LinkServer};
 use crate::managers::Managers;
 use crate::poller::{Poller, Token};
 use crate::ports::Ports;
 use crate::processes::{self, Processes};
+use crate::rings::Rings;
+use crate::roles::Roles;
 use crate::slab::Key;
 use crate::sockets::Store;
 use crate::stats::{Counters, Load};
@@ -84,6 +86,8 @@ pub struct Core {
     pub(crate) era: Era,
     /// Homes and names of processes.
     pub(crate) homes: Homes,
+    /// The other servers of the plan.
+    pub(crate) rings: Rings,
     /// Listeners of the server before this one.
     pub(crate) inherited: Inherited,
     /// What the supervisor is to be told.
@@ -100,8 +104,8 @@ pub struct Core {
 
 /// What a server stands on that outlives it.
 pub struct Foundation {
-    /// Which transport server it is.
-    pub place: Place,
+    /// Which server of the plan it is.
+    pub roles: Roles,
     /// Keys of sequence numbers and ports.
     pub secret: [u8; 32],
     /// Seeds tables and searches; never the same twice.
@@ -154,7 +158,7 @@ impl Foundation {
         let epoch = epoch::next_up(writer.get());
         writer.set(epoch);
         Ok(Foundation {
-            place: Place::default(),
+            roles: Roles::combined(),
             secret: random()?,
             seed: u64::from_ne_bytes(random()?),
             diag: Diag::new()?,
@@ -316,8 +320,9 @@ impl<P: Port> Server<P> {
             new_diag: Vec::new(),
             witness_asked: now,
             era: foundation.era,
-            homes: Homes::new(foundation.place, &foundation.secret, foundation.seed),
+            homes: Homes::new(foundation.roles.place(), &foundation.secret, foundation.seed),
             inherited: Inherited::default(),
+            rings: Rings::new(foundation.roles),
             notices: Vec::new(),
             tells: foundation.tells,
             tells_processes: foundation.tells_processes,

@@ -13,15 +13,18 @@ use std::time::Duration;
 
 use haypile_link::capture::Capture;
 use haypile_link::port::Port;
+use haypile_shm::Doorbell;
 use haypile_shm::sys::{self, Errno, Fd, PollFd, privilege};
+
+use crate::config::Config;
 
 use crate::diag::Diag;
 use crate::error::Error;
-use crate::event_loop::{Service, now};
-use crate::homes::Place;
-use crate::links::{self, LinkFacts};
+use crate::event_loop::{Ends, Service, now};
+use crate::links;
 use crate::processes;
 use crate::report::Facts;
+use crate::roles::Roles;
 use crate::sandbox;
 use crate::server::{Era, EraSegment, Foundation, Server, random};
 use crate::supervisor::orders::{self, Fds, Order, Report, Start};
@@ -30,6 +33,8 @@ use crate::supervisor::orders::{self, Fds, Order, Report, Start};
 pub const PANIC_STATUS: i32 = 101;
 /// How long the supervisor may take for an answer, in milliseconds.
 const PATIENCE_MS: i32 = 5_000;
+/// How long the other servers of the plan may take to start, in milliseconds.
+const BEGIN_MS: i32 = 20_000;
 /// The lowest number for descriptors that are not standard ones.
 const ABOVE_STANDARD: RawFd = 3;
 
@@ -95,37 +100,38 @@ fn prepare(channel: &Rc<Fd>) -> Result<Ready, Error> {
         (Order::Start(start), fds) => (*start, fds),
         _ => return Err(nonsense()),
     };
-    let Start { config, server: number, link, secret, epoch, cell, tell_processes } = start;
+    let Start { config, server: number, link, link_descriptors, .. } = start;
+    let roles = roles_of(&config, number)?;
     // The name that ps shows.
     let _: Result<(), Errno> = privilege::set_process_name(&format!("haypile-srv{number}"));
     let mut fds = fds.into_iter().flatten();
-    let (attach, segment) = (fds.next().ok_or_else(nonsense)?, fds.next().ok_or_else(nonsense)?);
-    let port = links::open(&config, link.clone(), link_descriptors(channel.raw(), &link)?)?;
+    let (segment, attach) = (fds.next().ok_or_else(nonsense)?, fds.next());
+    let descriptors = take_link(channel.raw(), link_descriptors)?;
+    let link = if roles.link().is_some() { link } else { link.absent() };
+    let port = links::open(&config, link, descriptors)?;
     let failed = |errno: Errno| {
         Error::new("set up a server", io::Error::from(errno), "raise the limits of descriptors")
     };
     let put_off = Rc::new(PutOff::default());
     let opener = ask_for_notices(channel.raw(), Rc::clone(&put_off));
     let foundation = Foundation {
-        place: Place::default(),
-        secret,
+        roles,
+        secret: start.secret,
         seed: u64::from_ne_bytes(random().map_err(failed)?),
         diag: Diag::with(opener).map_err(failed)?,
-        era: Era { epoch, segment: EraSegment::Given(segment) },
+        era: Era { epoch: start.epoch, segment: EraSegment::Given(segment) },
         tells: true,
-        tells_processes: tell_processes,
+        tells_processes: start.tell_processes,
     };
     let link = port.describe();
     let mut server = Server::with(&config, Capture::new(port), now(), foundation)?;
     hold_listeners(channel.raw(), &mut server)?;
-    let confinement = sandbox::confine(&cell, channel.raw());
+    let (bell, theirs) = Doorbell::pair().map_err(failed)?;
+    let confinement = sandbox::confine(&start.cell, channel.raw());
     let report = Report::Ready { confinement: confinement.clone(), link };
-    orders::send(channel.raw(), &report, &[]).map_err(failed)?;
-    // Whoever attached before the epoch is ours would find it past.
-    match next_order(channel.raw())?.0 {
-        Order::Begin {} => {}
-        _ => return Err(nonsense()),
-    }
+    let for_peers = [server.core.status.fd(), theirs.raw()];
+    orders::send(channel.raw(), &report, &for_peers).map_err(failed)?;
+    wait_for_begin(channel.raw(), &put_off)?;
     let texts = |list: &[haypile_engine::Cidr]| list.iter().map(ToString::to_string).collect();
     let facts = Facts {
         plan: config.plan.to_string(),
@@ -135,13 +141,37 @@ fn prepare(channel: &Rc<Fd>) -> Result<Ready, Error> {
         server: number,
         confinement,
     };
-    Service::new(server, attach, facts, Rc::clone(channel), put_off)
+    let ends = Ends { attach, channel: Rc::clone(channel), bell };
+    Service::new(server, ends, facts, put_off)
 }
 
-/// Takes the descriptors of the link.
-fn link_descriptors(channel: RawFd, link: &LinkFacts) -> Result<Vec<Fd>, Error> {
+/// What this server is in its plan.
+fn roles_of(config: &Config, number: u16) -> Result<Roles, Error> {
+    if usize::from(number) >= config.plan.servers().len() {
+        return Err(nonsense());
+    }
+    Ok(Roles::new(&config.plan, number))
+}
+
+/// Waits until applications may come: whoever attached before the epoch is ours would find it past.
+/// The peers that are introduced meanwhile join in the first turn.
+fn wait_for_begin(channel: RawFd, put_off: &PutOff) -> Result<(), Error> {
+    loop {
+        match next_order_within(channel, BEGIN_MS)? {
+            (Order::Begin {}, _) => return Ok(()),
+            (Order::End { .. }, _) => return Err(Error::new("start", "the service ends", "")),
+            (order @ (Order::Peer { .. } | Order::PeerGone { .. }), fds) => {
+                put_off.borrow_mut().push_back((order, fds));
+            }
+            _ => return Err(nonsense()),
+        }
+    }
+}
+
+/// Takes the descriptors of this server's part of the link.
+fn take_link(channel: RawFd, count: u16) -> Result<Vec<Fd>, Error> {
     let mut descriptors = Vec::new();
-    while descriptors.len() < link.descriptors() {
+    while descriptors.len() < usize::from(count) {
         match next_order(channel)? {
             (Order::Link { .. }, fds) => descriptors.extend(fds.into_iter().flatten()),
             _ => return Err(nonsense()),
@@ -171,10 +201,14 @@ fn hold_listeners<P: Port>(channel: RawFd, server: &mut Server<P>) -> Result<(),
 
 /// Waits for an order.
 fn next_order(channel: RawFd) -> Result<(Order, Fds), Error> {
+    next_order_within(channel, PATIENCE_MS)
+}
+
+fn next_order_within(channel: RawFd, time_ms: i32) -> Result<(Order, Fds), Error> {
     loop {
         match orders::receive(channel, orders::decode::<Order>) {
             Ok(order) => return Ok(order),
-            Err(Errno::EAGAIN) if wait(channel, PATIENCE_MS) => {}
+            Err(Errno::EAGAIN) if wait(channel, time_ms) => {}
             Err(errno) => {
                 let why = io::Error::from(errno);
                 return Err(Error::new("hear from the supervisor", why, "start the service again"));

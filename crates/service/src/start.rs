@@ -1,15 +1,17 @@
 //! Starting a service: makes the link and the sockets in the control directory, hands them to a
 //! supervisor, and tells what was taken. Called by the binary; read `supervisor` for what runs then.
 
+use std::ffi::OsString;
 use std::fs::Permissions;
 use std::net::IpAddr;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use haypile_engine::Cidr;
 use haypile_link::address_plan::{self, Reservation};
+use haypile_shm::control::attach_path;
 use haypile_shm::sys::{self, Errno, Fd};
 
 use crate::attach::ATTACH_SOCKET;
@@ -17,12 +19,14 @@ use crate::config::{Config, LinkChoice};
 use crate::control::{CONTROL_SOCKET, ControlSocket};
 use crate::error::Error;
 use crate::links::{self, link_error};
+use crate::plan::{Component, ServerSpec};
+use crate::sandbox::Confinement;
 use crate::supervisor::{End, Owner, Parts, Supervisor};
 
 /// A service that is ready to run.
 pub struct Started {
     supervisor: Supervisor,
-    attach_path: PathBuf,
+    attach_paths: Vec<PathBuf>,
     /// Keeps other services from the same addresses.
     _reservation: Option<Reservation>,
 }
@@ -41,13 +45,14 @@ pub fn start(mut config: Config, owner: Option<i32>) -> Result<Started, Error> {
     let reservation = choose_addresses(&mut config)?;
     let signals = catch_signals()?;
     raise_descriptor_limit();
+    share_link(&mut config)?;
     let link = links::make(&config)?;
-    let attach_path = config.control_dir.join(ATTACH_SOCKET);
-    let attach = bind_attach(&attach_path)?;
+    let attach_paths = attach_paths(&config);
+    let attach = attach_paths.iter().map(|path| bind_attach(path)).collect::<Result<_, _>>()?;
     let control = ControlSocket::bind(&config.control_dir)?;
     let parts = Parts { config, link, attach, control, signals, owner };
     let supervisor = Supervisor::start(parts)?;
-    Ok(Started { supervisor, attach_path, _reservation: reservation })
+    Ok(Started { supervisor, attach_paths, _reservation: reservation })
 }
 
 impl Started {
@@ -89,8 +94,34 @@ impl Started {
 
 impl Drop for Started {
     fn drop(&mut self) {
-        drop(std::fs::remove_file(&self.attach_path));
+        for path in &self.attach_paths {
+            drop(std::fs::remove_file(path));
+        }
     }
+}
+
+/// Where applications attach: a socket for each transport server.
+fn attach_paths(config: &Config) -> Vec<PathBuf> {
+    let first = config.control_dir.join(ATTACH_SOCKET);
+    let path = |server| {
+        let bytes = attach_path(first.as_os_str().as_bytes(), server);
+        PathBuf::from(OsString::from_vec(bytes))
+    };
+    (0..config.plan.count(Component::Transport)).map(path).collect()
+}
+
+/// Each link server has queues of its own.
+fn share_link(config: &mut Config) -> Result<(), Error> {
+    let links = config.plan.count(Component::Link);
+    if links > 1 && !matches!(config.link, LinkChoice::Tap(_)) {
+        return Err(Error::new(
+            format_args!("plan {}", config.plan),
+            format_args!("the link has one queue, which {links} link servers cannot share"),
+            "use one link server (LS1), or a TAP",
+        ));
+    }
+    config.queues = config.queues.max(links);
+    Ok(())
 }
 
 /// Without addresses in the configuration, a free network of the range kept for benchmarks.
@@ -166,6 +197,17 @@ fn addresses_line(config: &Config, join: &dyn Fn(&[Cidr]) -> String) -> String {
     if all.is_empty() { "none".to_string() } else { all.join(", ") }
 }
 
+fn server_line(spec: &ServerSpec, confinement: &Confinement) -> String {
+    let core = confinement.core.map_or("any processor".into(), |core| format!("processor {core}"));
+    format!(
+        "{:<9} process {}, {core}, user {}, sandbox {}",
+        format!("server {}", spec.number),
+        confinement.pid,
+        confinement.user,
+        confinement.describe()
+    )
+}
+
 fn describe(supervisor: &Supervisor) -> Vec<String> {
     let config = supervisor.config();
     let join = |list: &[Cidr]| {
@@ -180,22 +222,22 @@ fn describe(supervisor: &Supervisor) -> Vec<String> {
             None => format!("{} on link", route.destination),
         })
         .collect();
-    let confinement = supervisor.confinement();
-    let core = confinement.core.map_or("any processor".into(), |core| format!("processor {core}"));
+    let servers = supervisor.confinements();
+    let plural = if servers.len() == 1 { "" } else { "s" };
     let mut lines = vec![
-        format!("plan      {}: 1 server, {}", config.plan, queue_count(config)),
+        format!(
+            "plan      {}: {} server{plural}, {}",
+            config.plan,
+            servers.len(),
+            queue_count(config)
+        ),
         format!("link      {}", supervisor.link()),
         format!("addresses {}", addresses_line(config, &join)),
         format!("host end  {}", join(&config.host_addresses)),
         format!("control   {}", config.control_dir.join(CONTROL_SOCKET).display()),
         format!("attach    {}", config.control_dir.join(ATTACH_SOCKET).display()),
-        format!(
-            "server 0  process {}, {core}, user {}, sandbox {}",
-            confinement.pid,
-            confinement.user,
-            confinement.describe()
-        ),
     ];
+    lines.extend(servers.iter().map(|(spec, confinement)| server_line(spec, confinement)));
     if !routes.is_empty() {
         lines.push(format!("routes    {}", routes.join(", ")));
     }

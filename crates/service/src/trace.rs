@@ -59,6 +59,9 @@ pub struct TracePart {
     pub more: bool,
     /// Events overwritten before they could be read.
     pub lost: u64,
+    /// Transport servers, each with a trace of its own; 0: not told.
+    #[serde(default)]
+    pub servers: u16,
     /// Oldest first.
     pub events: Vec<TraceRow>,
 }
@@ -72,7 +75,7 @@ pub fn part(shard: &Shard, since: u64) -> Option<TracePart> {
     let next = events.last().map_or(end, |row| row.number + 1);
     // Whoever asks from 0 wants what there is.
     let lost = if since == 0 { 0 } else { first.saturating_sub(since) };
-    Some(TracePart { next, more: next < end, lost, events })
+    Some(TracePart { next, more: next < end, lost, servers: 0, events })
 }
 
 fn row(number: u64, record: &TraceRecord) -> TraceRow {

@@ -20,7 +20,7 @@ use crate::links::LinkFacts;
 use crate::sandbox::{Cell, Confinement};
 
 /// Supervisor and server are the same program, so this differs only where something is very wrong.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 const MARK: u32 = 0x6861_7970;
 const HEADER_LEN: usize = 12;
 /// Longest message, in bytes.
@@ -30,7 +30,8 @@ pub const MESSAGE_MAX: usize = 128 * 1024;
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Order {
-    /// The first: what the server is, with descriptors: attach socket, epoch segment.
+    /// The first: what the server is, with descriptors: epoch segment, and the attach socket if it
+    /// has one.
     Start(Box<Start>),
     /// Next descriptors of the link.
     Link {
@@ -41,7 +42,20 @@ pub enum Order {
     Listener(ListenerRecord),
     /// There are no more listeners: confine yourself, and run.
     Run {},
-    /// The epoch is yours: take applications in. Said at once after `Ready`.
+    /// Another server that this one talks to is there, for the first time or again: with
+    /// descriptors, the segment of both, its status segment, its doorbell.
+    Peer {
+        /// Its number among all servers.
+        server: u16,
+        /// The segment has rings of frames.
+        frames: bool,
+    },
+    /// Another server is gone.
+    PeerGone {
+        /// Its number.
+        server: u16,
+    },
+    /// The epoch is yours: take applications in. Said when the servers of the plan are there.
     Begin {},
     /// A connection that asks as on the control socket, with one descriptor.
     Client {},
@@ -66,11 +80,15 @@ pub struct Start {
     /// The configuration, with addresses.
     pub config: Config,
     /// Which server of the plan.
-    pub server: u32,
-    /// What the descriptors of the link are.
+    pub server: u16,
+    /// What the link is, whether or not this server has a part of it.
     pub link: LinkFacts,
+    /// How many descriptors of the link this server is given.
+    pub link_descriptors: u16,
     /// Keys of sequence numbers and ports: the same in every life of the service.
     pub secret: [u8; 32],
+    /// Applications attach to it: the attach socket comes along.
+    pub attaches: bool,
     /// The epoch that this server opens.
     pub epoch: u32,
     /// How it is to be confined.
@@ -105,7 +123,7 @@ pub struct ListenerRecord {
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Report {
-    /// It runs.
+    /// It runs. With descriptors for its peers: its status segment, the other end of its doorbell.
     Ready {
         /// How it is confined.
         confinement: Confinement,
@@ -171,7 +189,8 @@ pub const LINK_FDS_MAX: usize = MESSAGE_FDS;
 impl Carries for Order {
     fn descriptors(&self) -> usize {
         match self {
-            Order::Start(_) => 2,
+            Order::Start(start) => 1 + usize::from(start.attaches),
+            Order::Peer { .. } => 3,
             Order::Link { count } => *count,
             Order::Client {} | Order::File {} | Order::Notices { granted: true } => 1,
             _ => 0,
@@ -181,7 +200,11 @@ impl Carries for Order {
 
 impl Carries for Report {
     fn descriptors(&self) -> usize {
-        usize::from(*self == Report::Attached {})
+        match self {
+            Report::Ready { .. } => 2,
+            Report::Attached {} => 1,
+            _ => 0,
+        }
     }
 }
 

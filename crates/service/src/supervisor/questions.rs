@@ -1,5 +1,6 @@
-//! Questions of the control socket that a server answers: handed over on a connection of its own,
-//! the answer taken when it comes. Nobody waits meanwhile. Called by `supervisor`.
+//! Questions of the control socket that servers answer: handed over on connections of their own,
+//! the answers taken when they come. Nobody waits meanwhile. Called by `supervisor`; `merge` makes
+//! one answer of several.
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
@@ -9,6 +10,7 @@ use std::os::unix::net::UnixStream;
 use serde_json::Value;
 
 use crate::control::{ClientId, Request};
+use crate::roles::ProcessNumber;
 
 /// Longest answer.
 const ANSWER_MAX: usize = 256 << 20;
@@ -22,67 +24,111 @@ pub struct Questions {
 
 #[derive(Debug)]
 struct Question {
-    stream: UnixStream,
-    input: Vec<u8>,
     request: Request,
+    parts: Vec<Part>,
+}
+
+/// What one server is asked.
+#[derive(Debug)]
+struct Part {
+    server: ProcessNumber,
+    /// Gone when it has answered, or will never.
+    stream: Option<UnixStream>,
+    input: Vec<u8>,
+    answer: Option<Value>,
 }
 
 /// What has become of a question.
 #[derive(Debug)]
 pub enum Outcome {
-    /// The answer is still coming.
+    /// Answers are still coming.
     Waiting,
-    /// Here it is, with what was asked.
-    Answered(Request, Value),
-    /// The server is gone.
+    /// Here they are, one of each server that gave one and one at least, with what was asked.
+    Answered(Request, Vec<(ProcessNumber, Value)>),
+    /// All that were asked are gone.
     Failed,
 }
 
 impl Questions {
-    /// Asks; the end of the connection that the server is to be given.
+    /// Asks; the ends of the connections that the servers are to be given.
     ///
     /// # Errors
     /// The system's.
-    pub fn ask(&mut self, client: ClientId, request: Request) -> std::io::Result<UnixStream> {
-        let (ours, theirs) = UnixStream::pair()?;
-        ours.set_nonblocking(true)?;
-        theirs.set_nonblocking(true)?;
+    pub fn ask(
+        &mut self,
+        client: ClientId,
+        request: Request,
+        servers: &[ProcessNumber],
+    ) -> std::io::Result<Vec<(ProcessNumber, UnixStream)>> {
         let mut line = serde_json::to_vec(&request)?;
         line.push(b'\n');
-        // A request is far shorter than what a fresh connection takes.
-        (&ours).write_all(&line)?;
-        self.open.insert(client, Question { stream: ours, input: Vec::new(), request });
-        Ok(theirs)
+        let (mut parts, mut ends) = (Vec::new(), Vec::new());
+        for server in servers.iter().copied() {
+            let (ours, theirs) = UnixStream::pair()?;
+            ours.set_nonblocking(true)?;
+            theirs.set_nonblocking(true)?;
+            // A request is far shorter than what a fresh connection takes.
+            (&ours).write_all(&line)?;
+            parts.push(Part { server, stream: Some(ours), input: Vec::new(), answer: None });
+            ends.push((server, theirs));
+        }
+        self.open.insert(client, Question { request, parts });
+        Ok(ends)
     }
 
-    /// The descriptor on which the answer for a client comes.
-    pub fn descriptor(&self, client: ClientId) -> Option<RawFd> {
-        self.open.get(&client).map(|question| question.stream.as_raw_fd())
+    /// Forgets what a client asked.
+    pub fn forget(&mut self, client: ClientId) {
+        self.open.remove(&client);
+    }
+
+    /// The descriptors on which the answers for a client come.
+    pub fn descriptors(&self, client: ClientId) -> Vec<RawFd> {
+        let parts = self.open.get(&client).into_iter().flat_map(|question| &question.parts);
+        parts.filter_map(|part| Some(part.stream.as_ref()?.as_raw_fd())).collect()
     }
 
     /// Takes what has come for a client.
     pub fn read(&mut self, client: ClientId) -> Outcome {
         let Some(question) = self.open.get_mut(&client) else { return Outcome::Failed };
+        for part in &mut question.parts {
+            part.read();
+        }
+        if question.parts.iter().any(|part| part.stream.is_some()) {
+            return Outcome::Waiting;
+        }
+        let Some(Question { request, parts }) = self.open.remove(&client) else {
+            return Outcome::Failed;
+        };
+        let answers: Vec<(ProcessNumber, Value)> =
+            parts.into_iter().filter_map(|part| Some((part.server, part.answer?))).collect();
+        if answers.is_empty() { Outcome::Failed } else { Outcome::Answered(request, answers) }
+    }
+}
+
+impl Part {
+    /// Takes what has come; the connection is closed when there will be no more.
+    fn read(&mut self) {
+        let Some(stream) = &mut self.stream else { return };
         let mut bytes = [0; 65_536];
         let whole = loop {
-            match question.stream.read(&mut bytes) {
+            match stream.read(&mut bytes) {
                 Ok(0) => break false,
-                Ok(len) => question.input.extend_from_slice(&bytes[..len]),
+                Ok(len) => self.input.extend_from_slice(&bytes[..len]),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break true,
                 Err(_) => break false,
             }
-            if question.input.len() > ANSWER_MAX {
+            if self.input.len() > ANSWER_MAX {
                 break false;
             }
         };
-        let end = question.input.iter().position(|byte| *byte == b'\n');
+        let end = self.input.iter().position(|byte| *byte == b'\n');
         if end.is_none() && whole {
-            return Outcome::Waiting;
+            return;
         }
-        let Some(question) = self.open.remove(&client) else { return Outcome::Failed };
-        let answer = end.and_then(|end| serde_json::from_slice(&question.input[..end]).ok());
-        answer.map_or(Outcome::Failed, |answer| Outcome::Answered(question.request, answer))
+        self.answer = end.and_then(|end| serde_json::from_slice(&self.input[..end]).ok());
+        self.stream = None;
+        self.input = Vec::new();
     }
 }
 
@@ -90,10 +136,15 @@ impl Questions {
 mod tests {
     use super::*;
 
+    fn ask_one(questions: &mut Questions, client: ClientId) -> UnixStream {
+        let mut ends = questions.ask(client, Request::CaptureStop {}, &[0]).unwrap();
+        ends.pop().unwrap().1
+    }
+
     #[test]
     fn answers_come_in_pieces_or_not_at_all() {
         let mut questions = Questions::default();
-        let mut server = questions.ask(5, Request::CaptureStop {}).unwrap();
+        let mut server = ask_one(&mut questions, 5);
         let mut asked = [0; 64];
         let len = server.read(&mut asked).unwrap();
         // Whoever is confined cannot change that.
@@ -102,12 +153,29 @@ mod tests {
         server.write_all(b"{\"ok\":").unwrap();
         assert!(matches!(questions.read(5), Outcome::Waiting));
         server.write_all(b"true}\n").unwrap();
-        let Outcome::Answered(request, answer) = questions.read(5) else { panic!("an answer") };
-        assert_eq!((request, answer["ok"].as_bool()), (Request::CaptureStop {}, Some(true)));
+        let Outcome::Answered(request, answers) = questions.read(5) else { panic!("an answer") };
+        let said = (request, answers[0].1["ok"].as_bool());
+        assert_eq!(said, (Request::CaptureStop {}, Some(true)));
         assert!(matches!(questions.read(5), Outcome::Failed));
-        let server = questions.ask(6, Request::CaptureStop {}).unwrap();
+        let server = ask_one(&mut questions, 6);
         drop(server);
         assert!(matches!(questions.read(6), Outcome::Failed));
-        assert!(questions.descriptor(6).is_none());
+        assert!(questions.descriptors(6).is_empty());
+    }
+
+    #[test]
+    fn the_answer_of_several_is_whole_when_each_has_answered_or_is_gone() {
+        let mut questions = Questions::default();
+        let ends = questions.ask(1, Request::Status {}, &[0, 1, 2]).unwrap();
+        assert_eq!(questions.descriptors(1).len(), 3);
+        let mut ends: Vec<Option<UnixStream>> = ends.into_iter().map(|end| Some(end.1)).collect();
+        ends[2].as_mut().unwrap().write_all(b"{\"ok\":true}\n").unwrap();
+        assert!(matches!(questions.read(1), Outcome::Waiting));
+        assert_eq!(questions.descriptors(1).len(), 2);
+        ends[0] = None;
+        assert!(matches!(questions.read(1), Outcome::Waiting));
+        ends[1].as_mut().unwrap().write_all(b"nonsense\n").unwrap();
+        let Outcome::Answered(_, answers) = questions.read(1) else { panic!("an answer") };
+        assert_eq!(answers.iter().map(|answer| answer.0).collect::<Vec<_>>(), [2]);
     }
 }

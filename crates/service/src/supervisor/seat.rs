@@ -2,6 +2,7 @@
 //! is started again, and how often that happened. Owns starting and ending the process; what is
 //! said over the channel is `supervisor`'s business.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -12,6 +13,9 @@ use haypile_shm::sys::privilege::{self, FORBIDDEN_CALL_STATUS};
 use haypile_shm::sys::{self, Errno, Fd};
 
 use super::backoff::{Backoff, Delay};
+use super::orders::ListenerRecord;
+use crate::domains::Token as DomainToken;
+use crate::plan::ServerSpec;
 use crate::sandbox::Confinement;
 use crate::server_process::PANIC_STATUS;
 
@@ -23,6 +27,12 @@ const SUBCOMMAND: &str = "server";
 /// A server and its lives.
 #[derive(Debug, Default)]
 pub struct Seat {
+    /// What it is.
+    pub spec: ServerSpec,
+    /// Its listeners, which the next life is to hold.
+    pub listeners: HashMap<(DomainToken, u64), ListenerRecord>,
+    /// Whether anybody uses it, as it says itself.
+    pub used: bool,
     /// Its process.
     pub life: Option<Life>,
     /// When it is to be started again.
@@ -44,9 +54,22 @@ pub struct Life {
     pub confinement: Option<Confinement>,
     /// The link and its mode, once it runs.
     pub link: String,
+    /// How its peers see that it sleeps and how they wake it, once it runs.
+    pub waking: Option<Waking>,
+    /// It serves applications, and its peers know it.
+    pub begun: bool,
     /// The forbidden system call that it has made.
     pub forbidden: Option<u32>,
     born: Instant,
+}
+
+/// What a server's peers are given of it.
+#[derive(Debug)]
+pub struct Waking {
+    /// Its status segment.
+    pub status: Fd,
+    /// The other end of its doorbell.
+    pub bell: Fd,
 }
 
 /// How a life ended.
@@ -63,6 +86,16 @@ pub struct Death {
 }
 
 impl Seat {
+    /// The seat of a server that has not been started.
+    pub fn new(spec: ServerSpec) -> Seat {
+        Seat { spec, ..Seat::default() }
+    }
+
+    /// Its number.
+    pub fn number(&self) -> u16 {
+        self.spec.number
+    }
+
     /// Starts the process; what it is to do it hears over the channel.
     ///
     /// # Errors
@@ -85,6 +118,8 @@ impl Seat {
             channel,
             confinement: None,
             link: String::new(),
+            waking: None,
+            begun: false,
             forbidden: None,
             born: now,
         }))
@@ -97,9 +132,15 @@ impl Seat {
         let (forbidden, lived_us) = (life.forbidden, now.since(life.born));
         let pid = life.child.id();
         self.life = None;
+        self.used = false;
         let delay = self.backoff.died(lived_us);
         self.restart_at = Some(now.plus_us(delay.us));
         Some(Death { pid, why: describe(status, forbidden), clean: status.success(), delay })
+    }
+
+    /// Whether it runs, serves applications, and its peers know it.
+    pub fn has_begun(&self) -> bool {
+        self.life.as_ref().is_some_and(|life| life.begun)
     }
 
     /// Whether it runs and has said so.

@@ -30,10 +30,10 @@ use haypile_shm::{
 };
 
 use crate::config::{Config, Flags};
-use crate::homes::Place;
 use crate::link_server::{self, BURST, LinkServer};
 use crate::poller::Token;
 use crate::requests::BUDGET;
+use crate::roles::Roles;
 use crate::server::{Foundation, Server, Work};
 
 /// The server's address.
@@ -149,11 +149,11 @@ impl World {
 
     /// A world whose link may take superframes and unfinished checksums both ways.
     pub fn over(settings: &str, superframes: bool) -> World {
-        World::at(Place::default(), settings, superframes)
+        World::at(Roles::combined(), settings, superframes)
     }
 
-    /// A world whose server is one of several transport servers.
-    pub fn at(place: Place, settings: &str, superframes: bool) -> World {
+    /// A world whose server is one of several.
+    pub fn at(roles: Roles, settings: &str, superframes: bool) -> World {
         let directory = tempfile::tempdir().unwrap();
         let text = format!("addresses = [\"{SERVER}/24\", \"2001:2::1/64\"]\n{settings}");
         let config = Config::from_text(&text, &Flags::default(), directory.path()).unwrap();
@@ -161,7 +161,7 @@ impl World {
         let (port, other) = wire::pair(1500, macs, wire::WIRE_LINES, superframes).unwrap();
         let now = Instant::from_us(1_000_000);
         let foundation =
-            Foundation { place, secret: [5; 32], seed: 11, ..Foundation::alone().unwrap() };
+            Foundation { roles, secret: [5; 32], seed: 11, ..Foundation::alone().unwrap() };
         let mut server = Server::with(&config, port, now, foundation).unwrap();
         server.core.peer_process = next_process;
         let path = directory.path().join("attach.sock");

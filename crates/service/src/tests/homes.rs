@@ -4,10 +4,10 @@ use haypile_shm::messages::{ControlReply, ControlRequest};
 use haypile_shm::{Errno, control};
 
 use super::harness::World;
-use crate::homes::Place;
+use crate::roles::Roles;
 
 fn world(server: u16) -> World {
-    World::at(Place { server, servers: 2 }, "", false)
+    World::at(Roles::new(&"TS2LS2CM2".parse().unwrap(), server), "", false)
 }
 
 /// A process that lives as long as the test.

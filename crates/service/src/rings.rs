@@ -1,11 +1,11 @@
 //! The other servers of the plan, for messages: a ring each way to every server that this one talks
-//! to. Owned by `server::Core`, which says things and hears them once a turn; `event_loop` joins and
-//! leaves peers as the supervisor tells. Read `haypile_shm::peer` for the memory and
-//! `haypile_engine::control::messages` for what is said; frames are in `frame_peers`.
+//! to. Owned by `server::Core`; `peers` says what goes on them and hears what comes, `event_loop`
+//! joins and leaves peers as the supervisor tells. Read `haypile_shm::peer` for the memory; frames
+//! are in `frame_peers`.
 //!
 //! Nothing waits: what finds no room in a ring is kept here, in order, and a peer that takes nothing
 //! for so long that this is full is told nothing more until it has taken what there is. What was
-//! lost then is made good by saying everything anew ([`Peers::take_overrun`]).
+//! lost then is made good by saying everything anew ([`Rings::take_overrun`]).
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -13,23 +13,22 @@ use std::rc::Rc;
 use haypile_shm::Message;
 use haypile_shm::peer::{MessageEnd, PeerBell};
 
-/// A server's number among all servers of the plan.
-pub type ProcessNumber = u16;
+use crate::roles::{ProcessNumber, Roles};
 
 /// Messages kept for one peer beside its ring.
 pub const KEPT_MAX: usize = 65_536;
 
 /// The peers of one server.
 #[derive(Debug)]
-pub struct Peers {
-    own: ProcessNumber,
+pub struct Rings {
+    roles: Roles,
     /// By their numbers; `None`: not there now.
     peers: Vec<Option<Peer>>,
     /// The numbers of those that are there.
     present: Vec<ProcessNumber>,
     /// Whether something was said since the last `flush`.
     said: bool,
-    counters: PeerCounters,
+    counters: RingCounters,
 }
 
 #[derive(Debug)]
@@ -46,12 +45,12 @@ struct Peer {
 
 /// What happened among the servers.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
-pub struct PeerCounters {
+pub struct RingCounters {
     /// Messages sent.
     pub sent: u64,
     /// Messages received.
     pub received: u64,
-    /// Peers rung because they slept.
+    /// Rings rung because they slept.
     pub rung: u64,
     /// Messages for a server that is not there.
     pub absent: u64,
@@ -61,30 +60,25 @@ pub struct PeerCounters {
     pub corrupt: u64,
 }
 
-impl Peers {
-    /// A server without peers: the only one of its plan.
-    pub fn alone() -> Peers {
-        Peers::new(0)
-    }
-
-    /// Server `own`, whose peers join later.
-    pub fn new(own: ProcessNumber) -> Peers {
-        Peers {
-            own,
+impl Rings {
+    /// A server of a plan, whose peers join later.
+    pub fn new(roles: Roles) -> Rings {
+        Rings {
+            roles,
             peers: Vec::new(),
             present: Vec::new(),
             said: false,
-            counters: PeerCounters::default(),
+            counters: RingCounters::default(),
         }
     }
 
-    /// This server's own number.
-    pub fn own(&self) -> ProcessNumber {
-        self.own
+    /// Who is who.
+    pub fn roles(&self) -> &Roles {
+        &self.roles
     }
 
     /// What happened so far.
-    pub fn counters(&self) -> PeerCounters {
+    pub fn counters(&self) -> RingCounters {
         self.counters
     }
 
@@ -116,7 +110,7 @@ impl Peers {
         &self.present
     }
 
-    /// Sends a message; seen after [`Peers::flush`] at the latest. What is said to a server that is
+    /// Sends a message; seen after [`Rings::flush`] at the latest. What is said to a server that is
     /// not there is lost: it hears everything anew when it comes.
     pub fn push_message(&mut self, server: ProcessNumber, message: &Message) {
         let Some(Some(peer)) = self.peers.get_mut(usize::from(server)) else {
@@ -216,9 +210,11 @@ mod tests {
     use super::*;
     use crate::testing::{PeerPair, peer_pair};
 
-    fn joined() -> (Peers, Peers, PeerPair) {
+    fn joined() -> (Rings, Rings, PeerPair) {
         let mut pair = peer_pair(false);
-        let (mut one, mut other) = (Peers::new(0), Peers::new(1));
+        let plan = "TS2LS2CM2".parse().unwrap();
+        let rings = |own| Rings::new(Roles::new(&plan, own));
+        let (mut one, mut other) = (rings(0), rings(1));
         let (end, bell) = pair.first.take().unwrap();
         one.join(1, end.0, bell);
         let (end, bell) = pair.second.take().unwrap();
@@ -276,12 +272,12 @@ mod tests {
 
     #[test]
     fn nobody_is_told_anything_when_nobody_is_there() {
-        let mut peers = Peers::alone();
-        peers.push_message(3, &[1; 8]);
-        peers.flush();
-        assert_eq!((peers.counters().absent, peers.counters().sent), (1, 0));
-        assert!(!peers.leave(3) && !peers.is_present(3) && !peers.any_messages());
-        assert_eq!(peers.pop_messages(3, &mut [[0; 8]; 4]), 0);
+        let mut rings = Rings::new(Roles::combined());
+        rings.push_message(3, &[1; 8]);
+        rings.flush();
+        assert_eq!((rings.counters().absent, rings.counters().sent), (1, 0));
+        assert!(!rings.leave(3) && !rings.is_present(3) && !rings.any_messages());
+        assert_eq!(rings.pop_messages(3, &mut [[0; 8]; 4]), 0);
     }
 
     #[test]

@@ -1,0 +1,178 @@
+//! One answer on the control socket from those of several servers: rows behind each other, counts
+//! added up. Pure. Called by `supervisor` when all servers that were asked have answered.
+
+use serde_json::{Value, json};
+
+use crate::control::Request;
+use crate::report::{CountRow, ProcessRow, SocketRow, Sockets, Status};
+use crate::roles::ProcessNumber;
+
+/// One answer; a refusal where one of them is and nothing can be said without it.
+pub fn merge(request: &Request, answers: Vec<(ProcessNumber, Value)>) -> Value {
+    let mut answers: Vec<Value> = answers.into_iter().map(|(_, answer)| answer).collect();
+    if answers.len() == 1 {
+        return answers.remove(0);
+    }
+    if let Some(refused) = answers.iter().position(|answer| answer["ok"] != json!(true)) {
+        return answers.remove(refused);
+    }
+    match request {
+        Request::Status {} => typed(answers, merge_status),
+        Request::Ss { .. } => typed(answers, merge_sockets),
+        _ => answers.into_iter().reduce(join).unwrap_or_default(),
+    }
+}
+
+/// Merges answers of one type; one that is not of the type is left out.
+fn typed<T>(answers: Vec<Value>, merge: fn(T, T) -> T) -> Value
+where
+    T: serde::de::DeserializeOwned + serde::Serialize,
+{
+    let parsed = answers.into_iter().filter_map(|answer| serde_json::from_value::<T>(answer).ok());
+    match parsed.reduce(merge) {
+        Some(whole) => crate::control::acceptance(whole),
+        None => crate::control::refusal("the servers gave no answer that fits the question"),
+    }
+}
+
+/// What is not known better: lists behind each other, everything else as the first says.
+fn join(mut first: Value, other: Value) -> Value {
+    if let (Value::Object(fields), Value::Object(others)) = (&mut first, other) {
+        for (name, value) in others {
+            match (fields.get_mut(&name), value) {
+                (Some(Value::Array(rows)), Value::Array(more)) => rows.extend(more),
+                (Some(_), _) => {}
+                (None, value) => drop(fields.insert(name, value)),
+            }
+        }
+    }
+    first
+}
+
+fn merge_status(mut first: Status, other: Status) -> Status {
+    first.servers.extend(other.servers);
+    first.servers.sort_by_key(|row| row.server);
+    if first.link.is_empty() {
+        first.link = other.link;
+    }
+    if first.addresses.is_empty() {
+        (first.addresses, first.network) = (other.addresses, other.network);
+    }
+    add_counts(&mut first.drops, other.drops);
+    add_counts(&mut first.counters, other.counters);
+    let memory = &mut first.memory;
+    memory.unclaimed_bytes += other.memory.unclaimed_bytes;
+    memory.stream_bytes += other.memory.stream_bytes;
+    memory.sockets += other.memory.sockets;
+    // A trust domain is known to every transport server.
+    memory.domains = memory.domains.max(other.memory.domains);
+    for row in other.processes {
+        add_process(&mut first.processes, row);
+    }
+    first
+}
+
+fn add_counts(rows: &mut Vec<CountRow>, more: Vec<CountRow>) {
+    for row in more {
+        match rows.iter_mut().find(|known| known.name == row.name) {
+            Some(known) => known.count += row.count,
+            None => rows.push(row),
+        }
+    }
+}
+
+/// A process is attached to every transport server.
+fn add_process(rows: &mut Vec<ProcessRow>, row: ProcessRow) {
+    match rows.iter_mut().find(|known| known.pid == row.pid && known.pid != 0) {
+        Some(known) => {
+            known.sockets += row.sockets;
+            known.offers += row.offers;
+        }
+        None => rows.push(row),
+    }
+}
+
+/// A listener is open at every transport server: one row, with what waits at all of them.
+fn merge_sockets(mut first: Sockets, other: Sockets) -> Sockets {
+    let same = |a: &SocketRow, b: &SocketRow| {
+        let listener = a.state == "LISTEN" && b.state == "LISTEN" && a.protocol == b.protocol;
+        listener && a.local == b.local && a.pid == b.pid && a.program == b.program
+    };
+    let own = first.sockets.len();
+    let mut taken = vec![false; own];
+    for row in other.sockets {
+        let known = (0..own).find(|at| !taken[*at] && same(&first.sockets[*at], &row));
+        match known {
+            Some(at) => {
+                taken[at] = true;
+                first.sockets[at].recv_queue += row.recv_queue;
+            }
+            None => first.sockets.push(row),
+        }
+    }
+    first
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::{acceptance, refusal};
+
+    fn socket(state: &str, local: &str, waiting: u64) -> Value {
+        json!({
+            "protocol": "tcp", "state": state, "recv_queue": waiting, "send_queue": 1,
+            "local": local, "remote": null, "pid": 7, "program": "p", "timer_ms": null,
+        })
+    }
+
+    #[test]
+    fn a_listener_is_one_row_and_a_connection_each_its_own() {
+        let ss = Request::Ss { listening: false, all: true, tcp: false, udp: false };
+        let one = json!([socket("LISTEN", "a:80", 2), socket("ESTAB", "a:80", 0)]);
+        let other = json!([socket("LISTEN", "a:80", 3), socket("ESTAB", "a:80", 5)]);
+        let answers = vec![
+            (0, acceptance(json!({ "sockets": one }))),
+            (1, acceptance(json!({ "sockets": other }))),
+        ];
+        let merged = merge(&ss, answers);
+        let rows = merged["sockets"].as_array().unwrap();
+        assert_eq!(rows.len(), 3, "{merged}");
+        assert_eq!((&rows[0]["recv_queue"], &merged["ok"]), (&json!(5), &json!(true)));
+    }
+
+    #[test]
+    fn counts_are_added_and_servers_stand_in_order() {
+        let status = |server: u32, link: &str, count: u64| {
+            acceptance(json!({
+                "version": "1", "pid": 1, "uptime_s": 9, "plan": "TS2LS2CM2", "link": link,
+                "addresses": [], "network": crate::report::Network::default(),
+                "host_addresses": [],
+                "servers": [crate::report::ServerRow { server, ..Default::default() }],
+                "drops": [{ "name": "x", "text": "y", "count": count }],
+                "counters": [],
+                "memory": crate::report::Memory::default(),
+                "processes": [{ "pid": 5, "program": "p", "sockets": count, "offers": 1 }],
+            }))
+        };
+        let answers = vec![(1, status(1, "tap", 2)), (0, status(0, "", 3))];
+        let merged = merge(&Request::Status {}, answers);
+        assert_eq!(merged["servers"][0]["server"], 0, "{merged}");
+        assert_eq!(merged["servers"][1]["server"], 1);
+        assert_eq!((&merged["drops"][0]["count"], &merged["link"]), (&json!(5), &json!("tap")));
+        assert_eq!(
+            merged["processes"],
+            json!([{ "pid": 5, "program": "p", "sockets": 5, "offers": 2 }])
+        );
+    }
+
+    #[test]
+    fn one_refusal_is_the_answer_and_unknown_answers_are_joined() {
+        let stop = Request::CaptureStop {};
+        let yes = || acceptance(json!({ "rows": [1], "first": 1 }));
+        let merged = merge(&stop, vec![(0, yes()), (1, refusal("no"))]);
+        assert_eq!(merged["error"], "no");
+        let other = acceptance(json!({ "rows": [2], "first": 2, "more": 3 }));
+        let merged = merge(&stop, vec![(0, yes()), (1, other)]);
+        assert_eq!(merged, json!({ "ok": true, "rows": [1, 2], "first": 1, "more": 3 }));
+    }
+}
