@@ -46,12 +46,14 @@ impl Managers {
         Managers { server, manager: Some(0), managers, own: true, outgoing }
     }
 
-    /// One server of a plan. (One that owns no flows has the number 0 here and never uses it.)
+    /// One server of a plan. (One that owns no flows has a number
+    /// here that is nobody's.)
     pub fn of(plan: &Plan, spec: &ServerSpec) -> Managers {
         let managers = (0..plan.count(Component::Transport)).map(|one| plan.manager_of(one));
         let managers: Vec<ServerNumber> = managers.collect();
-        let server = spec.transport.unwrap_or(0);
-        let own = managers.get(usize::from(server)).copied() == spec.manager;
+        let server = spec.transport.unwrap_or(ServerNumber::MAX);
+        let ours = managers.get(usize::from(server)).copied();
+        let own = ours.is_some() && ours == spec.manager;
         Managers { server, manager: spec.manager, managers, own, outgoing: VecDeque::new() }
     }
 

@@ -405,6 +405,23 @@ impl<P: Port> Server<P> {
             ("stream_misses", "bytes asked of sockets without any", self.core.store.misses),
         ];
         let own = self.core.counters.rows();
+        let rings = self.core.rings.counters();
+        let rings = [
+            ("peer_messages_sent", "messages to other servers", rings.sent),
+            ("peer_messages_heard", "messages of other servers", rings.received),
+            ("peer_rings", "other servers woken for messages", rings.rung),
+            ("peer_absent", "messages to servers that were not there", rings.absent),
+            ("peer_overrun", "messages that another server did not take in time", rings.overrun),
+            ("peer_corrupt", "rings in which another server wrote nonsense", rings.corrupt),
+        ];
+        let switch = self.link.switch().map(|switch| switch.counters().named());
+        let switch = switch.into_iter().flatten();
+        let switch: Vec<(String, u64)> =
+            switch.map(|(name, count)| (format!("switch_{name}"), count)).collect();
+        let switch = switch.iter().map(|(name, count)| (name.as_str(), "at the switch", *count));
+        let said: Vec<(String, u64)> = self.core.conversation.rows().collect();
+        let said = said.iter().map(|(name, count)| (name.as_str(), "among servers", *count));
+        let own = own.into_iter().chain(rings).chain(switch).chain(said);
         happened(engine.chain(link).chain(manager).chain(diag).chain(own))
     }
 }

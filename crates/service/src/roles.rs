@@ -14,6 +14,7 @@ pub type ProcessNumber = u16;
 /// A plan as one of its servers sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Roles {
+    plan: Plan,
     own: ServerSpec,
     servers: Vec<ServerSpec>,
     /// Processes of the transport servers, link servers and managers, by their numbers.
@@ -40,6 +41,7 @@ impl Roles {
         };
         let transports = 0..plan.count(Component::Transport);
         Roles {
+            plan: plan.clone(),
             own: servers[usize::from(own)],
             transports: processes(|spec| spec.transport),
             links: processes(|spec| spec.link),
@@ -53,6 +55,11 @@ impl Roles {
     /// The only server of its plan.
     pub fn combined() -> Roles {
         Roles::new(&Plan::combined(), 0)
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
     }
 
     /// This server.
@@ -139,21 +146,20 @@ impl Roles {
     }
 }
 
-/// Whether two servers of a plan talk: link servers hand frames to transport servers and take
-/// theirs, transport servers and managers know each other, and so do managers; the first transport
-/// server, which finds addresses, tells the others.
+/// Whether two servers of a plan talk: those that hand frames to each other do, transport servers
+/// and managers know each other, and so do managers.
 pub fn talk(one: &ServerSpec, other: &ServerSpec) -> bool {
-    let pair = |a: &ServerSpec, b: &ServerSpec| {
-        let manages = a.transport.is_some() && b.manager.is_some();
-        manages || (a.transport == Some(0) && b.transport.is_some())
-    };
+    let pair = |a: &ServerSpec, b: &ServerSpec| a.transport.is_some() && b.manager.is_some();
     let managers = one.manager.is_some() && other.manager.is_some();
     share_frames(one, other) || pair(one, other) || pair(other, one) || managers
 }
 
-/// Whether frames cross between two servers of a plan.
+/// Whether frames cross between two servers of a plan: from link servers to transport servers and
+/// back, and between transport servers (`switch` says what).
 pub fn share_frames(one: &ServerSpec, other: &ServerSpec) -> bool {
-    let pair = |a: &ServerSpec, b: &ServerSpec| a.transport.is_some() && b.link.is_some();
+    let pair = |a: &ServerSpec, b: &ServerSpec| {
+        a.transport.is_some() && (b.link.is_some() || b.transport.is_some())
+    };
     pair(one, other) || pair(other, one)
 }
 
@@ -192,7 +198,11 @@ mod tests {
             [0, 1, 2, 3, 4, 5].map(|other| transport.talks_to(other)),
             [false, true, true, true, true, false]
         );
-        assert!(transport.shares_frames_with(2) && !transport.shares_frames_with(3));
+        assert!(
+            transport.shares_frames_with(2)
+                && transport.shares_frames_with(1)
+                && !transport.shares_frames_with(3)
+        );
         let manager = roles("TS2+LS1+CM2", 3);
         assert!(manager.talks_to(4) && !manager.shares_frames_with(4));
         assert!(!Roles::combined().talks_to(0) && !Roles::combined().talks_to(1));

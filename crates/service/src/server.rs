@@ -9,12 +9,14 @@
 use std::collections::{HashSet, VecDeque};
 use std::os::fd::{AsRawFd, RawFd};
 
+use haypile_engine::steering::{Rule, SPEAKER};
 use haypile_engine::{Close, Instant, Limits, Shard, ShardConfig};
 use haypile_link::port::Port;
 use haypile_shm::{EpochWriter, Errno, Fd, Message, ServiceStatus, epoch, sys};
 
 use crate::attach::Adoption;
 use crate::config::{Config, ServiceLimits};
+use crate::conversation::Conversation;
 use crate::diag::Diag;
 use crate::error::Error;
 use crate::farewell::Held;
@@ -30,6 +32,7 @@ use crate::roles::Roles;
 use crate::slab::Key;
 use crate::sockets::Store;
 use crate::stats::{Counters, Load};
+use crate::switch::Switching;
 use haypile_engine::control::connection_manager::{ConnectionManager, ProcessId};
 use haypile_engine::control::names::ListenerNames;
 
@@ -88,6 +91,8 @@ pub struct Core {
     pub(crate) homes: Homes,
     /// The other servers of the plan.
     pub(crate) rings: Rings,
+    /// What was said among them.
+    pub(crate) conversation: Conversation,
     /// Listeners of the server before this one.
     pub(crate) inherited: Inherited,
     /// What the supervisor is to be told.
@@ -189,7 +194,7 @@ pub struct Work {
     pub received: usize,
     /// Frames made for sending.
     pub sent: usize,
-    /// Requests of applications.
+    /// Requests of applications and messages of other servers.
     pub requests: usize,
     /// Events of the shard.
     pub events: usize,
@@ -269,25 +274,32 @@ impl<P: Port> Server<P> {
         now: Instant,
         foundation: Foundation,
     ) -> Result<Self, Error> {
+        let roles = foundation.roles;
+        let (rule, number) = (Rule::default(), roles.own().number);
+        let switching = Switching::of(roles.plan(), rule, &foundation.secret, number);
+        // Others have no addresses and answer nothing.
+        let addresses = roles.transport().map(|_| config.addresses.clone());
         let shard_config = ShardConfig {
             mac: port.mac(),
             mtu: port.mtu(),
-            addresses: config.addresses.clone(),
+            addresses: addresses.unwrap_or_default(),
             routes: config.routes.clone(),
             limits: Limits::default(),
             secret: foundation.secret,
             seed: foundation.seed,
             offloads: link_server::offloads(port.features()),
-            steered: None,
+            steered: switching.steered,
         };
         let ports = Ports::new(shard_config.seed.rotate_left(17));
         let mut shard = Shard::new(shard_config, now).map_err(|error| {
             Error::new("set up the network", error, "correct the addresses and routes")
         })?;
-        if config.automatic.dhcp {
+        // The first transport server finds addresses for all.
+        let speaks = roles.transport() == Some(SPEAKER);
+        if speaks && config.automatic.dhcp {
             shard.start_dhcp(now);
         }
-        if config.automatic.slaac {
+        if speaks && config.automatic.slaac {
             shard.start_slaac(now);
         }
         shard.set_trace(config.limits.trace_records as usize);
@@ -295,7 +307,7 @@ impl<P: Port> Server<P> {
             shard,
             store: Store::new(config.limits.unclaimed_bytes),
             manager: ConnectionManager::new(config.limits.claim_timeout_us),
-            managers: Managers::alone(foundation.place.server),
+            managers: Managers::of(roles.plan(), &roles.own()),
             listener_names: ListenerNames::new(&foundation.secret),
             processes: Processes::default(),
             counters: Counters::default(),
@@ -320,9 +332,10 @@ impl<P: Port> Server<P> {
             new_diag: Vec::new(),
             witness_asked: now,
             era: foundation.era,
-            homes: Homes::new(foundation.roles.place(), &foundation.secret, foundation.seed),
+            homes: Homes::new(roles.place(), &foundation.secret, foundation.seed),
             inherited: Inherited::default(),
-            rings: Rings::new(foundation.roles),
+            rings: Rings::new(roles),
+            conversation: Conversation::default(),
             notices: Vec::new(),
             tells: foundation.tells,
             tells_processes: foundation.tells_processes,
@@ -330,9 +343,13 @@ impl<P: Port> Server<P> {
             housekeeping_due: now,
             trim_due: now,
         };
+        let mut link = LinkServer::new(port).map_err(refused)?;
+        if let Some(switch) = switching.switch {
+            link.set_switch(switch);
+        }
         Ok(Server {
             core,
-            link: LinkServer::new(port).map_err(refused)?,
+            link,
             poller: Poller::new().map_err(refused)?,
             load: Load::new(now),
             gone: Vec::new(),
@@ -372,6 +389,7 @@ impl<P: Port> Server<P> {
         let events = core.handle_events(now);
         core.release_held(now, false);
         ended(Part::Events);
+        let heard = core.hear_peers(now);
         core.run_manager(now);
         core.expel(now);
         ended(Part::Manager);
@@ -383,9 +401,10 @@ impl<P: Port> Server<P> {
         core.publish_datagrams();
         core.housekeeping(now);
         core.watch_new_diag(poller);
+        core.speak_to_peers();
         core.processes.flush();
         ended(Part::Notices);
-        Ok(Work { received, sent, requests: requests + datagrams, events })
+        Ok(Work { received, sent, requests: requests + datagrams + heard, events })
     }
 
     /// When `step` wants to be called even if nothing comes.
