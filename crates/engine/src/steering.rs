@@ -75,6 +75,31 @@ pub enum Rule {
     Low12,
 }
 
+impl core::fmt::Display for Rule {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Rule::Hash => "hash",
+            Rule::Low12 => "low12",
+        })
+    }
+}
+
+impl core::str::FromStr for Rule {
+    type Err = UnknownRule;
+
+    fn from_str(text: &str) -> Result<Rule, UnknownRule> {
+        match text {
+            "hash" => Ok(Rule::Hash),
+            "low12" => Ok(Rule::Low12),
+            _ => Err(UnknownRule),
+        }
+    }
+}
+
+/// A text that names no [`Rule`].
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct UnknownRule;
+
 /// Whom a frame is for.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub enum Destination {

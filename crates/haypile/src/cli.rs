@@ -252,6 +252,11 @@ pub struct ServiceArgs {
     /// Which servers run which components, for example TS1LS1CM1
     #[arg(long, value_name = "PLAN")]
     pub plan: Option<String>,
+    /// What decides which transport server has a TCP connection, if there are several: hash (of
+    /// addresses and ports, by a secret key) or low12 (the low 12 bits of the peer's port, for
+    /// experiments); UDP goes by our port [default: hash]
+    #[arg(long, value_name = "RULE")]
+    pub steer: Option<String>,
     /// A bad path behind the link: loss=1%,dup=0.1%,reorder=2%,corrupt=0.01%,delay=10ms,jitter=2ms,
     /// rate=100mbit,queue=100, or rx:...;tx:... for each direction
     #[arg(long, value_name = "SPEC")]
@@ -290,6 +295,7 @@ impl ServiceArgs {
             queues,
             host_cores,
             plan,
+            steer,
             fault,
             fault_seed,
             user,
@@ -327,6 +333,9 @@ impl ServiceArgs {
         }
         if let Some(plan) = plan {
             flag("--plan", plan.into());
+        }
+        if let Some(steer) = steer {
+            flag("--steer", steer.into());
         }
         if let Some(fault) = fault {
             flag("--fault", fault.into());

@@ -8,6 +8,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
+use haypile_engine::steering::Rule;
 use haypile_engine::{Cidr, Route};
 use haypile_link::fault::FaultSpec;
 use haypile_link::steering::QUEUES_MAX;
@@ -51,6 +52,9 @@ pub struct Config {
     /// Which servers run which components.
     #[serde(with = "text::one")]
     pub plan: Plan,
+    /// What decides which transport server a TCP connection is for.
+    #[serde(with = "text::one")]
+    pub steer: Rule,
     /// A bad path behind the link, and its seed.
     #[serde(with = "text::fault")]
     pub fault: Option<(FaultSpec, u64)>,
@@ -177,6 +181,8 @@ pub struct Flags {
     pub host_cores: Vec<usize>,
     /// `--plan`.
     pub plan: Option<String>,
+    /// `--steer`.
+    pub steer: Option<String>,
     /// `--fault`.
     pub fault: Option<String>,
     /// `--fault-seed`.
@@ -212,6 +218,7 @@ struct File {
     #[serde(default)]
     host_cores: Vec<usize>,
     plan: Option<String>,
+    steer: Option<String>,
     fault: Option<String>,
     fault_seed: Option<u64>,
     control_dir: Option<PathBuf>,
@@ -355,6 +362,7 @@ impl File {
             queues: check_queues(flags.queues.or(self.queues).unwrap_or(1))?,
             host_cores: check_host_cores(either(&flags.host_cores, self.host_cores))?,
             plan,
+            steer: check_steer(flags.steer.as_deref().or(self.steer.as_deref()))?,
             fault: fault.map(parse_fault).transpose()?.map(|spec| (spec, seed)),
             limits: self.limits.into_limits()?,
             control_dir: flags
@@ -661,6 +669,12 @@ fn check_queues(queues: u16) -> Result<u16, Error> {
     }
     let why = "not a number of queues that a TAP can have";
     Err(Error::new(format_args!("queues {queues}"), why, format!("choose 1 to {QUEUES_MAX}")))
+}
+
+fn check_steer(text: Option<&str>) -> Result<Rule, Error> {
+    let Some(text) = text else { return Ok(Rule::default()) };
+    let fail = |_| Error::new(format_args!("steer {text}"), "unknown", "choose hash or low12");
+    text.parse().map_err(fail)
 }
 
 fn check_offload(text: Option<&str>) -> Result<Offload, Error> {

@@ -22,7 +22,7 @@ use haypile_shm::messages::{
     DatagramError, NOT_OURS, OptionReply, RouteAnswer, Shutdown, SocketKind, ready,
 };
 
-use crate::errno;
+use crate::errno::{self, Refusal};
 use crate::options::number;
 use crate::server::Core;
 use crate::slab::Key;
@@ -147,18 +147,18 @@ impl Core {
         key: Key,
         address: SocketAddr,
         options: DatagramOptions,
-    ) -> Result<(), i32> {
+    ) -> Result<(), Refusal> {
         let ip = address.ip();
         let socket = self.store.sockets.get(key).ok_or(libc::EBADF)?;
         if socket.kind != SocketKind::Plain {
-            return Err(libc::EINVAL);
+            return Err(libc::EINVAL.into());
         }
         let ours = ip.is_unspecified()
             || ip.is_multicast()
             || self.shard.owns_address(ip)
             || (self.shard.is_broadcast(ip) && !is_limited_broadcast(ip));
         if !ours {
-            return Err(NOT_OURS);
+            return Err(NOT_OURS.into());
         }
         let id = match self.shard.open_datagram(address, options) {
             // Whoever had the port may be gone without anybody having said so yet.
@@ -169,7 +169,7 @@ impl Core {
             other => other,
         };
         let id = id.map_err(|error| match error {
-            ListenError::NoPort => libc::EADDRINUSE,
+            ListenError::NoPort => Refusal::Errno(libc::EADDRINUSE),
             other => errno::of_listen_error(other),
         })?;
         self.start_datagrams(key, id, options);
@@ -203,12 +203,12 @@ impl Core {
         now: Instant,
         key: Key,
         remote: Option<SocketAddr>,
-    ) -> Result<(), i32> {
+    ) -> Result<(), Refusal> {
         let socket = self.store.sockets.get(key).ok_or(libc::EBADF)?;
         if let Some(remote) = remote
             && (remote.ip().is_unspecified() || !self.shard.routes_to(remote.ip()))
         {
-            return Err(NOT_OURS);
+            return Err(NOT_OURS.into());
         }
         let id = match (socket.kind, socket.id) {
             (SocketKind::Datagram, Some(id)) => id,
@@ -218,13 +218,13 @@ impl Core {
                 let socket = self.store.sockets.get(key).ok_or(libc::EBADF)?;
                 socket.id.ok_or(libc::EBADF)?
             }
-            _ => return Err(libc::EINVAL),
+            _ => return Err(libc::EINVAL.into()),
         };
         // What was written before goes to the old peer.
         self.send_some(now, key, usize::MAX);
         self.shard.connect_datagram(id, remote).map_err(errno::of_connect_error)?;
         let local = self.shard.local_address(id);
-        let Some(socket) = self.store.sockets.get_mut(key) else { return Err(libc::EBADF) };
+        let Some(socket) = self.store.sockets.get_mut(key) else { return Err(libc::EBADF.into()) };
         socket.local = local;
         socket.remote = remote;
         socket.progress.connected = remote.is_some();

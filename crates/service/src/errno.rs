@@ -1,6 +1,8 @@
 //! The one table from the engine's errors to errno. Called wherever an application gets an answer.
 
+use haypile_engine::control::names::ServerNumber;
 use haypile_engine::{ConnectError, ListenError, SocketError};
+use haypile_shm::messages::SocketReply;
 
 /// Errno of what ended a connection (`SO_ERROR`).
 pub fn of_socket_error(error: SocketError) -> i32 {
@@ -18,21 +20,53 @@ pub fn of_socket_error(error: SocketError) -> i32 {
     }
 }
 
-/// Errno of a refused listen(2).
-pub fn of_listen_error(error: ListenError) -> i32 {
-    match error {
+/// Why a request was refused.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// An errno, or `haypile_shm::messages::NOT_OURS`.
+    Errno(i32),
+    /// Another server has the flow or the port: the application is to ask there.
+    Elsewhere(ServerNumber),
+}
+
+impl From<i32> for Refusal {
+    fn from(errno: i32) -> Refusal {
+        Refusal::Errno(errno)
+    }
+}
+
+impl Refusal {
+    /// As an errno, for those who cannot ask elsewhere.
+    pub fn errno(self) -> i32 {
+        match self {
+            Refusal::Errno(errno) => errno,
+            Refusal::Elsewhere(_) => libc::EADDRNOTAVAIL,
+        }
+    }
+
+    /// The answer to an application, where nothing was opened.
+    pub fn reply(self) -> SocketReply {
+        match self {
+            Refusal::Errno(errno) => SocketReply::failure(errno),
+            Refusal::Elsewhere(server) => SocketReply::elsewhere(server),
+        }
+    }
+}
+
+/// Why a listen(2), or the bind(2) of a UDP socket, is refused.
+pub fn of_listen_error(error: ListenError) -> Refusal {
+    Refusal::Errno(match error {
         ListenError::AddressInUse => libc::EADDRINUSE,
         ListenError::AddressNotAvailable => libc::EADDRNOTAVAIL,
         ListenError::NoPort => libc::EINVAL,
         ListenError::TooManySockets => libc::ENOBUFS,
-        // Answered with the server before it comes to this; nobody else knows the port.
-        ListenError::Elsewhere(_) => libc::EADDRINUSE,
-    }
+        ListenError::Elsewhere(server) => return Refusal::Elsewhere(server),
+    })
 }
 
-/// Errno of a refused connect(2).
-pub fn of_connect_error(error: ConnectError) -> i32 {
-    match error {
+/// Why a connect(2) is refused.
+pub fn of_connect_error(error: ConnectError) -> Refusal {
+    Refusal::Errno(match error {
         ConnectError::AddressInUse
         | ConnectError::AddressNotAvailable
         | ConnectError::NoPortLeft => libc::EADDRNOTAVAIL,
@@ -41,7 +75,6 @@ pub fn of_connect_error(error: ConnectError) -> i32 {
         ConnectError::FamilyMismatch => libc::EAFNOSUPPORT,
         ConnectError::TooManySockets => libc::ENOBUFS,
         ConnectError::BroadcastRefused => libc::EACCES,
-        // As above.
-        ConnectError::Elsewhere(_) => libc::EADDRNOTAVAIL,
-    }
+        ConnectError::Elsewhere(server) => return Refusal::Elsewhere(server),
+    })
 }

@@ -12,11 +12,12 @@ use haypile_shm::messages::{
     SocketKind, SocketReply,
 };
 
+use crate::errno::{self, Refusal};
+use crate::options;
 use crate::ports::Binding;
 use crate::server::Core;
 use crate::slab::Key;
 use crate::sockets::Socket;
-use crate::{errno, options};
 use haypile_engine::control::connection_manager::ProcessId;
 
 /// Requests of one process handled in one turn.
@@ -185,7 +186,7 @@ impl Core {
             RequestBody::Bind { address, reuse_address, reuse_port, v6only } => {
                 let address = unmapped(address);
                 let binding = Binding { address, reuse_address, reuse_port, v6_only: v6only };
-                self.bind(now, key, binding)
+                self.bind(now, key, binding).map_err(Refusal::from)
             }
             RequestBody::Listen { backlog, v6only, reuse_port, cookie } => {
                 let outcome = self.listen(now, key, backlog, v6only, reuse_port, cookie);
@@ -194,7 +195,7 @@ impl Core {
                     self.store.set_cookie(key, cookie);
                 }
                 self.note_listening(key);
-                outcome
+                outcome.map_err(Refusal::from)
             }
             RequestBody::Connect { remote } => self.connect(now, key, unmapped(remote)),
             RequestBody::BindDatagram { address, reuse_address, reuse_port, v6only } => {
@@ -212,12 +213,13 @@ impl Core {
         let local = socket.and_then(|socket| socket.local);
         match (outcome, name) {
             (Ok(()), Some((slot, generation))) => SocketReply { errno: 0, slot, generation, local },
-            (Err(errno), Some((slot, generation))) if existing.is_some() => {
+            (Err(Refusal::Errno(errno)), Some((slot, generation))) if existing.is_some() => {
                 SocketReply { errno, slot, generation, local }
             }
+            (Err(elsewhere), _) if existing.is_some() => elsewhere.reply(),
             (outcome, _) => {
                 self.end_datagrams(now, key);
-                SocketReply::failure(outcome.err().unwrap_or(libc::ENOBUFS))
+                outcome.err().unwrap_or(Refusal::Errno(libc::ENOBUFS)).reply()
             }
         }
     }
@@ -288,7 +290,10 @@ impl Core {
             reuse_port: reuse_port || binding.reuse_port,
             template,
         };
-        let id = self.shard.listen(binding.address, options).map_err(errno::of_listen_error)?;
+        let id = self
+            .shard
+            .listen(binding.address, options)
+            .map_err(|error| errno::of_listen_error(error).errno())?;
         socket.kind = SocketKind::Listener;
         socket.publish_status();
         self.store.set_id(key, id);
@@ -296,15 +301,15 @@ impl Core {
         Ok(())
     }
 
-    fn connect(&mut self, now: Instant, key: Key, remote: SocketAddr) -> Result<(), i32> {
+    fn connect(&mut self, now: Instant, key: Key, remote: SocketAddr) -> Result<(), Refusal> {
         let socket = self.store.sockets.get_mut(key).ok_or(libc::EBADF)?;
         match socket.kind {
             SocketKind::Plain => {}
-            SocketKind::Listener => return Err(libc::EISCONN),
-            SocketKind::Datagram => return Err(libc::EOPNOTSUPP),
-            SocketKind::Connection if socket.progress.connected => return Err(libc::EISCONN),
+            SocketKind::Listener => return Err(libc::EISCONN.into()),
+            SocketKind::Datagram => return Err(libc::EOPNOTSUPP.into()),
+            SocketKind::Connection if socket.progress.connected => return Err(libc::EISCONN.into()),
             SocketKind::Connection if socket.progress.error.is_none() => {
-                return Err(libc::EALREADY);
+                return Err(libc::EALREADY.into());
             }
             // The last attempt failed; Linux allows another one.
             SocketKind::Connection => self.forget_attempt(now, key),
@@ -314,7 +319,7 @@ impl Core {
         if ip.is_unspecified() || !self.shard.routes_to(ip) {
             let bound_to_us =
                 socket.binding.is_some_and(|binding| !binding.address.ip().is_unspecified());
-            return Err(if bound_to_us { libc::ENETUNREACH } else { NOT_OURS });
+            return Err((if bound_to_us { libc::ENETUNREACH } else { NOT_OURS }).into());
         }
         let local = match socket.binding.map(|binding| binding.address) {
             Some(address) if address.ip().is_unspecified() => {

@@ -20,6 +20,9 @@ const RANDOMNESS: &str = "/dev/urandom";
 /// UDP batches over both IP versions (Linux 6.2 and newer).
 const UDP_BATCHES: u32 = libc::TUN_F_USO4 | libc::TUN_F_USO6;
 
+/// A queue, and what is known of it.
+pub(super) type Queue = (File, TapFacts);
+
 /// Makes the interface with its first queue and sets it up.
 pub(super) fn open(config: &TapConfig) -> Result<(File, TapFacts), LinkError> {
     let (device, facts) = make(config)?;
@@ -56,7 +59,7 @@ fn make(config: &TapConfig) -> Result<(File, TapFacts), LinkError> {
 pub(super) fn open_queues(
     config: &TapConfig,
     count: u16,
-) -> Result<(Vec<(File, TapFacts)>, Option<SteeringMap>), LinkError> {
+) -> Result<(Vec<Queue>, Option<SteeringMap>), LinkError> {
     if !(1..=QUEUES_MAX).contains(&count) {
         return Err(LinkError::from_errno(format!("open {count} queues"), libc::EINVAL));
     }

@@ -27,6 +27,7 @@ gateways = ["198.18.0.254"]
 mtu = 4000
 offload = "checksum"
 plan = "TS1LS1CM1"
+steer = "low12"
 control_dir = "/tmp/pile"
 
 [[route]]
@@ -43,6 +44,7 @@ memory_per_domain_mib = 128
     assert_eq!(config.addresses.len(), 2);
     assert_eq!(config.routes.len(), 2);
     assert_eq!(config.limits.claim_timeout_us, 50_000);
+    assert_eq!(config.steer.to_string(), "low12");
     assert_eq!(config.limits.memory_per_domain, 128 << 20);
     assert_eq!(config.control_dir, Path::new("/tmp/pile"));
 }
@@ -82,6 +84,7 @@ fn every_refusal_is_one_line_and_says_where() {
         ("mtu = 576\n", "smaller than IPv6 allows"),
         ("mtu = 65522\n", "larger than a frame"),
         ("plan = \"TS1\"\n", "LS is missing"),
+        ("steer = \"random\"\n", "choose hash or low12"),
         ("[limits]\nmemory_per_domain_mib = 1\n", "choose 64 to"),
         ("[[route]]\ndestination = \"10.0.0.0/8\"\ngateway = \"::1\"\n", "different families"),
     ] {
