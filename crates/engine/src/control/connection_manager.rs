@@ -34,8 +34,17 @@ struct Taker {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Waiting,
-    Offered { to: Taker, serial: u64 },
-    Revoking { to: Taker },
+    Offered {
+        to: Taker,
+        registration: u64,
+        serial: u64,
+    },
+    /// `late`: it was not claimed in time.
+    Revoking {
+        to: Taker,
+        registration: u64,
+        late: bool,
+    },
 }
 
 struct Pending {
@@ -48,8 +57,13 @@ struct Pending {
 struct Acceptor {
     taker: Taker,
     outstanding: u32,
-    /// The process took no more offers; cleared when it claims one or registers again.
+    /// Which registration this is: what is late to tell of an earlier one does not concern it.
+    registration: u64,
+    /// An offer could not be delivered. Cleared by a claim, a registration or time: nobody says
+    /// when there is memory again.
     saturated: bool,
+    /// It has not claimed in time, and its offer is being taken back.
+    late: bool,
 }
 
 /// The accept queue of one listener, or of a group of them.
@@ -82,6 +96,8 @@ pub struct ConnectionManager {
     pending: OwnMap<ConnectionName, Pending>,
     /// Offers by age: when to look at them again.
     deadlines: VecDeque<(Instant, ConnectionName, u64)>,
+    /// Saturated acceptors: when to try them again.
+    retries: VecDeque<(Instant, ListenerName, Taker)>,
     actions: VecDeque<ToTransport>,
     /// Queues whose waiting connections may find an acceptor.
     to_assign: VecDeque<ListenerName>,
@@ -118,6 +134,7 @@ impl ConnectionManager {
             queues: OwnMap::default(),
             pending: OwnMap::default(),
             deadlines: VecDeque::new(),
+            retries: VecDeque::new(),
             actions: VecDeque::new(),
             to_assign: VecDeque::new(),
             claim_timeout_us,
@@ -132,7 +149,7 @@ impl ConnectionManager {
     }
 
     /// What a transport server says. Afterwards `poll_action` may have something to do.
-    pub fn handle(&mut self, _now: Instant, message: ToManager) {
+    pub fn handle(&mut self, now: Instant, message: ToManager) {
         match message {
             ToManager::ListenerOpened { listener, group, server } => {
                 self.listener_opened(listener, group, server);
@@ -148,12 +165,9 @@ impl ConnectionManager {
             }
             ToManager::Arrived { listener, connection } => self.arrived(listener, connection),
             ToManager::Claimed { connection } => self.claimed(connection),
-            ToManager::Revoked { connection } => {
-                self.counters.revoked += 1;
-                self.return_to_queue(connection);
-            }
+            ToManager::Revoked { connection } => self.revoked(connection),
             ToManager::Refused { connection } => self.refused(connection),
-            ToManager::OfferFailed { connection } => self.offer_failed(connection),
+            ToManager::OfferFailed { connection } => self.offer_failed(now, connection),
             ToManager::Gone { connection } => self.connection_gone(connection),
             ToManager::Served { .. } => {}
             ToManager::ProcessDied { process } => self.process_died(process),
@@ -233,7 +247,7 @@ impl ConnectionManager {
                     queue.waiting_count = queue.waiting_count.saturating_sub(1);
                 }
             }
-            Stage::Offered { to, .. } | Stage::Revoking { to } => {
+            Stage::Offered { to, .. } | Stage::Revoking { to, .. } => {
                 self.offer_ended(pending.group, to);
             }
         }
@@ -242,14 +256,18 @@ impl ConnectionManager {
     fn acceptor(&mut self, taker: Taker) {
         let Some(group) = self.group_of(taker.listener) else { return };
         let Some(queue) = self.queues.get_mut(&group) else { return };
-        match queue.acceptors.iter_mut().find(|acceptor| acceptor.taker == taker) {
-            Some(acceptor) => acceptor.saturated = false,
-            None => {
-                // An offer that timed out may still be on its way back from this process.
-                let out = self.pending.values().filter(|pending| pending.taker() == Some(taker));
-                let outstanding = out.count() as u32;
-                queue.acceptors.push(Acceptor { taker, outstanding, saturated: false });
-            }
+        self.serial += 1;
+        let registration = self.serial;
+        let known = queue.acceptors.iter_mut().find(|acceptor| acceptor.taker == taker);
+        if let Some(acceptor) = known {
+            (acceptor.registration, acceptor.saturated, acceptor.late) =
+                (registration, false, false);
+        } else {
+            // An offer that timed out may still be on its way back from this process.
+            let out = self.pending.values().filter(|pending| pending.taker() == Some(taker));
+            let outstanding = out.count() as u32;
+            let (saturated, late) = (false, false);
+            queue.acceptors.push(Acceptor { taker, outstanding, registration, saturated, late });
         }
         self.to_assign.push_back(group);
     }
@@ -271,7 +289,7 @@ impl ConnectionManager {
                     queue.waiting_count = queue.waiting_count.saturating_sub(1);
                 }
             }
-            Stage::Offered { to, .. } | Stage::Revoking { to } => {
+            Stage::Offered { to, .. } | Stage::Revoking { to, .. } => {
                 if let Some(acceptor) = self.find_acceptor(pending.group, to) {
                     acceptor.saturated = false;
                 }
@@ -280,21 +298,52 @@ impl ConnectionManager {
         }
     }
 
-    fn refused(&mut self, connection: ConnectionName) {
-        self.counters.refused += 1;
-        if let Some((_, to)) = self.offer_of(connection) {
-            self.not_acceptor(to);
+    /// Back to the queue. A process that was too slow comes off the list here and not when its time
+    /// was up: if it claims after that and before the revocation, it never learns that there was one,
+    /// and would not register again.
+    fn revoked(&mut self, connection: ConnectionName) {
+        self.counters.revoked += 1;
+        let stage = self.pending.get(&connection).map(|pending| pending.stage);
+        if let Some(Stage::Revoking { to, registration, late: true }) = stage {
+            self.drop_acceptor(connection, to, registration);
         }
         self.return_to_queue(connection);
     }
 
-    /// The process gets no more until it claims one or registers again.
-    fn offer_failed(&mut self, connection: ConnectionName) {
+    fn refused(&mut self, connection: ConnectionName) {
+        self.counters.refused += 1;
+        let stage = self.pending.get(&connection).map(|pending| pending.stage);
+        if let Some(
+            Stage::Offered { to, registration, .. } | Stage::Revoking { to, registration, .. },
+        ) = stage
+        {
+            self.drop_acceptor(connection, to, registration);
+        }
+        self.return_to_queue(connection);
+    }
+
+    /// Takes a process off the list, unless it has registered again since it was offered
+    /// `connection`: then it may not know that it has to once more. (Its registration comes from
+    /// its home, the end of the offer from the connection's server: in any order.)
+    fn drop_acceptor(&mut self, connection: ConnectionName, taker: Taker, registration: u64) {
+        let Some((group, _)) = self.offer_of(connection) else { return };
+        if let Some(queue) = self.queues.get_mut(&group) {
+            let same = |acceptor: &Acceptor| {
+                acceptor.taker == taker && acceptor.registration == registration
+            };
+            queue.acceptors.retain(|acceptor| !same(acceptor));
+        }
+    }
+
+    /// The process gets no more until it claims one or registers again, or some time has passed.
+    fn offer_failed(&mut self, now: Instant, connection: ConnectionName) {
         self.counters.refused += 1;
         if let Some((group, to)) = self.offer_of(connection)
             && let Some(acceptor) = self.find_acceptor(group, to)
+            && !acceptor.saturated
         {
             acceptor.saturated = true;
+            self.retries.push_back((now.plus_us(self.claim_timeout_us), group, to));
         }
         self.return_to_queue(connection);
     }
@@ -327,9 +376,20 @@ impl ConnectionManager {
         }
     }
 
-    /// Revokes offers that were not claimed in time, if somebody else would take them. At most 64
-    /// a call.
+    /// Revokes offers that were not claimed in time, if somebody else would take them, and tries
+    /// those again that could take no more. At most 64 of each a call.
     pub fn handle_timers(&mut self, now: Instant) {
+        for _ in 0..64 {
+            let Some(&(due, group, taker)) = self.retries.front() else { break };
+            if due > now {
+                break;
+            }
+            self.retries.pop_front();
+            if let Some(acceptor) = self.find_acceptor(group, taker) {
+                acceptor.saturated = false;
+                self.to_assign.push_back(group);
+            }
+        }
         for _ in 0..64 {
             let Some(&(due, connection, serial)) = self.deadlines.front() else { return };
             if due > now {
@@ -342,7 +402,9 @@ impl ConnectionManager {
 
     /// When `handle_timers` has something to do next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.deadlines.front().map(|&(due, _, _)| due)
+        let deadline = self.deadlines.front().map(|&(due, _, _)| due);
+        let retry = self.retries.front().map(|&(due, _, _)| due);
+        deadline.into_iter().chain(retry).min()
     }
 
     /// What to do next; assigns waiting connections on the way. Call until it answers `None`.
@@ -384,9 +446,9 @@ impl ConnectionManager {
         queue.offered += 1;
         let acceptor = &mut queue.acceptors[index];
         acceptor.outstanding += 1;
-        let to = acceptor.taker;
+        let (to, registration) = (acceptor.taker, acceptor.registration);
         self.serial += 1;
-        pending.stage = Stage::Offered { to, serial: self.serial };
+        pending.stage = Stage::Offered { to, registration, serial: self.serial };
         self.deadlines.push_back((now.plus_us(self.claim_timeout_us), connection, self.serial));
         self.counters.offered += 1;
         let Taker { listener, process } = to;
@@ -398,7 +460,7 @@ impl ConnectionManager {
     /// it is: taking it from the only acceptor would help no one.
     fn reconsider(&mut self, now: Instant, connection: ConnectionName, serial: u64) {
         let Some(pending) = self.pending.get_mut(&connection) else { return };
-        let Stage::Offered { to, serial: current } = pending.stage else { return };
+        let Stage::Offered { to, registration, serial: current } = pending.stage else { return };
         let Some(queue) = self.queues.get_mut(&pending.group) else { return };
         if current != serial {
             return;
@@ -408,8 +470,10 @@ impl ConnectionManager {
             return;
         }
         // The paper drops a slow acceptor from the list; it registers again when it comes back.
-        queue.acceptors.retain(|acceptor| acceptor.taker != to);
-        pending.stage = Stage::Revoking { to };
+        if let Some(acceptor) = queue.acceptors.iter_mut().find(|acceptor| acceptor.taker == to) {
+            acceptor.late = true;
+        }
+        pending.stage = Stage::Revoking { to, registration, late: true };
         self.counters.timed_out += 1;
         self.actions.push_back(ToTransport::Revoke { connection, process: to.process });
     }
@@ -417,9 +481,9 @@ impl ConnectionManager {
     /// Starts the revocation of all offers for which `which` says so.
     fn revoke_where(&mut self, which: impl Fn(&ConnectionName, &Pending, Taker) -> bool) {
         for (&connection, pending) in &mut self.pending {
-            let Stage::Offered { to, .. } = pending.stage else { continue };
+            let Stage::Offered { to, registration, .. } = pending.stage else { continue };
             if which(&connection, pending, to) {
-                pending.stage = Stage::Revoking { to };
+                pending.stage = Stage::Revoking { to, registration, late: false };
                 self.actions.push_back(ToTransport::Revoke { connection, process: to.process });
             }
         }
@@ -461,6 +525,8 @@ impl ConnectionManager {
         queue.offered = queue.offered.saturating_sub(1);
         if let Some(acceptor) = queue.acceptors.iter_mut().find(|acceptor| acceptor.taker == to) {
             acceptor.outstanding = acceptor.outstanding.saturating_sub(1);
+            // However it ended, if that did not take it off the list.
+            acceptor.late = false;
         }
         if !queue.waiting.is_empty() {
             self.to_assign.push_back(group);
@@ -493,14 +559,14 @@ impl Pending {
     fn taker(&self) -> Option<Taker> {
         match self.stage {
             Stage::Waiting => None,
-            Stage::Offered { to, .. } | Stage::Revoking { to } => Some(to),
+            Stage::Offered { to, .. } | Stage::Revoking { to, .. } => Some(to),
         }
     }
 }
 
 impl Acceptor {
     fn can_take(&self) -> bool {
-        !self.saturated && self.outstanding < OUTSTANDING_MAX
+        !self.saturated && !self.late && self.outstanding < OUTSTANDING_MAX
     }
 }
 

@@ -143,6 +143,85 @@ fn a_claim_that_beats_the_revocation_wins() {
 }
 
 #[test]
+fn who_claims_between_time_out_and_revocation_stays_on_the_list() {
+    let mut manager = manager();
+    manager.accepts(1, LISTENER);
+    manager.accepts(2, LISTENER);
+    manager.arrives(LISTENER, connection(1));
+    actions(&mut manager, at(0));
+    manager.handle_timers(at(TIMEOUT_US));
+    assert_eq!(actions(&mut manager, at(TIMEOUT_US)), [revoke(1, 1)]);
+    // Nothing more is for the slow one while it is not known how that ends.
+    manager.arrives(LISTENER, connection(2));
+    manager.arrives(LISTENER, connection(3));
+    assert_eq!(actions(&mut manager, at(TIMEOUT_US)), [offer(2, 2), offer(3, 2)]);
+    manager.is_claimed(connection(1));
+    manager.arrives(LISTENER, connection(4));
+    assert_eq!(actions(&mut manager, at(TIMEOUT_US)), [offer(4, 1)]);
+}
+
+#[test]
+fn a_registration_outlives_what_an_earlier_one_was_offered() {
+    // The home of process 1 and the server of the connection are two: news cross.
+    for news in [
+        ToManager::Revoked { connection: connection(1) },
+        ToManager::Refused { connection: connection(1) },
+    ] {
+        let mut manager = manager();
+        manager.accepts(1, LISTENER);
+        manager.accepts(2, LISTENER);
+        manager.arrives(LISTENER, connection(1));
+        actions(&mut manager, at(0));
+        manager.handle_timers(at(TIMEOUT_US));
+        assert_eq!(actions(&mut manager, at(TIMEOUT_US)), [revoke(1, 1)]);
+        manager.accepts(1, LISTENER);
+        manager.handle(at(TIMEOUT_US), news);
+        let acceptors: Vec<_> = manager.acceptors(LISTENER).collect();
+        assert_eq!(acceptors, [process(1), process(2)]);
+    }
+}
+
+#[test]
+fn who_never_heard_of_the_offer_that_timed_out_stays_on_the_list() {
+    let ends = [
+        ToManager::OfferFailed { connection: connection(1) },
+        ToManager::Gone { connection: connection(1) },
+    ];
+    for end in ends {
+        let mut manager = manager();
+        manager.accepts(1, LISTENER);
+        manager.accepts(2, LISTENER);
+        manager.arrives(LISTENER, connection(1));
+        actions(&mut manager, at(0));
+        manager.handle_timers(at(TIMEOUT_US));
+        assert_eq!(actions(&mut manager, at(TIMEOUT_US)), [revoke(1, 1)]);
+        manager.handle(at(TIMEOUT_US), end);
+        manager.dies(2);
+        manager.handle_timers(at(3 * TIMEOUT_US));
+        actions(&mut manager, at(3 * TIMEOUT_US));
+        manager.arrives(LISTENER, connection(2));
+        manager.handle_timers(at(9 * TIMEOUT_US));
+        assert!(actions(&mut manager, at(9 * TIMEOUT_US)).contains(&offer(2, 1)));
+    }
+}
+
+#[test]
+fn who_could_not_be_reached_is_tried_again_after_a_while() {
+    let mut manager = manager();
+    manager.accepts(1, LISTENER);
+    manager.arrives(LISTENER, connection(1));
+    actions(&mut manager, at(0));
+    manager.handle(at(5), ToManager::OfferFailed { connection: connection(1) });
+    assert_eq!(actions(&mut manager, at(5)), []);
+    // The deadline of the offer itself comes first, and concerns nobody any more.
+    manager.handle_timers(at(TIMEOUT_US));
+    assert_eq!(actions(&mut manager, at(TIMEOUT_US)), []);
+    assert_eq!(manager.poll_timeout(), Some(at(TIMEOUT_US + 5)));
+    manager.handle_timers(at(TIMEOUT_US + 5));
+    assert_eq!(actions(&mut manager, at(TIMEOUT_US + 5)), [offer(1, 1)]);
+}
+
+#[test]
 fn the_only_acceptor_keeps_its_offers() {
     let mut manager = manager();
     manager.accepts(1, LISTENER);
