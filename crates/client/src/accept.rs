@@ -264,6 +264,8 @@ fn enter(
     });
     if let Err(errno) = entered {
         let _: Result<(), Errno> = attachment.tell(slot, generation, RequestBody::Refuse);
+        // Who refuses is on the list no more: the next accept says anew that it is there.
+        listener.set_acceptor(0);
         let _: Result<(), Errno> = sys::close(fd);
         return Err(errno);
     }
