@@ -10,6 +10,7 @@ pub mod dhcp;
 pub mod fault;
 pub mod host;
 pub mod memory;
+pub mod model;
 pub mod offload;
 pub mod random;
 pub mod replay;

@@ -4,7 +4,7 @@
 use super::names::{ConnectionName, ListenerName, ProcessName, ServerNumber};
 
 /// Transport server to connection manager.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
 pub enum ToManager {
     /// The transport server has this listener from now on.
     ListenerOpened {
@@ -90,7 +90,7 @@ pub enum ToManager {
 }
 
 /// Connection manager to transport server.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
 pub enum ToTransport {
     /// Send CONNECTION-AVAILABLE for `connection` to `process`.
     Offer {
@@ -112,7 +112,7 @@ pub enum ToTransport {
 }
 
 /// Connection manager to connection manager: an *offer* in the paper's sense (section 3.3).
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
 pub enum BetweenManagers {
     /// The sender's best application for a queue.
     Best {
