@@ -44,7 +44,7 @@ impl Core {
                     self.tell_own_manager(now, ToManager::OfferFailed { connection });
                 }
             }
-            ToTransport::Revoke { connection, .. } => self.revoke(now, connection),
+            ToTransport::Revoke { connection, process } => self.revoke(now, connection, process),
         }
     }
 
@@ -102,15 +102,22 @@ impl Core {
         true
     }
 
-    /// Takes an offer back, unless the application was faster.
-    fn revoke(&mut self, now: Instant, connection: ConnectionName) {
+    /// Takes an offer back, unless the application was faster. The end of an offer is said once: if
+    /// it had ended before the manager's wish came (the process died here, or could not be reached),
+    /// the connection waits again at the manager, or is offered to another by now.
+    fn revoke(&mut self, now: Instant, connection: ConnectionName, process: ProcessName) {
         let key = self.store.key_of(connection.id);
         let accepting = key
             .and_then(|key| self.store.sockets.get(key))
-            .and_then(|socket| socket.accepting.as_ref().map(|accepting| accepting.listener));
-        let (Some(key), Some(came_to)) = (key, accepting) else {
+            .and_then(|socket| socket.accepting.as_ref())
+            .map(|accepting| (accepting.listener, accepting.offered));
+        let (Some(key), Some((came_to, offered))) = (key, accepting) else {
             return self.tell_own_manager(now, ToManager::Gone { connection });
         };
+        let holder = offered.and_then(|offered| self.processes.get(offered.process));
+        if holder.map(|holder| holder.name) != Some(process) {
+            return;
+        }
         if self.take_back(now, key) {
             self.tell_own_manager(now, ToManager::Revoked { connection });
             self.end_if_listener_is_gone(now, came_to, connection.id);
