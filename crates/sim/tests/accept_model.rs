@@ -83,7 +83,7 @@ const LARGE: &[(&str, Shape)] = &[
     ("two connections and a death", world([1, 1, 2, 2], true, Budget { deaths: 1, ..NOTHING })),
     (
         "moves and a death",
-        world([2, 2, 2, 1], true, Budget { moves: 2, packets: 1, deaths: 1, ..NOTHING }),
+        world([2, 2, 2, 1], true, Budget { moves: 1, packets: 1, deaths: 1, ..NOTHING }),
     ),
     (
         "server and process die",
@@ -128,6 +128,7 @@ fn broken_worlds() -> Vec<(&'static str, Shape)> {
     let two_connections = world([1, 1, 2, 2], true, NOTHING);
     vec![
         ("what it has not got", without(pair(NOTHING), |d| d.revoke_asks_the_word = false)),
+        ("while it is not waiting", without(two(deaths), |d| d.offers_end_once = false)),
         ("waits while", without(one(failures), |d| d.failed_offer_returns = false)),
         ("waits while", without(one(refusals), |d| d.refused_returns = false)),
         ("waits while", without(one(manager_deaths), |d| d.resync = false)),

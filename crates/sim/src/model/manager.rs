@@ -8,12 +8,13 @@ use std::fmt::Debug;
 use std::hash::{Hash, Hasher};
 
 use haypile_engine::control::messages::{ToManager, ToTransport};
+use haypile_engine::control::names::ConnectionName;
 
 use super::state::{QUEUE, SIDE, connection_name, connection_of, process_name, process_of};
 use super::{Design, Shape};
 
 /// What the model asks of a connection manager.
-pub trait Manager: Clone {
+pub trait Manager: Sized {
     /// What managers say to each other.
     type Between: Copy + Debug + Hash;
 
@@ -124,6 +125,9 @@ impl Manager for AnyManager {
     }
 
     fn handle(&mut self, message: ToManager) {
+        if self.is_of_another_life(&message) {
+            return;
+        }
         match message {
             ToManager::ListenerOpened { server, .. } => self.open |= 1 << server,
             ToManager::ListenerClosed { server, .. } => self.closed(server as u8),
@@ -132,6 +136,9 @@ impl Manager for AnyManager {
                 self.acceptors.retain(|&(other, _)| other != process_of(process));
             }
             ToManager::Arrived { connection, .. } => {
+                if self.has_moved(connection) {
+                    return;
+                }
                 self.set(connection_of(connection), Stage::Waiting(connection.server as u8));
             }
             ToManager::Claimed { connection } => {
@@ -275,6 +282,31 @@ impl Manager for AnyManager {
 }
 
 impl AnyManager {
+    /// Its arrival at its first server is heard of after that at the one it was moved to.
+    fn has_moved(&self, connection: ConnectionName) -> bool {
+        let number = connection_of(connection);
+        let first = u16::from(number % self.shape.transports) == connection.server;
+        first && self.pending[usize::from(number)] != Stage::Unknown
+    }
+
+    /// The end of a connection that has been moved may be told after its arrival at the new server.
+    fn is_of_another_life(&self, message: &ToManager) -> bool {
+        let (ToManager::Claimed { connection }
+        | ToManager::Revoked { connection }
+        | ToManager::Refused { connection }
+        | ToManager::OfferFailed { connection }
+        | ToManager::Gone { connection }) = *message
+        else {
+            return false;
+        };
+        match self.pending[usize::from(connection_of(connection))] {
+            Stage::Unknown => false,
+            Stage::Waiting(server) | Stage::Offered(server, _) | Stage::Revoking(server, _) => {
+                u16::from(server) != connection.server
+            }
+        }
+    }
+
     fn design(&self) -> Design {
         self.shape.design
     }

@@ -4,15 +4,18 @@
 //!
 //! [`state`] is what there is, [`steps`] what can happen, [`transport`] what a transport server does,
 //! [`manager`] what a connection manager does (and the interface by which the real one takes its
-//! place), [`search`] looks at every state that can be reached. [`Design`] has the rules of the
+//! place), [`search`] looks at every state that can be reached, [`walk`]
+//! at some of those of larger worlds, and of worlds with the real manager ([`real`]). [`Design`] has the rules of the
 //! handshake, one field each; the tests break each of them and expect to be told. The sizes and
 //! findings are in `docs/models.md`. Source: the PIKA paper, section 3.2.
 
 pub mod manager;
+pub mod real;
 pub mod search;
 pub mod state;
 pub mod steps;
 pub mod transport;
+pub mod walk;
 
 pub use search::{Failure, Report, explore};
 
@@ -21,6 +24,8 @@ pub use search::{Failure, Report, explore};
 pub struct Design {
     /// A revocation is a compare-and-swap: it asks the word whether the claim was first.
     pub revoke_asks_the_word: bool,
+    /// The end of an offer is said once: a revocation of what is offered no more says nothing.
+    pub offers_end_once: bool,
     /// A connection whose offer failed goes back to its queue.
     pub failed_offer_returns: bool,
     /// A connection that was refused goes back to its queue.
@@ -63,6 +68,7 @@ impl Design {
     /// The handshake as it should be.
     pub const SOUND: Design = Design {
         revoke_asks_the_word: true,
+        offers_end_once: true,
         failed_offer_returns: true,
         refused_returns: true,
         resync: true,

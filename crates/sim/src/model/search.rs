@@ -66,7 +66,7 @@ struct Search<'a> {
 ///
 /// # Errors
 /// The first thing that is wrong.
-pub fn explore<M: Manager>(shape: &Shape, limit: usize) -> Result<Report, Failure> {
+pub fn explore<M: Manager + Clone>(shape: &Shape, limit: usize) -> Result<Report, Failure> {
     let mut search =
         Search { shape, seen: HashMap::default(), origin: Vec::new(), next: Vec::new() };
     let start = State::<M>::new(shape);

@@ -71,6 +71,9 @@ pub enum Step {
 }
 
 impl Step {
+    /// The rank of the first timer: all messages have come.
+    pub const TIMERS_RANK: u16 = 7;
+
     /// In a fair world in which only process `ready` goes on accepting: the smaller comes first;
     /// `None` if it need not come at all.
     pub fn rank(self, ready: Option<u8>) -> Option<u16> {
@@ -83,7 +86,7 @@ impl Step {
             Step::Take(p, _) if Some(p) == ready => 4,
             // Managers choose whom they like: the ready one last.
             Step::Assign(_, _, p) => 5 + u16::from(Some(p) == ready),
-            Step::Timer(_, timer) if ready.is_some() => 7 + u16::from(timer),
+            Step::Timer(_, timer) if ready.is_some() => Step::TIMERS_RANK + u16::from(timer),
             _ => return None,
         };
         Some(rank)

@@ -116,6 +116,10 @@ impl<M: Manager> Scene<'_, M> {
                 let connection = connection_name(transport, connection);
                 self.tell(transport, ToManager::Revoked { connection });
             }
+            Hold::Waiting if !self.shape.design.offers_end_once => {
+                let connection = connection_name(transport, connection);
+                self.tell(transport, ToManager::Revoked { connection });
+            }
             // Settled meanwhile, and said so.
             _ => {}
         }
