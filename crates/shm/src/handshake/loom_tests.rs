@@ -98,3 +98,39 @@ fn loom_waiters_for_different_things_are_woken() {
         other.join().unwrap();
     });
 }
+
+/// A blocked accept sleeps on the offer words of several servers at once (futex_waitv): tickets from
+/// all of them, then a look at all their rings, then the sleep, which a moved word prevents.
+#[test]
+fn loom_a_waiter_on_several_servers_is_woken() {
+    struct Server {
+        sequence: AtomicU32,
+        waiters: AtomicU32,
+        offers: AtomicU32,
+    }
+    loom::model(|| {
+        let servers: [_; 2] = std::array::from_fn(|_| {
+            Arc::new(Server {
+                sequence: AtomicU32::new(0),
+                waiters: AtomicU32::new(0),
+                offers: AtomicU32::new(0),
+            })
+        });
+        let threads = servers.clone().map(|server| {
+            loom::thread::spawn(move || {
+                server.offers.store(1, Ordering::Relaxed);
+                let _: bool = notify(&server.sequence, &server.waiters);
+            })
+        });
+        let tickets: [_; 2] =
+            std::array::from_fn(|at| prepare_wait(&servers[at].sequence, &servers[at].waiters));
+        let ready = servers.iter().any(|server| server.offers.load(Ordering::Relaxed) == 1);
+        threads.map(|thread| thread.join().unwrap());
+        // Both servers are through: a sleeper they have not woken would sleep for ever.
+        let unmoved = |(server, ticket): (&Arc<Server>, &super::WaitTicket)| {
+            server.sequence.load(Ordering::Relaxed) == ticket.sequence
+        };
+        let sleeps = servers.iter().zip(&tickets).all(unmoved);
+        assert!(ready || !sleeps);
+    });
+}
