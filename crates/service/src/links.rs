@@ -11,7 +11,7 @@ use haypile_link::fault::Fault;
 use haypile_link::host_cores;
 use haypile_link::packet::{Attachment, Packet, PacketConfig, PacketFacts};
 use haypile_link::port::{Port, local_mac};
-use haypile_link::steering::{Rule, Steering};
+use haypile_link::steering::Steering;
 use haypile_link::tap::{Offload, Tap, TapConfig, TapFacts, TapQueues};
 use haypile_link::wire::{Rendezvous, Wire, WireConfig};
 use haypile_shm::sys::Fd;
@@ -19,6 +19,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, LinkChoice};
 use crate::error::Error;
+use crate::plan::Component;
+use crate::switch;
 
 /// A link that was made: what a server needs to open a port on it.
 #[derive(Debug)]
@@ -119,9 +121,9 @@ impl LinkHandle {
     ///
     /// # Errors
     /// As [`make`].
-    pub fn renew(&mut self, config: &Config) -> Result<(), Error> {
+    pub fn renew(&mut self, config: &Config, secret: &[u8; 32]) -> Result<(), Error> {
         if self.leave() {
-            *self = make(config)?;
+            *self = make(config, secret)?;
         }
         Ok(())
     }
@@ -154,7 +156,7 @@ impl Drop for LinkHandle {
 ///
 /// # Errors
 /// When the system does not let us.
-pub fn make(config: &Config) -> Result<LinkHandle, Error> {
+pub fn make(config: &Config, secret: &[u8; 32]) -> Result<LinkHandle, Error> {
     let mut seed: Vec<String> =
         config.addresses.iter().map(|address| address.addr.to_string()).collect();
     if config.automatic.any() {
@@ -164,7 +166,7 @@ pub fn make(config: &Config) -> Result<LinkHandle, Error> {
     }
     let mac = local_mac(&seed.join(" "));
     match &config.link {
-        LinkChoice::Tap(name) => make_tap(config, name.clone(), mac),
+        LinkChoice::Tap(name) => make_tap(config, secret, name.clone(), mac),
         LinkChoice::Packet(interface) => make_packet(config, interface.clone(), mac),
         LinkChoice::Alone => {
             let superframes = config.offload == Offload::Segmentation;
@@ -193,14 +195,18 @@ pub fn open(
     facts: LinkFacts,
     descriptors: Vec<Fd>,
 ) -> Result<Box<dyn Port>, Error> {
-    let port = open_bare(facts, descriptors)?;
+    let port = open_bare(config, facts, descriptors)?;
     match &config.fault {
         None => Ok(port),
         Some((spec, seed)) => Ok(Box::new(Fault::new(port, spec, *seed).map_err(link_error)?)),
     }
 }
 
-fn open_bare(facts: LinkFacts, descriptors: Vec<Fd>) -> Result<Box<dyn Port>, Error> {
+fn open_bare(
+    config: &Config,
+    facts: LinkFacts,
+    descriptors: Vec<Fd>,
+) -> Result<Box<dyn Port>, Error> {
     match facts {
         LinkFacts::Tap {
             queues,
@@ -213,7 +219,7 @@ fn open_bare(facts: LinkFacts, descriptors: Vec<Fd>) -> Result<Box<dyn Port>, Er
             udp_batches_known,
             steering_key,
         } => {
-            let steering = steering_key.map(|key| Steering::new(key, Rule::Hash, queues));
+            let steering = steering_key.map(|key| Steering::new(key, config.steer, queues));
             let facts = TapFacts {
                 name,
                 index,
@@ -272,12 +278,32 @@ fn open_patiently(open: impl Fn() -> Result<Vec<Tap>, LinkError>) -> Result<Vec<
     }
 }
 
-fn make_tap(config: &Config, name: Option<String>, mac: [u8; 6]) -> Result<LinkHandle, Error> {
+/// Which queue each bucket comes on: one of the link server's of the transport server that has the
+/// bucket. Link servers have every so many-th queue, as [`LinkHandle::share`] deals them out.
+fn steering_of_queues(config: &Config, secret: &[u8; 32]) -> Steering {
+    let plan = &config.plan;
+    let links = plan.count(Component::Link).max(1);
+    let link_of: Vec<u16> =
+        (0..plan.count(Component::Transport)).map(|server| plan.link_of(server)).collect();
+    switch::steering_of(plan, config.steer, secret).renumbered(|bucket, server| {
+        let link = link_of[usize::from(server)];
+        let own = config.queues.saturating_sub(link).div_ceil(links).max(1);
+        (link + links * (bucket % own)).min(config.queues - 1)
+    })
+}
+
+fn make_tap(
+    config: &Config,
+    secret: &[u8; 32],
+    name: Option<String>,
+    mac: [u8; 6],
+) -> Result<LinkHandle, Error> {
     let mut tap = TapConfig::new(config.mtu, mac);
     tap.name = name;
     tap.host_addresses =
         config.host_addresses.iter().map(|cidr| (cidr.addr, cidr.prefix_len)).collect();
     tap.offload = config.offload;
+    tap.steering = Some(steering_of_queues(config, secret));
     let open = || match config.queues {
         1 => Tap::open(&tap).map(|tap| vec![tap]),
         queues => Tap::open_queues(&tap, queues),
@@ -345,4 +371,36 @@ pub fn link_error(error: LinkError) -> Error {
     let why = whole.strip_prefix(&what).unwrap_or(&whole).trim_start_matches([':', ' ']);
     let why = why.strip_suffix(error.advice()).unwrap_or(why).trim_end_matches([';', ' ']);
     Error::new(what, why, error.advice())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Flags;
+
+    #[test]
+    fn frames_come_on_a_queue_of_the_link_server_that_sends_for_their_server() {
+        for (plan, queues) in
+            [("TS2LS2CM2", 2), ("TS4LS2CM1", 4), ("TS2+LS1+CM1", 3), ("TS3LS3CM1", 5)]
+        {
+            let flags = Flags { plan: Some(plan.into()), queues: Some(queues), ..Flags::default() };
+            let config = Config::from_text("", &flags, Path::new("/x")).unwrap();
+            let secret = [9; 32];
+            let (of_queues, of_servers) = (
+                steering_of_queues(&config, &secret),
+                switch::steering_of(&config.plan, config.steer, &secret),
+            );
+            let links = config.plan.count(Component::Link);
+            let mut shares: BTreeMap<u16, u32> = BTreeMap::new();
+            for bucket in 0..4096 {
+                let (queue, server) = (of_queues.owner_of(bucket), of_servers.owner_of(bucket));
+                assert_eq!(queue % links, config.plan.link_of(server), "{plan}: {bucket}");
+                *shares.entry(queue).or_default() += 1;
+            }
+            assert_eq!(shares.len(), usize::from(queues), "{plan}: {shares:?}");
+        }
+    }
 }

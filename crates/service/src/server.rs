@@ -9,7 +9,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::os::fd::{AsRawFd, RawFd};
 
-use haypile_engine::steering::{Rule, SPEAKER};
+use haypile_engine::steering::SPEAKER;
 use haypile_engine::{Close, Instant, Limits, Shard, ShardConfig};
 use haypile_link::port::Port;
 use haypile_shm::{EpochWriter, Errno, Fd, Message, ServiceStatus, epoch, sys};
@@ -275,8 +275,8 @@ impl<P: Port> Server<P> {
         foundation: Foundation,
     ) -> Result<Self, Error> {
         let roles = foundation.roles;
-        let (rule, number) = (Rule::default(), roles.own().number);
-        let switching = Switching::of(roles.plan(), rule, &foundation.secret, number);
+        let number = roles.own().number;
+        let switching = Switching::of(roles.plan(), config.steer, &foundation.secret, number);
         // Others have no addresses and answer nothing.
         let addresses = roles.transport().map(|_| config.addresses.clone());
         let shard_config = ShardConfig {

@@ -21,6 +21,7 @@ use crate::error::Error;
 use crate::links::{self, link_error};
 use crate::plan::{Component, ServerSpec};
 use crate::sandbox::Confinement;
+use crate::server::random;
 use crate::supervisor::{End, Owner, Parts, Supervisor};
 
 /// A service that is ready to run.
@@ -46,11 +47,15 @@ pub fn start(mut config: Config, owner: Option<i32>) -> Result<Started, Error> {
     let signals = catch_signals()?;
     raise_descriptor_limit();
     share_link(&mut config)?;
-    let link = links::make(&config)?;
+    let secret = random().map_err(|errno| {
+        let why = std::io::Error::from(errno);
+        Error::new("draw the secret of the service", why, "look why there is no randomness")
+    })?;
+    let link = links::make(&config, &secret)?;
     let attach_paths = attach_paths(&config);
     let attach = attach_paths.iter().map(|path| bind_attach(path)).collect::<Result<_, _>>()?;
     let control = ControlSocket::bind(&config.control_dir)?;
-    let parts = Parts { config, link, attach, control, signals, owner };
+    let parts = Parts { config, link, attach, control, signals, owner, secret };
     let supervisor = Supervisor::start(parts)?;
     Ok(Started { supervisor, attach_paths, _reservation: reservation })
 }

@@ -51,6 +51,8 @@ pub struct Parts {
     pub signals: UnixStream,
     /// For a private service: the process it is for.
     pub owner: Option<Owner>,
+    /// What nobody outside may guess: keys of sequence numbers, names and steering.
+    pub secret: [u8; 32],
 }
 
 /// A service: its supervisor, with the servers.
@@ -60,7 +62,6 @@ pub struct Supervisor {
     parts: Parts,
     poller: Poller,
     epoch: EpochWriter,
-    secret: [u8; 32],
     user: Option<(u32, u32)>,
     started: Instant,
     questions: Questions,
@@ -153,7 +154,6 @@ impl Supervisor {
             parts,
             poller,
             epoch: EpochWriter::create().map_err(fail)?,
-            secret: crate::server::random().map_err(fail)?,
             user: privileged.then_some(user),
             started: now(),
             seats: Vec::new(),

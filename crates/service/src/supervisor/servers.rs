@@ -47,7 +47,7 @@ impl Supervisor {
             server: number,
             link: link.facts.clone(),
             link_descriptors: queues.len() as u16,
-            secret: self.secret,
+            secret: self.parts.secret,
             attaches: attach.is_some(),
             epoch: epoch::next_up(epoch.unwrap_or_default()),
             cell: Cell { user: self.user, core, filter: confine.filter },
@@ -74,7 +74,7 @@ impl Supervisor {
         self.seats[server].restarts += 1;
         // The link is a link server's to lose.
         let renewed = match self.seats[server].spec.link {
-            Some(_) => self.parts.link.renew(&self.parts.config),
+            Some(_) => self.parts.link.renew(&self.parts.config, &self.parts.secret),
             None => Ok(()),
         };
         if let Err(error) = renewed.and_then(|()| self.start_server(server, now)) {
