@@ -18,7 +18,7 @@ fn figure_of_ab(output: &str, label: &str) -> f64 {
 fn run_ab(stage: &Stage, requests: u64, clients: u64, keep_alive: bool) {
     let (requests_text, clients_text) = (requests.to_string(), clients.to_string());
     let url = http::url(service(8080), "small");
-    let mut words = vec!["ab", "-q", "-s", "20", "-n", &requests_text, "-c", &clients_text];
+    let mut words = vec!["ab", "-q", "-s", "60", "-n", &requests_text, "-c", &clients_text];
     if keep_alive {
         words.push("-k");
     }
@@ -54,7 +54,7 @@ fn wrk_with_many_connections_has_no_error() {
         let _server = nginx::start(stage, 8080);
         let url = http::url(service(8080), "small");
         let words =
-            ["wrk", "-t", "2", "-c", "500", "-d", "5", "--timeout", "10", "--latency", &url];
+            ["wrk", "-t", "2", "-c", "500", "-d", "5", "--timeout", "30", "--latency", &url];
         let output = stage.output(&words, Duration::from_secs(60)).expect_success("wrk").out;
         assert!(!output.contains("Socket errors"), "{output}");
         assert!(!output.contains("Non-2xx"), "{output}");

@@ -73,7 +73,7 @@ fn running_server(stage: &Stage) -> u32 {
 
 /// Says something and hears it again.
 fn echo(stream: &mut TcpStream, word: &[u8]) -> std::io::Result<()> {
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(word)?;
     let mut heard = vec![0; word.len()];
     stream.read_exact(&mut heard)?;
@@ -166,7 +166,7 @@ fn command(stage: &Stage, line: &str) -> String {
     let mut stream = UnixStream::connect(stage.control().join("control.sock")).expect("connect");
     stream.write_all(line.as_bytes()).expect("asked");
     let mut answer = String::new();
-    drop(stream.set_read_timeout(Some(Duration::from_secs(5))));
+    drop(stream.set_read_timeout(Some(PATIENCE)));
     let mut bytes = [0; 4096];
     if let Ok(len) = stream.read(&mut bytes) {
         answer.push_str(&String::from_utf8_lossy(&bytes[..len]));

@@ -7,7 +7,7 @@ use crate::support::{inspect, python, script};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(300);
 
 /// The printed lines by situation.
 fn answers(finished: Finished, where_run: &str) -> BTreeMap<String, String> {

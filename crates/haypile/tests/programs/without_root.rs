@@ -109,6 +109,19 @@ impl<'a> Nobody<'a> {
     }
 }
 
+/// Waits until the script has said its namespace, and holds that: the next one of another test would
+/// have its number. `None` when the script has ended before.
+fn hold_namespace(program: &Process, work: &Path) -> Option<fs::File> {
+    let entry = format!("/proc/{}", program.pid());
+    let held = wait_until("the script says its namespace", PATIENCE * 3, || {
+        let said = fs::read_to_string(work.join("namespace")).is_ok_and(|text| !text.is_empty());
+        let over = !inspect::is_alive(program.pid());
+        (said || over).then(|| fs::File::open(format!("{entry}/ns/net")).ok())
+    });
+    fs::write(work.join("held"), "").expect("told");
+    held
+}
+
 /// Serves files with nginx on a private service of `nobody` and fetches them by curl on it, and, where the
 /// link has a host's end, by curl on the kernel's stack; compares all.
 fn serve_and_fetch(nobody: &Nobody<'_>, flags: &[&str], expected: &str, port: u16) {
@@ -124,14 +137,17 @@ fn serve_and_fetch(nobody: &Nobody<'_>, flags: &[&str], expected: &str, port: u1
         format!("{} 30 {}", http::CURL.join(" ").replace('*', "'*'"), http::url(listen, "page"));
     let script = format!(
         "{} & server=$!
-         for turn in 1 2 3 4 5 6 7 8 9; do {fetch} >/dev/null 2>&1 && break; sleep 0.2; done
+         for turn in $(seq 100); do {fetch} >/dev/null 2>&1 && break; sleep 0.2; done
          {fetch} --output own || exit 3
          {host} {fetch} --output kernels || exit 4
-         readlink /proc/self/ns/net > namespace; id -u > user
+         id -u > user; readlink /proc/self/ns/net > namespace
+         until test -e held; do sleep 0.1; done
          kill $server; wait $server",
         words.join(" ").replace("daemon off;", "'daemon off;'")
     );
-    let finished = nobody.run(flags, &script).finish(PATIENCE * 3);
+    let program = nobody.run(flags, &script);
+    let held = hold_namespace(&program, &stage.path("work"));
+    let finished = program.finish(PATIENCE * 3);
     assert!(finished.err.contains(expected), "{}", finished.err);
     assert!(finished.status.success(), "{:?} {}", finished.status, finished.err);
     let work = stage.path("work");
@@ -149,6 +165,7 @@ fn serve_and_fetch(nobody: &Nobody<'_>, flags: &[&str], expected: &str, port: u1
     if is_own {
         nobody.wait_until_nothing_is_left(namespace);
     }
+    drop(held);
     stage.say(finished.err.lines().next().unwrap_or_default());
 }
 
@@ -250,9 +267,10 @@ fn kills_leave_nothing() {
         for victim in ["program", "service", "both", "program, politely"] {
             let mut program = nobody.run(&[], "exec sleep 1000");
             let directory = directory_of(&mut program);
-            let namespace =
-                crate::support::stage::inode(&format!("/proc/{}/ns/net", program.pid()));
-            let namespace = namespace.expect("a namespace");
+            // Held, so that no other gets its number.
+            let held = fs::File::open(format!("/proc/{}/ns/net", program.pid()));
+            let held = held.expect("a namespace");
+            let namespace = held.metadata().expect("its number").ino();
             assert_ne!(namespace, inspect::own_namespace());
             let service = service_in(&directory);
             if victim != "program" && !victim.contains("polite") {

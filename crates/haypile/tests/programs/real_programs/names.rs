@@ -27,7 +27,7 @@ fn start_dnsmasq(world: &World<'_>) -> Process {
 
 fn ask(world: &World<'_>, more: &[&str]) -> String {
     let (server, port) = (format!("@{}", world.address()), world.port.to_string());
-    let words = ["dig", &server, "-p", &port, "+time=5", "+tries=1", "+noedns"];
+    let words = ["dig", &server, "-p", &port, "+time=30", "+tries=1", "+noedns"];
     world.ask(&[&words[..], more].concat()).out
 }
 

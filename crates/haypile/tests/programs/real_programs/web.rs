@@ -231,7 +231,7 @@ pub fn ab(world: &World<'_>) -> String {
 pub fn wrk(world: &World<'_>) -> String {
     let _server = start_nginx(world);
     let url = format!("http://{}/small", world.at(world.port));
-    let told = world.ask(&["wrk", "-t2", "-c10", "-d1s", "--timeout", "10s", &url]).out;
+    let told = world.ask(&["wrk", "-t2", "-c10", "-d1s", "--timeout", "30s", &url]).out;
     for failure in ["Socket errors", "Non-2xx"] {
         assert!(!told.contains(failure), "{told}");
     }

@@ -64,7 +64,7 @@ async def ask(number):
 async def main():
     if ROLE == "server":
         await serve()
-    await asyncio.wait_for(asyncio.gather(*(ask(number) for number in range(CLIENTS))), 30)
+    await asyncio.wait_for(asyncio.gather(*(ask(number) for number in range(CLIENTS))), 100)
     print(f"{CLIENTS} streams of {SIZE} bytes there and back, all the same")
 
 

@@ -22,7 +22,7 @@ ADDRESS, PORT = sys.argv[1], int(sys.argv[2])
 V6 = ":" in ADDRESS
 FAMILY = socket.AF_INET6 if V6 else socket.AF_INET
 WILDCARD = "::" if V6 else "0.0.0.0"
-LIMIT = 10.0
+LIMIT = 40.0
 BITS = {"IN": 1, "PRI": 2, "OUT": 4, "ERR": 8, "HUP": 16, "RDHUP": 0x2000}
 CASES = []
 LIBRARY = ctypes.CDLL(None, use_errno=True)
@@ -88,6 +88,13 @@ def pair():
     return left, right
 
 
+def settle(sender):
+    """Waits until what the socket has sent has arrived: what it sends last has, which is for somebody else."""
+    with bound() as last:
+        sender.sendto(b"last", last.getsockname())
+        wait(last)
+
+
 def raw(one, mode):
     """Blocks in the kernel's way rather than python's."""
     one.settimeout(None if mode else 0)
@@ -144,7 +151,7 @@ def shared_addresses():
         sender = new()
         for number in range(20):
             sender.sendto(bytes([number]), one.getsockname())
-        time.sleep(0.1)
+        settle(sender)
         got = []
         for each in (one, other):
             each.setblocking(False)
@@ -178,8 +185,7 @@ def reading():
     one, other = pair()
     for text in (b"", b"first", b"second", b"third", b"fourth", b"fifth", b"sixth"):
         one.send(text)
-    wait(other)
-    time.sleep(0.1)
+    settle(one)
     yield poll_now(other), integer(other, termios.FIONREAD)
     yield other.recv(0), integer(other, termios.FIONREAD)
     yield other.recv(3, socket.MSG_PEEK), other.recv(3, socket.MSG_PEEK | socket.MSG_TRUNC) and None
@@ -202,8 +208,7 @@ def reading():
 def plain_calls():
     one, other = pair()
     yield os.write(one.fileno(), b"written"), os.writev(one.fileno(), [b"ga", b"", b"thered"])
-    wait(other)
-    time.sleep(0.05)
+    settle(one)
     yield os.read(other.fileno(), 3)
     left, right = bytearray(3), bytearray(10)
     yield os.readv(other.fileno(), [left, right]), bytes(left), bytes(right)
@@ -393,13 +398,16 @@ def interrupted():
     signal.signal(signal.SIGALRM, lambda *_: None)
     for restart in (True, False):
         signal.siginterrupt(signal.SIGALRM, not restart)
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        # Again and again, in case that the first comes before the call.
+        signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
         if restart:
             sender = new()
             timer = threading.Timer(0.3, lambda: sender.sendto(b"late", one.getsockname()))
             timer.start()
         result = LIBRARY.recv(one.fileno(), ctypes.create_string_buffer(10), 10, 0)
-        yield restart, errno.errorcode[ctypes.get_errno()] if result < 0 else result
+        number = ctypes.get_errno()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        yield restart, errno.errorcode[number] if result < 0 else result
         if restart:
             timer.join()
             sender.close()
@@ -492,7 +500,7 @@ def dropped():
     yield option(other, socket.SOL_SOCKET, SO_RXQ_OVFL, 1)
     for _ in range(200):
         one.sendto(bytes(500), other.getsockname())
-    time.sleep(0.2)
+    settle(one)
     raw(other, False)
     kept = 0
     while answer(other.recv, 1000) != "EAGAIN":
@@ -561,8 +569,7 @@ def many_messages():
     out = [ctypes.create_string_buffer(bytes([65 + index]) * (index + 1), index + 1) for index in range(5)]
     sent, _keep = messages(out)
     yield LIBRARY.sendmmsg(one.fileno(), sent, 5, 0), [entry.len for entry in sent]
-    wait(other)
-    time.sleep(0.1)
+    settle(one)
     room = [ctypes.create_string_buffer(3) for _ in range(8)]
     got, _keep = messages(room)
     yield LIBRARY.recvmmsg(other.fileno(), got, 3, 0, None), [entry.len for entry in got]
@@ -592,7 +599,7 @@ def readiness():
     yield events(level, LIMIT), events(edge, LIMIT), events(once, LIMIT)
     yield events(level), events(edge), events(once)
     one.send(b"2")
-    time.sleep(0.1)
+    settle(one)
     yield events(edge, LIMIT), events(once)
     once.modify(other, select.EPOLLIN | select.EPOLLONESHOT)
     yield events(once, LIMIT), other.recv(9), events(level), other.recv(9), events(level)

@@ -77,6 +77,8 @@ impl Stage {
     fn new(name: &'static str) -> Stage {
         let folder =
             std::env::temp_dir().join(format!("haypile-e2e-{}-{name}", std::process::id()));
+        // Of a run that was killed and had our process id.
+        drop(fs::remove_dir_all(&folder));
         fs::create_dir_all(folder.join("root")).expect("make the test's folder");
         Stage { name, folder, namespace: inspect::own_namespace(), started: AtomicU32::new(0) }
     }
