@@ -162,12 +162,31 @@ fn dig_asks_dnsmasq_both_ways() {
     });
 }
 
-/// Share of the datagrams that the receiver missed, and how many there were.
+/// Share of the datagrams that the receiver missed, in percent, and how many there were. Where none came, the
+/// share is none.
 fn loss(report: &str) -> (f64, u64) {
     let report: Value = serde_json::from_str(report).expect("a report of iperf3");
     let sum = &report["end"]["sum"];
-    let lost = sum["lost_percent"].as_f64().expect("a share of lost datagrams");
-    (lost, sum["packets"].as_u64().expect("a number of datagrams"))
+    let count = sum["packets"].as_u64().expect("a number of datagrams");
+    (sum["lost_percent"].as_f64().unwrap_or(100.0), count)
+}
+
+/// Runs a client of iperf3 over datagrams, some times if a busy machine loses them or lets none be sent;
+/// a stack that loses them does so each time.
+fn stream(stage: &Stage, server: Server, words: &[&str]) {
+    let mut seen = Vec::new();
+    for _ in 0..5 {
+        let mut command = server.client(stage, words);
+        command.stdin(Stdio::null());
+        let report = stage.start_reading("iperf3", command).finish(LIMIT);
+        let (lost, count) = loss(&report.expect_success("iperf3").out);
+        stage.say(&format!("{words:?}: {count} sent, {lost:.2} % lost"));
+        if count > 50 && lost < 50.0 {
+            return;
+        }
+        seen.push((lost, count));
+    }
+    panic!("{words:?}: percents lost of datagrams, each time: {seen:?}");
 }
 
 #[test]
@@ -184,15 +203,7 @@ fn iperf3_streams_datagrams_both_ways() {
             for more in [&[][..], &["-R"], &["-P", "3"], &["-l", "20000"]] {
                 let words = ["iperf3", "-c", server.address(), "-p", &port_text, "-u", "-J"];
                 let words = [&words[..], &["-b", "20M", "-t", "1"], more].concat();
-                let mut command = server.client(stage, &words);
-                command.stdin(Stdio::null());
-                let report = stage.start_reading("iperf3", command).finish(LIMIT);
-                let (lost, count) = loss(&report.expect_success("iperf3").out);
-                stage
-                    .say(&format!("{} {more:?}: {count} sent, {lost:.2} % lost", server.address()));
-                assert!(count > 50, "only {count} datagrams");
-                // A busy machine loses some; a stack that does not work loses nearly all.
-                assert!(lost < 50.0, "{lost} % of {count} datagrams lost");
+                stream(stage, server, &words);
             }
             iperf.terminate();
         }
