@@ -210,18 +210,21 @@ fn directory_of(program: &mut Process) -> PathBuf {
 }
 
 fn service_in(directory: &Path) -> u32 {
-    number_at(&status_in(directory), "/pid").expect("a process")
+    wait_until("the service says its process", PATIENCE, || {
+        number_at(&status_in(directory)?, "/pid")
+    })
 }
 
 fn number_at(status: &serde_json::Value, pointer: &str) -> Option<u32> {
     status.pointer(pointer)?.as_u64()?.try_into().ok()
 }
 
-fn status_in(directory: &Path) -> serde_json::Value {
+/// `None` while the service does not answer, as when its server dies over the question.
+fn status_in(directory: &Path) -> Option<serde_json::Value> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_haypile"));
     let output = command.args(["status", "--json", "--control-dir"]).arg(directory).output();
     let text = output.expect("status").stdout;
-    serde_json::from_slice(&text).expect("an answer")
+    serde_json::from_slice(&text).ok()
 }
 
 /// Its supervisor starts a server again without root too, and its listeners live on.
@@ -246,7 +249,8 @@ fn a_killed_server_comes_again() {
         let directory = directory_of(&mut program);
         let fetched = stage.path("work/fetched");
         wait_until("the page was fetched", PATIENCE, || fetched.exists().then_some(()));
-        let server = || number_at(&status_in(&directory), "/servers/0/pid");
+        let status = || wait_until("the service answers", PATIENCE, || status_in(&directory));
+        let server = || number_at(&status(), "/servers/0/pid");
         let Some(first) = server() else {
             program.kill_group();
             drop(program.finish(PATIENCE));
