@@ -4,6 +4,9 @@
 //! `Offers` sorts what came by listener. A process registers as an acceptor on its first accept or
 //! wait, and again when an offer turns out to be revoked: it was too slow once, so the service has
 //! taken it off its list. A dual listener asks its kernel half too. Read `socket.rs` first.
+//!
+//! With several servers the registration is said to the home alone, and offers come from all: an
+//! accept looks at the rings of all servers, at another one first each time.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -16,7 +19,7 @@ use haypile_shm::sys::{self, Waited};
 use haypile_shm::{Consumer, Errno};
 
 use crate::addresses::{to_application, unspecified};
-use crate::attach::{self, Attachment};
+use crate::attach::{self, Attachment, Current, Fate};
 use crate::entry::{self, Phase, Pinned, Socket, flag};
 use crate::errno::SERVICE_GONE;
 use crate::memory::Record;
@@ -26,6 +29,8 @@ use crate::{memory, placeholder, poll, socket};
 const SLICE_NS: u64 = 1_000_000_000;
 /// The same where the sleep does not end by itself when the server dies.
 const SHORT_SLICE_NS: u64 = 50_000_000;
+/// The same while a server is dead and another is expected.
+const AWAITING_NS: u64 = 5_000_000;
 
 /// Offers that have come, by listener.
 #[derive(Debug)]
@@ -95,9 +100,37 @@ impl Offers {
 
 /// Whether an offer for a listener is at hand. It may be revoked by the time it is claimed.
 pub(crate) fn has_offer(listener: &Socket) -> bool {
-    let Ok(attachment) = attach::current() else { return false };
-    let Some(name) = listener.name_in(&attachment) else { return false };
+    if listener.has(flag::EVERYWHERE) {
+        return attach::all_from_home().filter_map(attach::existing).any(|at| holds(&at, listener));
+    }
+    attach::of(listener.server()).is_ok_and(|attachment| holds(&attachment, listener))
+}
+
+fn holds(attachment: &Attachment, listener: &Socket) -> bool {
+    let Some(name) = listener.name_in(attachment) else { return false };
     attachment.offers().lock().is_ok_and(|mut offers| offers.holds(name))
+}
+
+/// What has become of the servers of a listener: the best of their fates. Whoever asks is attached
+/// to those that have come back.
+fn fate(home: &Attachment, listener: &Socket) -> Fate {
+    if !listener.has(flag::EVERYWHERE) {
+        return home.fate();
+    }
+    let fate_at = |server| attach::of(server).map_or(Fate::Over, |attachment| attachment.fate());
+    // All of them, so that all are attached to again.
+    let fates: Vec<Fate> = attach::all_from_home().map(fate_at).collect();
+    let has = |fate| fates.contains(&fate);
+    match () {
+        () if has(Fate::Alive) => Fate::Alive,
+        () if has(Fate::Awaited) || has(Fate::Replaced) => Fate::Awaited,
+        () => Fate::Over,
+    }
+}
+
+/// Whether no server will ever offer a connection of this listener.
+pub(crate) fn is_over(listener: &Socket) -> bool {
+    attach::current().is_ok_and(|home| fate(&home, listener) == Fate::Over)
 }
 
 /// Registers as an acceptor of a listener, if this process is not. What already waits is offered
@@ -105,6 +138,15 @@ pub(crate) fn has_offer(listener: &Socket) -> bool {
 pub(crate) fn register(listener: &Socket) -> Result<(), Errno> {
     if listener.acceptor() == attach::present_serial() {
         return Ok(());
+    }
+    if listener.has(flag::EVERYWHERE) {
+        // Whoever is chosen as an acceptor must be within reach of every server.
+        attach::all()?;
+        listener.for_each_name(|attachment, name| {
+            if let Ok(mut offers) = attachment.offers().lock() {
+                offers.open(name);
+            }
+        });
     }
     let attachment = attach::current()?;
     // None: its server is dead, and the next one does not know it yet.
@@ -152,8 +194,9 @@ pub fn accept_sleeping(
         if listener.phase() != Phase::Listening || listener.has(flag::SHUT_READ) {
             return Err(Errno::EINVAL);
         }
-        let awaited = attachment.is_awaited();
-        if !awaited && (attachment.is_gone() || !listener.has_record()) {
+        let fate = fate(&attachment, &listener);
+        let awaited = matches!(fate, Fate::Awaited | Fate::Replaced);
+        if fate == Fate::Over || !awaited && !listener.has_record() {
             // Said once; after that a dual listener goes on with the kernel alone.
             if listener.set(flag::GONE_TOLD) || !listener.has(flag::DUAL) {
                 return Err(SERVICE_GONE);
@@ -171,7 +214,7 @@ pub fn accept_sleeping(
             drop(attachment);
             wait_for_server(&listener, fd)?;
         } else {
-            wait(&attachment, &listener, fd, sleep)?;
+            wait(attachment, &listener, fd, sleep)?;
         }
     }
 }
@@ -185,12 +228,33 @@ fn accept_now(
     fd: RawFd,
     flags: i32,
 ) -> Result<Option<Accepted>, Errno> {
-    if !attachment.is_gone()
-        && let Some(accepted) = claim(attachment, listener, flags)?
-    {
-        return Ok(Some(accepted));
+    let claimed = match listener.has(flag::EVERYWHERE) {
+        true => claim_anywhere(listener, flags)?,
+        false if attachment.is_gone() => None,
+        false => claim(attachment, listener, flags)?,
+    };
+    if claimed.is_some() {
+        return Ok(claimed);
     }
     if listener.has(flag::DUAL) { accept_kernel(listener, fd, flags) } else { Ok(None) }
+}
+
+/// Claims an offer of any server: of the home first, and of the next one first after each success, so
+/// that none is kept waiting by the others.
+fn claim_anywhere(listener: &Pinned, flags: i32) -> Result<Option<Accepted>, Errno> {
+    let servers = usize::from(attach::servers());
+    let turn = listener.turn.load(Relaxed) as usize % servers;
+    for server in attach::all_from_home().cycle().skip(turn).take(servers) {
+        let Some(attachment) = attach::existing(server) else { continue };
+        if attachment.is_gone() {
+            continue;
+        }
+        if let Some(accepted) = claim(&attachment, listener, flags)? {
+            listener.turn.fetch_add(1, Relaxed);
+            return Ok(Some(accepted));
+        }
+    }
+    Ok(None)
 }
 
 /// Claims an offer. The descriptor comes first, because a claim cannot be taken back for want of
@@ -296,13 +360,15 @@ fn accept_kernel(listener: &Pinned, fd: RawFd, flags: i32) -> Result<Option<Acce
 
 /// A blocking accept: spins for a moment, then sleeps. Every return means: look again.
 fn wait(
-    attachment: &Attachment,
+    attachment: Current,
     listener: &Pinned,
     fd: RawFd,
     sleep: poll::Sleep<'_>,
 ) -> Result<(), Errno> {
     let limit_us = listener.receive_timeout_us.load(Relaxed);
-    if listener.has(flag::DUAL) {
+    let everywhere = listener.has(flag::EVERYWHERE);
+    // No sleep on several words ends as it must where there is a time limit.
+    if listener.has(flag::DUAL) || everywhere && limit_us != 0 {
         return wait_both(fd, limit_us, sleep);
     }
     let started_ns = sys::clock_monotonic_ns();
@@ -311,6 +377,12 @@ fn wait(
     {
         listener.gaps.note(sys::clock_monotonic_ns() - started_ns);
         return Ok(());
+    }
+    if everywhere {
+        drop(attachment);
+        let outcome = wait_everywhere(listener, fd);
+        listener.gaps.note(sys::clock_monotonic_ns() - started_ns);
+        return outcome;
     }
     let deadline_ns = if limit_us == 0 { u64::MAX } else { started_ns + limit_us * 1000 };
     let channel = attachment.channel();
@@ -347,6 +419,38 @@ fn wait(
             return Ok(());
         }
     }
+}
+
+/// Sleeps until an offer of any server comes, or one of them dies.
+fn wait_everywhere(listener: &Pinned, fd: RawFd) -> Result<(), Errno> {
+    let present: Vec<Current> =
+        attach::all_from_home().filter_map(attach::existing).filter(|at| !at.is_gone()).collect();
+    let tickets: Vec<_> = present.iter().map(|at| at.channel().prepare_offer_wait()).collect();
+    if has_offer(listener) || listener.has(flag::SHUT_READ) {
+        return Ok(());
+    }
+    let words: Vec<_> = present
+        .iter()
+        .zip(&tickets)
+        .flat_map(|(at, ticket)| {
+            let epoch = (at.memory().now().word(), at.epoch());
+            [at.channel().offer_word(*ticket), epoch]
+        })
+        .collect();
+    // Nobody says when the place of a dead server is taken.
+    let all = present.len() == usize::from(attach::servers());
+    let slice_ns = if all { SLICE_NS } else { AWAITING_NS };
+    let waited = sys::futex_wait_any(&words, sys::clock_monotonic_ns() + slice_ns);
+    if waited == Waited::Interrupted {
+        return Err(Errno::EINTR);
+    }
+    if waited == Waited::TimedOut {
+        for attachment in &present {
+            // One that is not is passed by from now on.
+            let _: bool = attachment.is_alive();
+        }
+    }
+    if listener.is_behind(fd) { Ok(()) } else { Err(Errno::EBADF) }
 }
 
 /// Waits a moment for the server that is to come.

@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use haypile_shm::Errno;
 use haypile_shm::limits::NO_SLOT;
 use haypile_shm::messages::ready::{ERR, HUP, IN, OUT, RDHUP};
-use haypile_shm::messages::{NOT_OURS, RequestBody};
+use haypile_shm::messages::{ELSEWHERE, NOT_OURS, RequestBody};
 use haypile_shm::stream::status;
 use haypile_shm::sys;
 
@@ -141,7 +141,7 @@ pub fn is_datagram(fd: RawFd) -> bool {
 /// Forgets what was prepared for a socket that came to nothing.
 fn drop_record(socket: &Pinned) {
     let (slot, generation) = socket.name();
-    if let Ok(attachment) = attach::current()
+    if let Ok(attachment) = socket.attachment()
         && slot != NO_SLOT
     {
         socket::drop_record(&attachment, socket, slot, generation);
@@ -181,19 +181,28 @@ fn is_dual(address: &SocketAddr) -> bool {
 
 /// Binds in the service and, with a dual address and `both`, in the kernel.
 fn bind_to(socket: &Pinned, fd: RawFd, address: SocketAddr, both: bool) -> Result<(), Errno> {
-    let attachment = attach::current()?;
+    bind_at(attach::current()?, socket, fd, address, both)
+}
+
+/// As [`bind_to`], asking this server first.
+fn bind_at(
+    mut attachment: attach::Current,
+    socket: &Pinned,
+    fd: RawFd,
+    address: SocketAddr,
+    both: bool,
+) -> Result<(), Errno> {
+    let mut redirects = socket::Redirects::new();
     for _ in 0..PORT_TRIES {
-        let body = RequestBody::BindDatagram {
-            address: to_service(address),
-            reuse_address: options::is_on(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR),
-            reuse_port: options::is_on(fd, libc::SOL_SOCKET, libc::SO_REUSEPORT),
-            v6only: socket.domain() == libc::AF_INET6
-                && options::is_on(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY),
-        };
+        let body = bind_request(fd, socket, to_service(address));
         let reply = attachment.ask_socket(NO_SLOT, 0, body)?;
         match reply.errno {
             0 => {}
             NOT_OURS => return bind_by_kernel(socket, fd, &address),
+            ELSEWHERE => {
+                attachment = redirects.follow(&reply)?;
+                continue;
+            }
             errno => return Err(Errno(errno)),
         }
         socket.open_record(&attachment, reply.slot, reply.generation)?;
@@ -219,6 +228,17 @@ fn bind_to(socket: &Pinned, fd: RawFd, address: SocketAddr, both: bool) -> Resul
     Err(Errno::EADDRINUSE)
 }
 
+/// The request that binds a socket, with the options that its placeholder has.
+fn bind_request(fd: RawFd, socket: &Socket, address: SocketAddr) -> RequestBody {
+    RequestBody::BindDatagram {
+        address,
+        reuse_address: options::is_on(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR),
+        reuse_port: options::is_on(fd, libc::SOL_SOCKET, libc::SO_REUSEPORT),
+        v6only: socket.domain() == libc::AF_INET6
+            && options::is_on(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY),
+    }
+}
+
 /// Binds to an address of the kernel's: the socket is the kernel's if that succeeds.
 fn bind_by_kernel(socket: &Pinned, fd: RawFd, address: &SocketAddr) -> Result<(), Errno> {
     // Only the caller knows the interface of a link-local address.
@@ -236,11 +256,11 @@ fn bind_by_kernel(socket: &Pinned, fd: RawFd, address: &SocketAddr) -> Result<()
 pub(crate) fn reopen(socket: &Pinned) -> Result<(), Errno> {
     let names = socket.stream().map(|old| (old.local_address(), old.remote_address()));
     let (local, remote) = names.unwrap_or_default();
-    let fd = socket.number();
+    let (fd, attachment) = (socket.number(), socket.attachment()?);
     socket.forget_record();
     if let Some(local) = local.filter(|local| local.port() != 0) {
         // The kernel's half, if there is one, has kept its name.
-        bind_to(socket, fd, local, false)?;
+        bind_at(attachment, socket, fd, local, false)?;
     }
     match remote {
         Some(remote) => connect(socket, fd, remote),
@@ -303,15 +323,25 @@ fn connect_by_service(socket: &Pinned, fd: RawFd, remote: SocketAddr) -> Result<
     if socket.clear(flag::KERNEL_PEER) {
         sys::disconnect(fd)?;
     }
-    let attachment = attach::current()?;
-    let (slot, generation) = if socket.has_record() { socket.name() } else { (NO_SLOT, 0) };
-    let body = RequestBody::ConnectDatagram { remote: Some(to_service(remote)) };
-    let reply = attachment.ask_socket(slot, generation, body)?;
-    match reply.errno {
-        0 => {}
-        NOT_OURS => return Err(Errno::ENETUNREACH),
-        errno => return Err(Errno(errno)),
-    }
+    let mut attachment = socket.attachment()?;
+    let mut redirects = socket::Redirects::new();
+    let (slot, reply) = loop {
+        let (slot, generation) = if socket.has_record() { socket.name() } else { (NO_SLOT, 0) };
+        let body = RequestBody::ConnectDatagram { remote: Some(to_service(remote)) };
+        let reply = attachment.ask_socket(slot, generation, body)?;
+        match reply.errno {
+            0 => break (slot, reply),
+            NOT_OURS => return Err(Errno::ENETUNREACH),
+            ELSEWHERE => {
+                let next = redirects.follow(&reply)?;
+                if slot != NO_SLOT {
+                    move_to(&next, socket)?;
+                }
+                attachment = next;
+            }
+            errno => return Err(Errno(errno)),
+        }
+    };
     if slot == NO_SLOT {
         socket.open_record(&attachment, reply.slot, reply.generation)?;
         opened(socket, Phase::Stream);
@@ -319,6 +349,23 @@ fn connect_by_service(socket: &Pinned, fd: RawFd, remote: SocketAddr) -> Result<
         socket.set_phase(Phase::Stream);
         announce(socket);
     }
+    Ok(())
+}
+
+/// A bound socket goes to another server, before it is connected there.
+fn move_to(next: &attach::Attachment, socket: &Pinned) -> Result<(), Errno> {
+    let local = socket.stream().and_then(|record| record.local_address());
+    let body = bind_request(socket.number(), socket, local.ok_or(Errno::EINVAL)?);
+    let before = (socket.attachment()?, socket.name());
+    let bound = next.ask_socket(NO_SLOT, 0, body)?;
+    if bound.errno != 0 {
+        return Err(Errno(bound.errno));
+    }
+    socket.open_record(next, bound.slot, bound.generation)?;
+    options::replay(socket);
+    let (attachment, (slot, generation)) = before;
+    let close = RequestBody::Close { abort: false };
+    let _: Result<(), Errno> = attachment.tell(slot, generation, close);
     Ok(())
 }
 
@@ -347,7 +394,7 @@ fn dissolve(socket: &Pinned) -> Result<(), Errno> {
     }
     let (slot, generation) = socket.name();
     let body = RequestBody::ConnectDatagram { remote: None };
-    let reply = attach::current()?.ask_socket(slot, generation, body)?;
+    let reply = socket.attachment()?.ask_socket(slot, generation, body)?;
     if reply.errno != 0 {
         return Err(Errno(reply.errno));
     }

@@ -20,6 +20,7 @@ use haypile_shm::sys;
 use crate::attach;
 use crate::descriptors::{self, Owner};
 use crate::errno::TO_KERNEL;
+use crate::everywhere::{self, Records};
 use crate::memory::{self, Record};
 use crate::options::Stored;
 use crate::slab::{Entry, Slab};
@@ -76,6 +77,8 @@ pub(crate) mod flag {
     pub const KERNEL_NAMED: u32 = 1 << 15;
     /// UDP: the application has bound it.
     pub const EXPLICIT: u32 = 1 << 16;
+    /// A listener with records at several servers (`everywhere.rs`).
+    pub const EVERYWHERE: u32 = 1 << 17;
 }
 
 /// One socket.
@@ -96,6 +99,8 @@ pub(crate) struct Socket {
     backlog: AtomicU32,
     /// The attachment over which we are registered as an acceptor of this listener; 0: none.
     acceptor_in: AtomicU32,
+    /// Connections accepted, so that all servers have their turn.
+    pub(crate) turn: AtomicU32,
     pub(crate) receive_timeout_us: AtomicU64,
     pub(crate) send_timeout_us: AtomicU64,
     /// `SO_RCVLOWAT`: so many bytes make the socket readable, at least 1.
@@ -106,9 +111,11 @@ pub(crate) struct Socket {
     pub(crate) datagram: datagram::State,
     /// Epoll sets that hold it, by number plus one.
     epolls: [AtomicU32; 2],
-    /// The epoch of the server that keeps the record.
-    epoch: AtomicU32,
+    /// The server that keeps the record, and which life of it.
+    life: AtomicU64,
     stream: RwLock<Option<Record>>,
+    /// A listener's records at further servers.
+    further: RwLock<Option<Records>>,
 }
 
 impl Default for Socket {
@@ -124,6 +131,7 @@ impl Default for Socket {
             generation: AtomicU32::new(0),
             backlog: AtomicU32::new(0),
             acceptor_in: AtomicU32::new(0),
+            turn: AtomicU32::new(0),
             receive_timeout_us: AtomicU64::new(0),
             send_timeout_us: AtomicU64::new(0),
             receive_low: AtomicU32::new(1),
@@ -131,8 +139,9 @@ impl Default for Socket {
             stored: Stored::default(),
             datagram: datagram::State::default(),
             epolls: [const { AtomicU32::new(0) }; 2],
-            epoch: AtomicU32::new(0),
+            life: AtomicU64::new(0),
             stream: RwLock::new(None),
+            further: RwLock::new(None),
         }
     }
 }
@@ -250,13 +259,13 @@ impl Socket {
     /// Ties the socket to a record that is open already.
     pub(crate) fn set_record(&self, record: Record) -> Result<(), Errno> {
         let (slot, generation) = (record.slot(), record.generation());
-        let epoch = record.memory.epoch();
+        let life = record.memory.life();
         let Ok(mut place) = self.stream.try_write() else { return Err(Errno::EAGAIN) };
         *place = Some(record);
         drop(place);
-        // Nobody may take the new name for one of the old epoch.
+        // Nobody may take the new name for one of the old life.
         self.slot.store(NO_SLOT, Ordering::Release);
-        self.epoch.store(epoch, Ordering::Release);
+        self.life.store(life, Ordering::Release);
         self.generation.store(generation, Ordering::Release);
         self.slot.store(slot, Ordering::Release);
         Ok(())
@@ -279,15 +288,47 @@ impl Socket {
     /// The name of the record with the server of this attachment; `None` if there is none: another
     /// server, dead by now, may have known the socket.
     pub(crate) fn name_in(&self, attachment: &attach::Attachment) -> Option<(u32, u32)> {
-        let before = self.epoch.load(Ordering::Acquire);
+        let before = self.life.load(Ordering::Acquire);
         let (slot, generation) = self.name();
-        let same = before == attachment.epoch() && self.epoch.load(Ordering::Acquire) == before;
+        if before != attachment.life() {
+            let further = self.has(flag::EVERYWHERE);
+            return further.then(|| self.further_name_in(attachment)).flatten();
+        }
+        let same = self.life.load(Ordering::Acquire) == before;
         (slot != NO_SLOT && same).then_some((slot, generation))
     }
 
-    /// Whether the record was kept by another server than that of this attachment.
+    /// The server that keeps the record, the first one of a listener.
+    #[inline]
+    pub(crate) fn server(&self) -> u16 {
+        memory::server_of(self.life.load(Ordering::Acquire))
+    }
+
+    /// The attachment to the server that keeps the record; to the home if there is none yet.
+    pub(crate) fn attachment(&self) -> Result<attach::Current, Errno> {
+        if self.has_record() { attach::of(self.server()) } else { attach::current() }
+    }
+
+    /// Whether the record was kept by an earlier life of this attachment's server.
     pub(crate) fn is_behind_times(&self, attachment: &attach::Attachment) -> bool {
-        self.has_record() && self.epoch.load(Ordering::Acquire) != attachment.epoch()
+        let life = self.life.load(Ordering::Acquire);
+        self.has_record()
+            && memory::server_of(life) == attachment.server()
+            && life != attachment.life()
+    }
+
+    /// A listener's records at further servers.
+    pub(crate) fn further(&self) -> Option<Records> {
+        self.further.try_read().ok()?.clone()
+    }
+
+    /// From now on there may be records at further servers.
+    pub(crate) fn go_everywhere(&self) -> Result<(), Errno> {
+        let Ok(mut place) = self.further.try_write() else { return Err(Errno::EAGAIN) };
+        *place = Some(everywhere::records());
+        drop(place);
+        self.set(flag::EVERYWHERE);
+        Ok(())
     }
 
     /// The server that kept the record is gone, and the socket with it; what was received can still
@@ -296,8 +337,21 @@ impl Socket {
         self.slot.store(NO_SLOT, Ordering::Release);
     }
 
-    /// Sends a request about this socket; nowhere if its server is gone.
+    /// Sends a request about this socket; nowhere if its server is gone. Of a listener to every
+    /// server.
     pub(crate) fn tell(&self, body: RequestBody) -> Result<(), Errno> {
+        if self.has(flag::EVERYWHERE) {
+            return self.tell_everywhere(body);
+        }
+        let attachment = self.attachment()?;
+        match self.name_in(&attachment) {
+            Some((slot, generation)) => attachment.tell(slot, generation, body),
+            None => Ok(()),
+        }
+    }
+
+    /// Sends a request about this socket to the home of the process alone.
+    pub(crate) fn tell_home(&self, body: RequestBody) -> Result<(), Errno> {
         let attachment = attach::current()?;
         match self.name_in(&attachment) {
             Some((slot, generation)) => attachment.tell(slot, generation, body),
@@ -348,7 +402,9 @@ impl Socket {
         self.flags.store(0, Ordering::Relaxed);
         self.slot.store(NO_SLOT, Ordering::Relaxed);
         self.generation.store(0, Ordering::Relaxed);
+        self.life.store(0, Ordering::Relaxed);
         self.acceptor_in.store(0, Ordering::Relaxed);
+        self.turn.store(0, Ordering::Relaxed);
         self.receive_timeout_us.store(0, Ordering::Relaxed);
         self.send_timeout_us.store(0, Ordering::Relaxed);
         self.receive_low.store(1, Ordering::Relaxed);
@@ -399,6 +455,9 @@ fn tidy(index: u32, socket: &Socket) {
     if let Ok(mut place) = socket.stream.try_write() {
         *place = None;
         drop(place);
+        if let Ok(mut further) = socket.further.try_write() {
+            *further = None;
+        }
         SOCKETS.put(index);
     }
 }
@@ -484,7 +543,7 @@ fn end(pinned: &Pinned) {
     }
     if pinned.has(flag::SHARED) {
         if pinned.set_acceptor(0) != 0 {
-            let _: Result<(), Errno> = pinned.tell(RequestBody::NotAcceptor);
+            let _: Result<(), Errno> = pinned.tell_home(RequestBody::NotAcceptor);
         }
         return;
     }

@@ -10,6 +10,7 @@
 //! A forked child that goes on with the set puts its own doorbell beside its parent's.
 
 mod interest;
+mod posts;
 
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
@@ -19,7 +20,7 @@ use haypile_shm::Errno;
 use haypile_shm::spin::{Gaps, Spinner};
 use haypile_shm::sys::{self, EpollEvent};
 
-use crate::attach::{self, Attachment};
+use crate::attach;
 use crate::descriptors::{self, Owner};
 use crate::entry::{self, Phase, Pinned, flag};
 use crate::errno::TO_KERNEL;
@@ -38,8 +39,8 @@ const ALARM: u32 = 0xc000_0000;
 
 /// The mark of a doorbell or alarm of a process. Processes that share an epoll object by `fork` see
 /// each other's.
-fn mark(kind: u32, process_id: u32) -> u64 {
-    MARK | u64::from(kind | process_id & !KIND_MASK)
+fn mark(kind: u32, process: u32) -> u64 {
+    MARK | u64::from(kind | process & !KIND_MASK)
 }
 
 /// With events in hand the kernel's half is looked at one time in so many.
@@ -203,7 +204,7 @@ impl Epoll {
     fn interest(&self, epoll: RawFd) -> Result<Guard<'_, Interest>, Errno> {
         let mut interest = self.interest.lock()?;
         if self.has_ours.load(Ordering::Acquire) {
-            interest.ensure_watcher(epoll)?;
+            interest.ensure_watchers(epoll)?;
         }
         Ok(interest)
     }
@@ -429,7 +430,8 @@ fn sift(
         return Ok(found);
     }
     let mut kept = 0;
-    let own = attach::current()?.process_id() & !KIND_MASK;
+    let own = attach::current()?.process_mark() & !KIND_MASK;
+    let mut rung = false;
     let mut interest = held.interest(epoll)?;
     for at in 0..found {
         let event = events[at];
@@ -443,10 +445,13 @@ fn sift(
             BELL | ALARM if data as u32 & !KIND_MASK != own => {
                 held.foreign_bell.store(true, Ordering::Relaxed);
             }
-            BELL => interest.quiet(epoll),
+            BELL => rung = true,
             ALARM => interest.silence(),
             _ => interest.kernel_half_ready(data as u32, event.events),
         }
+    }
+    if rung {
+        interest.quiet(epoll);
     }
     held.kernel_lately.store(kept > 0, Ordering::Relaxed);
     if collects {
@@ -553,10 +558,11 @@ fn doze(
     }
 }
 
-/// Sleeps on our own doorbell alone, for a moment.
+/// Sleeps on our own doorbells alone, for a moment.
 fn rest(held: &Held, epoll: RawFd, left_ns: u64) -> Result<Dozed, Errno> {
-    let bell = held.interest(epoll)?.bell();
-    let mut fds = [sys::PollFd { fd: bell, events: libc::POLLIN, revents: 0 }];
+    let bells = held.interest(epoll)?.bells();
+    let mut fds: Vec<sys::PollFd> =
+        bells.into_iter().map(|fd| sys::PollFd { fd, events: libc::POLLIN, revents: 0 }).collect();
     let slept = sys::ppoll(&mut fds, Some(REST.min(Duration::from_nanos(left_ns))));
     let mut interest = held.interest(epoll)?;
     interest.awake();
@@ -625,7 +631,7 @@ pub(crate) fn attached_again() {
         // One that this thread holds is looked at when it goes on.
         if epoll.has_ours.load(Ordering::Acquire)
             && let Ok(mut interest) = epoll.interest.lock()
-            && interest.ensure_watcher(number).is_ok()
+            && interest.ensure_watchers(number).is_ok()
         {
             epoll.settle(number, &mut interest);
         }
@@ -633,11 +639,11 @@ pub(crate) fn attached_again() {
 }
 
 /// A forked child has attached: what its parent's watchers were told is not told to it.
-pub(crate) fn attached_in_child(_attachment: &Attachment) {
+pub(crate) fn attached_in_child() {
     EPOLLS.for_each(|_, epoll| {
         epoll.sleepers.store(0, Ordering::SeqCst);
         if let Ok(mut interest) = epoll.interest.lock() {
-            interest.forget_watcher();
+            interest.forget_watchers();
         }
     });
 }

@@ -82,9 +82,9 @@ pub fn after_fork_in_child() {
     if attach::is_attached() {
         release();
         become_child();
-        if keeps_a_connection() {
+        for server in servers_of_kept_connections() {
             // What goes wrong now goes wrong again, with an error, when the service is needed.
-            let _: Result<attach::Current, haypile_shm::Errno> = attach::current();
+            let _: Result<attach::Current, haypile_shm::Errno> = attach::of(server);
         }
     }
 }
@@ -102,36 +102,46 @@ fn become_child() {
     });
 }
 
-/// Whether a connection is open that would survive `exec`.
-fn keeps_a_connection() -> bool {
-    let mut keeps = false;
+/// The servers of the open connections that would survive `exec`.
+fn servers_of_kept_connections() -> Vec<u16> {
+    let mut servers = Vec::new();
     descriptors::for_each_in(0, u32::MAX, |fd, owner| {
         if let Owner::Socket(index) = owner
-            && !keeps
-            && entry::pin(index).is_some_and(|socket| socket.phase() == Phase::Stream)
+            && let Some(socket) = entry::pin(index)
+            && socket.phase() == Phase::Stream
+            && !servers.contains(&socket.server())
+            && sys::fcntl_getfd(fd).is_ok_and(|flags| flags & libc::FD_CLOEXEC == 0)
         {
-            keeps = sys::fcntl_getfd(fd).is_ok_and(|flags| flags & libc::FD_CLOEXEC == 0);
+            servers.push(socket.server());
         }
     });
-    keeps
+    servers
 }
 
-/// The child has a channel of its own.
-pub(crate) fn attached_in_child(attachment: &Attachment) {
-    watchers::forget_all();
+/// The child has a home of its own.
+pub(crate) fn attached_in_child() {
     poll::forget_all();
-    epoll::attached_in_child(attachment);
+    epoll::attached_in_child();
+}
+
+/// A process, or a child for itself, is attached to a server for the first time.
+pub(crate) fn attached_to(attachment: &Attachment) {
+    let server = attachment.server();
+    watchers::forget_all(server);
     SOCKETS.for_each(|_, socket| {
-        if let Some(stream) = socket.stream() {
+        if let Some(stream) = socket.stream()
+            && stream.memory.server() == server
+        {
             stream.reset_after_fork(attachment.process_id());
         }
     });
 }
 
-/// This process has a new channel: the old one's descriptors were lost, or its server is dead. What
-/// is held by locks that another thread has is put in order when that looks at it next.
-pub(crate) fn attached_again() {
-    watchers::forget_all();
+/// This process has a new channel with a server: the old one's descriptors were lost, or its server
+/// is dead. What is held by locks that another thread has is put in order when that looks at it
+/// next.
+pub(crate) fn attached_again(server: u16) {
+    watchers::forget_all(server);
     poll::forget_all();
     epoll::attached_again();
 }

@@ -23,6 +23,7 @@ mod descriptors;
 mod entry;
 mod epoll;
 mod errno;
+mod everywhere;
 mod fork;
 mod internal;
 mod lock;

@@ -23,8 +23,8 @@ const ARENAS: usize = 4096;
 /// the last such record goes.
 #[derive(Debug)]
 pub(crate) struct Memory {
-    /// The epoch of the server that made them.
-    epoch: u32,
+    /// The server that made them, and its epoch.
+    life: u64,
     /// The present epoch.
     now: EpochReader,
     /// There will be no other server, although the epoch may not say so.
@@ -33,15 +33,26 @@ pub(crate) struct Memory {
     arenas: Box<[OnceLock<Arc<Segment>>]>,
 }
 
+/// A server and its epoch in one word, so that one comparison tells whether a name means anything.
+pub(crate) fn life(server: u16, epoch: u32) -> u64 {
+    u64::from(server) << 32 | u64::from(epoch)
+}
+
+/// The server of such a word.
+#[inline]
+pub(crate) fn server_of(life: u64) -> u16 {
+    (life >> 32) as u16
+}
+
 fn places(count: usize) -> Box<[OnceLock<Arc<Segment>>]> {
     (0..count).map(|_| OnceLock::new()).collect()
 }
 
 impl Memory {
     /// The memory of the server of `epoch`, with table 0, which comes with the welcome.
-    pub(crate) fn new(epoch: u32, now: EpochReader, table: Segment) -> Memory {
+    pub(crate) fn new(server: u16, epoch: u32, now: EpochReader, table: Segment) -> Memory {
         let memory = Memory {
-            epoch,
+            life: life(server, epoch),
             now,
             over: AtomicBool::new(false),
             tables: places(TABLES),
@@ -53,7 +64,18 @@ impl Memory {
 
     /// The epoch of the server.
     pub(crate) fn epoch(&self) -> u32 {
-        self.epoch
+        self.life as u32
+    }
+
+    /// The server.
+    pub(crate) fn server(&self) -> u16 {
+        server_of(self.life)
+    }
+
+    /// Which server, and which life of it.
+    #[inline]
+    pub(crate) fn life(&self) -> u64 {
+        self.life
     }
 
     /// Where the present epoch stands.
@@ -64,7 +86,7 @@ impl Memory {
     /// Whether the server that made it is gone.
     #[inline]
     pub(crate) fn is_past(&self) -> bool {
-        self.now.get() != self.epoch || self.is_over()
+        self.now.get() != self.epoch() || self.is_over()
     }
 
     /// Whether there will be no other server.
@@ -102,8 +124,8 @@ impl Memory {
 
     #[cold]
     fn map_arena(&self, place: &OnceLock<Arc<Segment>>, index: u32) -> Result<Arc<Segment>, Errno> {
-        let attachment = attach::current()?;
-        if attachment.memory().epoch != self.epoch {
+        let attachment = attach::of(self.server())?;
+        if attachment.life() != self.life {
             // Nobody has it any more.
             return Err(Errno::ENOENT);
         }

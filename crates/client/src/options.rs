@@ -16,7 +16,7 @@ use haypile_shm::sys;
 use libc::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, SOL_SOCKET};
 
 use crate::entry::{self, Phase, Pinned, Socket, flag};
-use crate::{attach, datagram, placeholder, socket};
+use crate::{datagram, placeholder, socket};
 
 /// Bytes of the name of a congestion control, with its end (`TCP_CA_NAME_MAX`).
 const CONGESTION_BYTES: usize = 16;
@@ -544,7 +544,7 @@ fn get_known(
 fn ask_integer(socket: &Pinned, option: u16) -> Result<i32, Errno> {
     let (slot, generation) = socket.name();
     let body = RequestBody::GetOption { option };
-    let reply = attach::current()?.ask_option(slot, generation, body)?;
+    let reply = socket.attachment()?.ask_option(slot, generation, body)?;
     integer(reply.bytes())
 }
 
@@ -565,7 +565,7 @@ fn give_timeout(place: &AtomicU64, out: &mut [u8]) -> Result<usize, Errno> {
 /// `TCP_INFO`, in as many parts as there is room for.
 fn tcp_info(socket: &Pinned, out: &mut [u8]) -> Result<usize, Errno> {
     let (slot, generation) = socket.name();
-    let attachment = attach::current()?;
+    let attachment = socket.attachment()?;
     let mut done = 0;
     for part in 0..8 {
         if done >= out.len() {

@@ -8,18 +8,18 @@
 //! number, and its cookie is told to the service. See decision 5 and `docs/decisions/0005`.
 
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use haypile_shm::Errno;
-use haypile_shm::messages::{ControlReply, ControlRequest, RequestBody};
+use haypile_shm::messages::{ControlRequest, RequestBody};
 use haypile_shm::sys::{self, Fd};
 
-use crate::attach::{self, Attachment};
+use crate::attach::Attachment;
 use crate::descriptors::{self, Owner};
 use crate::entry::{self, Phase, Pinned, flag};
 use crate::internal::Internal;
 use crate::lock::Lock;
-use crate::{options, socket};
+use crate::{everywhere, options, socket};
 
 #[derive(Debug)]
 struct Templates {
@@ -36,9 +36,10 @@ pub(crate) fn forget_templates() {
     }
 }
 
-/// Whether a connection was shown to the service: its last copy could otherwise be closed before
-/// the service begins to listen for that.
-static STREAM_SHOWN: AtomicBool = AtomicBool::new(false);
+/// The servers, one bit each, to which a connection was shown: its last copy could otherwise be closed
+/// before the server begins to listen for that.
+static STREAM_SHOWN: AtomicU64 = AtomicU64::new(0);
+const _: () = assert!(haypile_shm::epoch::EPOCH_SERVERS <= 64, "one bit each");
 /// Spawns under way: descriptors made meanwhile are born shared.
 static SPAWNING: AtomicU32 = AtomicU32::new(0);
 
@@ -112,16 +113,21 @@ pub(crate) fn share(pinned: &Pinned) -> Result<(), Errno> {
     }
     materialise(pinned)?;
     let cookie = sys::so_cookie(pinned.number())?;
-    pinned.tell(RequestBody::Shared { cookie })?;
-    pinned.set(flag::SHARED);
-    // The answer for the first connection says that the service listens for the ends of all.
     let stream = pinned.phase() == Phase::Stream && !pinned.has(flag::DATAGRAM);
-    if !stream || !STREAM_SHOWN.swap(true, Ordering::SeqCst) {
-        let shown = |reply: &ControlReply| matches!(reply, ControlReply::Adopted { .. });
-        // Without the sight of it the service lets the socket end with the last process.
-        let _: Result<_, Errno> =
-            attach::current()?.ask(&ControlRequest::Adopt, &[pinned.number()], shown);
-    }
+    let mut outcome = Ok(());
+    pinned.for_each_name(|attachment, (slot, generation)| {
+        let told = attachment.tell(slot, generation, RequestBody::Shared { cookie });
+        outcome = outcome.and(told);
+        // The answer for the first connection says that the server listens for the ends of all.
+        let bit = 1 << (attachment.server() % 64);
+        if !stream || STREAM_SHOWN.fetch_or(bit, Ordering::SeqCst) & bit == 0 {
+            // Without the sight of it the server lets the socket end with the last process.
+            let _: Result<_, Errno> =
+                everywhere::ask(attachment, &ControlRequest::Adopt, pinned.number());
+        }
+    });
+    outcome?;
+    pinned.set(flag::SHARED);
     Ok(())
 }
 
@@ -135,9 +141,12 @@ pub(crate) fn share_all(attachment: &Attachment) {
             return;
         }
         if let Ok(cookie) = sys::so_cookie(pinned.number()) {
-            let (slot, generation) = pinned.name();
+            let Some((slot, generation)) = pinned.name_in(attachment) else { return };
             attachment.leave(slot, generation, RequestBody::Shared { cookie });
-            pinned.set(flag::SHARED);
+            // A listener is to be marked at the other servers too.
+            if !pinned.has(flag::EVERYWHERE) {
+                pinned.set(flag::SHARED);
+            }
         }
     });
 }

@@ -1,6 +1,7 @@
 //! poll(2), and select through it, over sets of both worlds. A call that has to sleep borrows a
-//! watcher from the pool, has the service report our sockets to it, and sleeps in one kernel poll
-//! over the kernel's descriptors and the watcher's doorbell.
+//! lookout from the pool, a watcher for each server that knows one of our sockets, has the servers
+//! report to them, and sleeps in one kernel poll over the kernel's descriptors and the watchers'
+//! doorbells.
 //!
 //! What a watcher has been told to watch is remembered with it, so that a loop over the same set
 //! sends nothing after its first turn. Used by the shim, and by `accept.rs` for dual listeners.
@@ -29,11 +30,19 @@ const BLIND_SLICE: Duration = Duration::from_millis(2);
 /// The longest sleep without a service.
 const GONE_SLICE: Duration = Duration::from_secs(1);
 
+/// Watchers, one a server, and what they have been told to watch.
+#[derive(Debug, Default)]
+struct Lookout {
+    posts: Vec<Post>,
+}
+
 /// A watcher and what it has been told to watch.
 #[derive(Debug)]
-struct Lookout {
+struct Post {
     watcher: Watcher,
     watched: Vec<Watched>,
+    /// Its doorbell's place in the kernel's array of the present call.
+    bell_place: usize,
 }
 
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -212,8 +221,9 @@ fn poll_once(
         GAPS.note(sys::clock_monotonic_ns() - started_ns);
         return set.look_at_all(fds).map(Some);
     }
-    let mut lookout = if set.ours.is_empty() { None } else { borrow(&attachment) };
-    let outcome = wait(&attachment, &mut set, fds, lookout.as_mut(), deadline_ns, sleep);
+    let mut lookout = if set.ours.is_empty() { None } else { Some(borrow()) };
+    let seen = lookout.as_mut().is_none_or(|lookout| lookout.watch(&set.ours));
+    let outcome = wait(&attachment, &mut set, fds, lookout.as_mut(), seen, deadline_ns, sleep);
     if let Some(lookout) = lookout {
         give_back(lookout);
     }
@@ -221,31 +231,30 @@ fn poll_once(
     outcome
 }
 
+/// Sleeps until something is ready. `seen`: everything of ours is watched, so that a bell rings for
+/// it.
 fn wait(
     attachment: &Attachment,
     set: &mut Set,
     fds: &mut [PollFd],
     mut lookout: Option<&mut Lookout>,
+    seen: bool,
     deadline_ns: Option<u64>,
     sleep: Sleep<'_>,
 ) -> Result<Option<usize>, Errno> {
     if let Some(lookout) = &mut lookout {
-        lookout.watch(attachment, &set.ours);
-        let bell = lookout.watcher.bell();
-        set.kernel.push(PollFd { fd: bell, events: libc::POLLIN, revents: 0 });
+        lookout.enter(&mut set.kernel);
     }
-    let bell_place = lookout.is_some().then(|| set.kernel.len() - 1);
     loop {
         if let Some(lookout) = &mut lookout {
-            lookout.watcher.drain(attachment, |_| {});
-            lookout.watcher.prepare_sleep();
+            lookout.prepare_sleep();
         }
         // The look after the announcement: what comes from now on rings.
         let ready = set.look(fds);
-        let news = lookout.as_mut().is_some_and(|lookout| !lookout.watcher.is_empty());
+        let news = lookout.as_mut().is_some_and(|lookout| lookout.has_news());
         if ready > 0 || news {
             if let Some(lookout) = &lookout {
-                lookout.watcher.awake();
+                lookout.awake();
             }
             let ready = finish(set, fds)?;
             if ready > 0 {
@@ -253,25 +262,17 @@ fn wait(
             }
             continue;
         }
-        let blind = lookout.is_none() && !set.ours.is_empty();
         // Nobody rings any more for whose server is gone.
         let gone = attachment.is_gone().then_some(GONE_SLICE);
-        let slice = slice(deadline_ns, if blind { Some(BLIND_SLICE) } else { gone });
+        let slice = slice(deadline_ns, if seen { gone } else { Some(BLIND_SLICE) });
         let slept = sleep(&mut set.kernel, slice);
         if let Some(lookout) = &lookout {
-            lookout.watcher.awake();
+            lookout.awake();
         }
         slept?;
-        if let (Some(place), Some(lookout)) = (bell_place, &lookout)
-            && set.kernel[place].revents != 0
-            && !lookout.watcher.quiet_bell()
+        if let Some(lookout) = &lookout
+            && lookout.hear(&set.kernel)? == Heard::Death
         {
-            if !lookout.watcher.has_bell() {
-                // The program has closed it; a new wait makes another.
-                attachment.note_lost();
-                return Err(Errno::EINTR);
-            }
-            attachment.note_gone();
             return Ok(None);
         }
         let ready = set.copy_kernel(fds) + set.look(fds);
@@ -279,7 +280,8 @@ fn wait(
         if ready > 0 || over {
             return Ok(Some(ready));
         }
-        if blind && attachment.is_gone() {
+        if !seen {
+            // What could not be watched may be by now: its server is back.
             return Ok(None);
         }
     }
@@ -299,41 +301,149 @@ fn finish(set: &mut Set, fds: &mut [PollFd]) -> Result<usize, Errno> {
     Ok(set.copy_kernel(fds) + set.look(fds))
 }
 
+/// What the doorbells say.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+enum Heard {
+    /// Look.
+    News,
+    /// A server is dead.
+    Death,
+}
+
 impl Lookout {
-    /// Has the service report these sockets, and no more others than can be remembered.
-    fn watch(&mut self, attachment: &Attachment, ours: &[Ours]) {
-        if self.watched.len() + ours.len() > REMEMBERED {
-            self.forget(attachment, ours);
+    /// Puts the doorbells into the kernel's array.
+    fn enter(&mut self, kernel: &mut Vec<PollFd>) {
+        for post in &mut self.posts {
+            post.bell_place = kernel.len();
+            kernel.push(PollFd { fd: post.watcher.bell(), events: libc::POLLIN, revents: 0 });
         }
+    }
+
+    /// Takes what was reported and announces sleep.
+    fn prepare_sleep(&mut self) {
+        for post in &mut self.posts {
+            if let Some(attachment) = attach::existing(post.watcher.server()) {
+                post.watcher.drain(&attachment, |_| {});
+            }
+            post.watcher.prepare_sleep();
+        }
+    }
+
+    fn awake(&self) {
+        self.posts.iter().for_each(|post| post.watcher.awake());
+    }
+
+    fn has_news(&mut self) -> bool {
+        self.posts.iter_mut().any(|post| !post.watcher.is_empty())
+    }
+
+    /// Takes the rings of the doorbells after a sleep.
+    fn hear(&self, kernel: &[PollFd]) -> Result<Heard, Errno> {
+        let mut heard = Heard::News;
+        for post in &self.posts {
+            if kernel[post.bell_place].revents == 0 || post.watcher.quiet_bell() {
+                continue;
+            }
+            let attachment = attach::existing(post.watcher.server());
+            let attachment = attachment.filter(|one| post.watcher.belongs_to(one));
+            if !post.watcher.has_bell() {
+                // The program has closed it; a new wait makes another.
+                if let Some(attachment) = attachment {
+                    attachment.note_lost();
+                }
+                return Err(Errno::EINTR);
+            }
+            if let Some(attachment) = attachment {
+                attachment.note_gone();
+            }
+            heard = Heard::Death;
+        }
+        Ok(heard)
+    }
+
+    /// Has the servers report these sockets. False: not all could be.
+    fn watch(&mut self, ours: &[Ours]) -> bool {
+        let mut seen = true;
         for ours in ours {
-            let Some((slot, generation)) = ours.socket.name_in(attachment) else { continue };
-            let mask = readiness::watch_mask(ours.wanted);
-            let known = self.watched.iter_mut().find(|watched| watched.slot == slot);
-            let mask = match known {
-                Some(watched) if watched.generation == generation => {
-                    if watched.mask & mask == mask {
-                        continue;
-                    }
-                    watched.mask |= mask;
-                    watched.mask
+            let mut known = false;
+            ours.socket.for_each_name(|attachment, name| {
+                if let Some(post) = self.post(attachment) {
+                    post.watch(attachment, name, ours.wanted);
+                    known = true;
+                } else {
+                    seen = false;
                 }
-                Some(watched) => {
-                    *watched = Watched { slot, generation, mask };
-                    mask
-                }
-                None => {
-                    self.watched.push(Watched { slot, generation, mask });
-                    mask
-                }
-            };
-            let body = RequestBody::Watch { watcher: self.watcher.number(), mask, one_shot: false };
-            let _: Result<(), Errno> = attachment.tell(slot, generation, body);
+            });
+            // Without a record there is nothing to report, and with a dead server nobody to.
+            seen &= known || !ours.socket.has_record();
         }
+        self.forget(ours);
+        seen
+    }
+
+    /// The watcher of a server, made if there is none; `None` if there can be none.
+    fn post(&mut self, attachment: &Attachment) -> Option<&mut Post> {
+        if attachment.is_gone() {
+            return None;
+        }
+        let server = attachment.server();
+        let known = self.posts.iter().position(|post| post.watcher.server() == server);
+        let at = match known {
+            Some(at) if self.posts[at].watcher.belongs_to(attachment) => at,
+            other => {
+                if let Some(at) = other {
+                    self.posts.swap_remove(at);
+                }
+                let watcher = Watcher::new(attachment).ok()?;
+                self.posts.push(Post { watcher, watched: Vec::new(), bell_place: 0 });
+                self.posts.len() - 1
+            }
+        };
+        self.posts.get_mut(at)
+    }
+
+    /// Where more is watched than can be remembered, stops watching what is not in the present set.
+    fn forget(&mut self, ours: &[Ours]) {
+        for post in &mut self.posts {
+            if post.watched.len() > REMEMBERED.max(ours.len())
+                && let Some(attachment) = attach::existing(post.watcher.server())
+            {
+                post.forget(&attachment, ours);
+            }
+        }
+    }
+}
+
+impl Post {
+    /// Has the server report a socket, unless it does already.
+    fn watch(&mut self, attachment: &Attachment, (slot, generation): (u32, u32), wanted: u32) {
+        let mask = readiness::watch_mask(wanted);
+        let known = self.watched.iter_mut().find(|watched| watched.slot == slot);
+        let mask = match known {
+            Some(watched) if watched.generation == generation => {
+                if watched.mask & mask == mask {
+                    return;
+                }
+                watched.mask |= mask;
+                watched.mask
+            }
+            Some(watched) => {
+                *watched = Watched { slot, generation, mask };
+                mask
+            }
+            None => {
+                self.watched.push(Watched { slot, generation, mask });
+                mask
+            }
+        };
+        let body = RequestBody::Watch { watcher: self.watcher.number(), mask, one_shot: false };
+        let _: Result<(), Errno> = attachment.tell(slot, generation, body);
     }
 
     /// Stops watching what is not in the present set.
     fn forget(&mut self, attachment: &Attachment, ours: &[Ours]) {
-        let mut present: Vec<u32> = ours.iter().map(|ours| ours.socket.name().0).collect();
+        let names = ours.iter().filter_map(|ours| ours.socket.name_in(attachment));
+        let mut present: Vec<u32> = names.map(|name| name.0).collect();
         present.sort_unstable();
         let number = self.watcher.number();
         self.watched.retain(|watched| {
@@ -347,17 +457,9 @@ impl Lookout {
     }
 }
 
-/// A watcher from the pool, or a new one; `None` when there can be no more.
-fn borrow(attachment: &Attachment) -> Option<Lookout> {
-    if let Ok(mut lookouts) = LOOKOUTS.lock() {
-        while let Some(lookout) = lookouts.pop() {
-            if lookout.watcher.belongs_to(attachment) {
-                return Some(lookout);
-            }
-        }
-    }
-    let watcher = Watcher::new(attachment).ok()?;
-    Some(Lookout { watcher, watched: Vec::new() })
+/// A lookout from the pool, or a new one.
+fn borrow() -> Lookout {
+    LOOKOUTS.lock().ok().and_then(|mut lookouts| lookouts.pop()).unwrap_or_default()
 }
 
 fn give_back(lookout: Lookout) {

@@ -21,7 +21,11 @@ const WRNORM: u32 = 0x100;
 /// its return is reported although no write has failed.
 pub(crate) fn of_socket(socket: &Socket, wanted: u32) -> u32 {
     let over = |attachment: attach::Current| attachment.fate() == attach::Fate::Over;
-    let gone = !socket.has(flag::GONE_TOLD) && attach::current().is_ok_and(over);
+    let gone = !socket.has(flag::GONE_TOLD)
+        && match socket.has(flag::EVERYWHERE) {
+            true => accept::is_over(socket),
+            false => socket.attachment().is_ok_and(over),
+        };
     let bits = match socket.phase() {
         Phase::Kernel => return 0,
         _ if socket.has(flag::DATAGRAM) => datagram::readiness(socket, wanted),

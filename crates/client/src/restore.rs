@@ -1,4 +1,4 @@
-//! What becomes of this process's sockets when their server has died and there is another: listeners
+//! What becomes of this process's sockets at a server that has died, when there is another: listeners
 //! and bound sockets are opened again, connections have failed.
 //!
 //! A listener was held by the new server meanwhile and is asked for by its placeholder; one that the
@@ -7,13 +7,11 @@
 
 use haypile_shm::Errno;
 use haypile_shm::limits::NO_SLOT;
-use haypile_shm::messages::{ControlReply, ControlRequest, RequestBody, SocketKind};
-use haypile_shm::sys;
+use haypile_shm::messages::{ControlRequest, RequestBody, SocketKind};
 
-use crate::addresses::{to_service, unspecified};
 use crate::attach::Attachment;
 use crate::entry::{self, Phase, Pinned, SOCKETS, flag};
-use crate::{datagram, options, placeholder};
+use crate::{accept, datagram, everywhere, options};
 
 /// Attempts to have a port that a sibling of ours may be opening at the same moment.
 const TRIES: u32 = 3;
@@ -23,8 +21,17 @@ pub(crate) fn all(attachment: &Attachment) {
     let mut sockets = Vec::new();
     SOCKETS.for_each(|index, _| sockets.push(index));
     for socket in sockets.into_iter().filter_map(entry::pin) {
-        if socket.is_behind_times(attachment) {
+        let further = socket.has(flag::EVERYWHERE) && attachment.server() != socket.server();
+        if further && socket.name_in(attachment).is_none() {
+            everywhere::restore(attachment, &socket);
+        } else if !further && socket.is_behind_times(attachment) {
             one(attachment, &socket);
+        } else {
+            continue;
+        }
+        if socket.has(flag::EVERYWHERE) && socket.set_acceptor(0) != 0 {
+            // The home may have taken this process off its list for want of a way to it.
+            let _: Result<(), Errno> = accept::register(&socket);
         }
     }
 }
@@ -58,10 +65,8 @@ pub(crate) fn one(attachment: &Attachment, socket: &Pinned) {
 /// The listener that the server has held for the placeholder.
 fn ask(attachment: &Attachment, socket: &Pinned) -> Result<(), Errno> {
     let request = ControlRequest::Restore { shared: socket.has(flag::SHARED) };
-    let is_answer = |reply: &ControlReply| matches!(reply, ControlReply::Adopted { .. });
-    let (reply, _) = attachment.ask(&request, &[socket.number()], is_answer)?;
-    match reply {
-        ControlReply::Adopted { errno: 0, slot, generation, kind: SocketKind::Listener } => {
+    match everywhere::ask(attachment, &request, socket.number())? {
+        (slot, generation, SocketKind::Listener) => {
             socket.open_record(attachment, slot, generation)
         }
         _ => Err(Errno::ENOENT),
@@ -70,28 +75,15 @@ fn ask(attachment: &Attachment, socket: &Pinned) -> Result<(), Errno> {
 
 /// Binds anew, and listens.
 fn open(attachment: &Attachment, socket: &Pinned, listens: bool) -> Result<(), Errno> {
-    let local = socket.stream().and_then(|record| record.local_address());
-    let bind = RequestBody::Bind {
-        address: local.unwrap_or_else(|| to_service(unspecified(socket.domain()))),
-        reuse_address: socket.stored.reuse_address(),
-        reuse_port: socket.stored.reuse_port(),
-        v6only: socket.stored.v6only(),
-    };
-    let bound = attachment.ask_socket(NO_SLOT, 0, bind)?;
+    let bound = attachment.ask_socket(NO_SLOT, 0, everywhere::bind_again(socket))?;
     if bound.errno != 0 {
         return Err(Errno(bound.errno));
     }
     let (slot, generation) = (bound.slot, bound.generation);
     socket.open_record(attachment, slot, generation)?;
     options::replay(socket);
-    let cookie = sys::so_cookie(socket.number())?;
     if listens {
-        let listen = RequestBody::Listen {
-            backlog: socket.backlog(),
-            v6only: socket.stored.v6only(),
-            reuse_port: socket.stored.reuse_port(),
-            cookie,
-        };
+        let listen = everywhere::listen_again(socket, socket.backlog());
         let answer = attachment.ask_socket(slot, generation, listen)?;
         if answer.errno != 0 {
             let _: Result<(), Errno> =
@@ -99,9 +91,9 @@ fn open(attachment: &Attachment, socket: &Pinned, listens: bool) -> Result<(), E
             return Err(Errno(answer.errno));
         }
     }
-    if socket.clear(flag::SHARED) {
+    if socket.has(flag::SHARED) {
         // The server is told, and shown the placeholder, as by a fork.
-        placeholder::share(socket)?;
+        everywhere::show(attachment, (slot, generation), socket.number())?;
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use std::os::fd::RawFd;
 use haypile_shm::Errno;
 use haypile_shm::limits::NO_SLOT;
 use haypile_shm::messages::{
-    ControlReply, ControlRequest, NOT_OURS, RequestBody, Shutdown, SocketKind,
+    ControlRequest, ELSEWHERE, NOT_OURS, RequestBody, Shutdown, SocketKind, SocketReply,
 };
 use haypile_shm::stream::status;
 use haypile_shm::sys;
@@ -25,7 +25,7 @@ use crate::datagram::{self, World};
 use crate::descriptors::{self, Owner};
 use crate::entry::{self, Phase, Pinned, flag};
 use crate::errno::{SERVICE_GONE, TO_KERNEL};
-use crate::{epoll, options, placeholder, stream_io};
+use crate::{epoll, everywhere, options, placeholder, stream_io};
 
 /// Ports tried when the service chooses one that the kernel has given away already.
 const PORT_TRIES: u32 = 32;
@@ -87,7 +87,9 @@ pub fn bind(fd: RawFd, address: SocketAddr) -> Result<(), Errno> {
 }
 
 fn bind_to(socket: &Pinned, fd: RawFd, address: SocketAddr) -> Result<(), Errno> {
-    let attachment = attach::present()?;
+    // Server 0 knows all listeners, wherever the home of their programs is.
+    let mut attachment = attach::present_of(0)?;
+    let mut redirects = Redirects::new();
     for _ in 0..PORT_TRIES {
         let body = RequestBody::Bind {
             address: to_service(address),
@@ -99,6 +101,10 @@ fn bind_to(socket: &Pinned, fd: RawFd, address: SocketAddr) -> Result<(), Errno>
         match reply.errno {
             0 => {}
             NOT_OURS => return become_kernel(socket, fd),
+            ELSEWHERE => {
+                attachment = redirects.follow(&reply)?;
+                continue;
+            }
             errno => return Err(Errno(errno)),
         }
         let opened = socket.open_record(&attachment, reply.slot, reply.generation);
@@ -137,6 +143,25 @@ fn bind_placeholder(socket: &Pinned, fd: RawFd, address: SocketAddr) -> Result<(
     Ok(())
 }
 
+/// Follows answers that say which other server is to be asked, so many times and no more.
+pub(crate) struct Redirects(u32);
+
+impl Redirects {
+    pub(crate) fn new() -> Redirects {
+        Redirects(4)
+    }
+
+    /// The attachment to the server that an answer names.
+    ///
+    /// # Errors
+    /// `EHOSTUNREACH` where servers send us to and fro; as [`attach::present_of`].
+    pub(crate) fn follow(&mut self, reply: &SocketReply) -> Result<attach::Current, Errno> {
+        self.0 = self.0.checked_sub(1).ok_or(Errno::EHOSTUNREACH)?;
+        let server = u16::try_from(reply.slot).map_err(|_| Errno::EPROTO)?;
+        attach::present_of(server)
+    }
+}
+
 /// Gives a record up, in the service too.
 pub(crate) fn drop_record(attachment: &Attachment, socket: &Pinned, slot: u32, generation: u32) {
     let close = RequestBody::Close { abort: true };
@@ -147,7 +172,7 @@ pub(crate) fn drop_record(attachment: &Attachment, socket: &Pinned, slot: u32, g
 /// The socket is the kernel's from now on; the caller's call is the kernel's to make.
 pub(crate) fn become_kernel(socket: &Pinned, fd: RawFd) -> Result<(), Errno> {
     if let Some((slot, generation)) = socket.has_record().then(|| socket.name()) {
-        drop_record(&*attach::current()?, socket, slot, generation);
+        drop_record(&*socket.attachment()?, socket, slot, generation);
     }
     socket.set_phase(Phase::Kernel);
     socket.for_each_epoll(|epoll| epoll::hand_to_kernel(epoll, socket.index()));
@@ -172,21 +197,20 @@ pub fn listen(fd: RawFd, backlog: i32) -> Result<(), Errno> {
         Phase::Bound | Phase::Listening => {}
         Phase::Stream | Phase::Kernel => return Err(Errno::EINVAL),
     }
-    let attachment = attach::present()?;
+    let attachment = attach::present_of(socket.server())?;
     let (slot, generation) = socket.name_in(&attachment).ok_or(SERVICE_GONE)?;
-    let body = RequestBody::Listen {
-        // Linux reads the number as unsigned and holds it to net.core.somaxconn, 4096.
-        backlog: (backlog as u32).min(4096),
-        v6only: socket.stored.v6only(),
-        reuse_port: socket.stored.reuse_port(),
-        // A listener's placeholder is never a duplicate of the template.
-        cookie: sys::so_cookie(fd).unwrap_or(0),
-    };
+    // Linux reads the number as unsigned and holds it to net.core.somaxconn, 4096.
+    let limit = (backlog as u32).min(4096);
+    let body = everywhere::listen_again(&socket, limit);
     let reply = attachment.ask_socket(slot, generation, body)?;
     if reply.errno != 0 {
         return Err(Errno(reply.errno));
     }
-    socket.set_backlog((backlog as u32).min(4096));
+    if let Err(errno) = everywhere::open(&socket, body) {
+        unlisten(&attachment, &socket, slot, generation);
+        return Err(errno);
+    }
+    socket.set_backlog(limit);
     if socket.has(flag::DUAL) {
         sys::listen(fd, backlog)?;
         // So that an accept never blocks on the kernel's half when another process was faster.
@@ -198,6 +222,24 @@ pub fn listen(fd: RawFd, backlog: i32) -> Result<(), Errno> {
         socket.for_each_epoll(|epoll| epoll::socket_changed(epoll, socket.index()));
     }
     Ok(())
+}
+
+/// Another server has refused to listen: the socket is bound again, as it was.
+fn unlisten(attachment: &Attachment, socket: &Pinned, slot: u32, generation: u32) {
+    if socket.phase() == Phase::Listening {
+        return;
+    }
+    let close = RequestBody::Close { abort: true };
+    let _: Result<(), Errno> = attachment.tell(slot, generation, close);
+    let bound = attachment.ask_socket(NO_SLOT, 0, everywhere::bind_again(socket));
+    match bound {
+        Ok(bound) if bound.errno == 0 => {
+            let _: Result<(), Errno> = socket.open_record(attachment, bound.slot, bound.generation);
+            options::replay(socket);
+        }
+        // Somebody has been faster: the next call says so.
+        _ => socket.forget_name(),
+    }
 }
 
 /// connect(2).
@@ -227,39 +269,72 @@ pub fn connect(fd: RawFd, remote: SocketAddr) -> Result<(), Errno> {
 
 /// The first half of a connect: when it returns, a SYN is on its way.
 fn start_connecting(socket: &Pinned, fd: RawFd, remote: SocketAddr) -> Result<(), Errno> {
-    let attachment = attach::present()?;
-    let early = !socket.has_record() && socket.stored.any_early();
-    if early {
-        let v6 = to_service(remote).is_ipv6();
-        let reply = attachment.ask_socket(NO_SLOT, 0, RequestBody::Open { v6 })?;
-        if reply.errno != 0 {
-            return Err(Errno(reply.errno));
-        }
-        socket.open_record(&attachment, reply.slot, reply.generation)?;
-        options::replay(socket);
-    }
-    let (slot, generation) = socket.name_in(&attachment).unwrap_or((NO_SLOT, 0));
-    let body = RequestBody::Connect { remote: to_service(remote) };
-    let reply = attachment.ask_socket(slot, generation, body)?;
-    match reply.errno {
-        0 => {}
-        NOT_OURS => return become_kernel(socket, fd),
-        errno => {
-            if early {
-                drop_record(&attachment, socket, slot, generation);
+    let bound = socket.has_record();
+    let mut attachment =
+        if bound { attach::present_of(socket.server())? } else { attach::present()? };
+    let mut redirects = Redirects::new();
+    loop {
+        let early = !bound && socket.stored.any_early();
+        if early {
+            let v6 = to_service(remote).is_ipv6();
+            let reply = attachment.ask_socket(NO_SLOT, 0, RequestBody::Open { v6 })?;
+            if reply.errno != 0 {
+                return Err(Errno(reply.errno));
             }
-            return Err(Errno(errno));
+            socket.open_record(&attachment, reply.slot, reply.generation)?;
+            options::replay(socket);
         }
-    }
-    if slot == NO_SLOT {
-        socket.open_record(&attachment, reply.slot, reply.generation)?;
-        options::replay(socket);
+        let (slot, generation) = socket.name_in(&attachment).unwrap_or((NO_SLOT, 0));
+        let body = RequestBody::Connect { remote: to_service(remote) };
+        let reply = attachment.ask_socket(slot, generation, body)?;
+        match reply.errno {
+            0 if slot == NO_SLOT => {
+                socket.open_record(&attachment, reply.slot, reply.generation)?;
+                options::replay(socket);
+                break;
+            }
+            0 => break,
+            NOT_OURS => return become_kernel(socket, fd),
+            ELSEWHERE => {
+                let next = redirects.follow(&reply)?;
+                if bound {
+                    move_to(&next, socket)?;
+                } else if early {
+                    drop_record(&attachment, socket, slot, generation);
+                }
+                attachment = next;
+            }
+            errno => {
+                if early {
+                    drop_record(&attachment, socket, slot, generation);
+                }
+                return Err(Errno(errno));
+            }
+        }
     }
     // A shutdown before the connect is forgotten.
     socket.clear(flag::SHUT_READ | flag::SHUT_WRITE);
     socket.set_phase(Phase::Stream);
     placeholder::born(socket);
     socket.for_each_epoll(|epoll| epoll::socket_changed(epoll, socket.index()));
+    Ok(())
+}
+
+/// A bound socket goes to another server: it is bound there before it is given up where it was.
+pub(crate) fn move_to(next: &Attachment, socket: &Pinned) -> Result<(), Errno> {
+    let before = (socket.attachment()?, socket.name());
+    let bound = next.ask_socket(NO_SLOT, 0, everywhere::bind_again(socket))?;
+    if bound.errno != 0 {
+        return Err(Errno(bound.errno));
+    }
+    socket.open_record(next, bound.slot, bound.generation)?;
+    options::replay(socket);
+    let (attachment, (slot, generation)) = before;
+    let close = RequestBody::Close { abort: true };
+    let _: Result<(), Errno> = attachment.tell(slot, generation, close);
+    if socket.has(flag::SHARED) {
+        everywhere::show(next, socket.name(), socket.number())?;
+    }
     Ok(())
 }
 
@@ -357,7 +432,7 @@ pub fn shutdown(fd: RawFd, how: i32) -> Result<(), Errno> {
         }
         let attachment = attach::current()?;
         attachment.channel().wake_offer_waiters();
-        return socket.tell(RequestBody::NotAcceptor);
+        return socket.tell_home(RequestBody::NotAcceptor);
     }
     let connected = options::is_connected(&socket)
         && socket
@@ -530,16 +605,29 @@ pub fn set_nonblocking(fd: RawFd, on: bool) -> Result<(), Errno> {
     Ok(())
 }
 
+/// The server that knows a placeholder, the home first, and what it says of it.
+fn find_owner(fd: RawFd) -> Result<(attach::Current, (u32, u32, SocketKind)), Errno> {
+    drop(attach::current()?);
+    for server in attach::all_from_home() {
+        let Ok(attachment) = attach::of(server) else { continue };
+        match everywhere::ask(&attachment, &ControlRequest::Adopt, fd) {
+            Ok(found) => return Ok((attachment, found)),
+            Err(Errno::ENOENT) => {}
+            Err(errno) if attach::servers() == 1 => return Err(errno),
+            Err(_) => {}
+        }
+    }
+    Err(TO_KERNEL)
+}
+
 /// Asks the service what a placeholder from elsewhere stands for, and enters it.
 pub(crate) fn adopt(fd: RawFd, domain: i32) -> Result<(), Errno> {
-    let attachment = attach::current()?;
-    let is_answer = |reply: &ControlReply| matches!(reply, ControlReply::Adopted { .. });
-    let (reply, _) = attachment.ask(&ControlRequest::Adopt, &[fd], is_answer)?;
-    let ControlReply::Adopted { errno: 0, slot, generation, kind } = reply else {
-        return Err(TO_KERNEL);
-    };
+    let (attachment, (slot, generation, kind)) = find_owner(fd)?;
     let socket = entry::make(domain)?;
     socket.open_record(&attachment, slot, generation)?;
+    if kind == SocketKind::Listener {
+        everywhere::adopt(&socket, fd)?;
+    }
     socket.set(flag::SHARED);
     socket.put(flag::NONBLOCKING, sys::fcntl_getfl(fd)? & libc::O_NONBLOCK != 0);
     if kind == SocketKind::Datagram {

@@ -54,7 +54,7 @@ impl<'a> Wait<'a> {
             0 => u64::MAX,
             limit_us => sys::clock_monotonic_ns().saturating_add(limit_us.saturating_mul(1000)),
         };
-        let attachment = attach::current()?;
+        let attachment = socket.attachment()?;
         Ok(Wait { attachment, socket, fd, deadline_ns, spin_left: true })
     }
 
@@ -109,8 +109,8 @@ impl<'a> Wait<'a> {
 /// the owner words bear its own number.
 pub(crate) fn connection(fd: RawFd) -> Result<Pinned, Errno> {
     let socket = entry::ours(fd)?;
-    if attach::is_forked() {
-        attach::current()?;
+    if attach::is_forked_from(socket.server()) {
+        drop(socket.attachment()?);
     }
     Ok(socket)
 }
@@ -482,7 +482,7 @@ fn write_some(
 ) -> Result<(usize, bool), Errno> {
     let Written { outcome, is_last } = write(stream, done).map_err(of_stream)?;
     report(socket, stream, &outcome)?;
-    let spins = attach::current()?.spin_us() > 0;
+    let spins = socket.attachment()?.spin_us() > 0;
     let granted = (outcome.room_beyond && spins)
         && Spinner::new(sys::clock_monotonic_ns(), GRANT_SPIN_NS)
             .until(|| stream.writable() > 0 || stream.status() & ENDED != 0);

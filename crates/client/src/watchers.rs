@@ -1,9 +1,11 @@
 //! Watchers: the service's way to tell this process that sockets changed. Each has a ring of READY
 //! messages and a doorbell that is rung when its owner sleeps. An epoll set has one; calls to poll
-//! borrow one from a pool. At most 128 a process.
+//! borrow some from a pool, one for each server that their sockets are at. At most 128 a process
+//! and server.
 //!
 //! Used by `epoll.rs` and `poll.rs`.
 
+use haypile_shm::epoch::EPOCH_SERVERS;
 use haypile_shm::limits::WATCHERS;
 use haypile_shm::messages::{ControlReply, ControlRequest, Ready, RequestBody};
 use haypile_shm::{Consumer, Errno};
@@ -12,14 +14,16 @@ use crate::attach::{self, Attachment};
 use crate::internal::Bell;
 use crate::lock::Lock;
 
-/// One bit a watcher number in use.
-static TAKEN: Lock<u128> = Lock::new(0);
+/// One bit a watcher number in use, for each server.
+static TAKEN: [Lock<u128>; SERVERS] = [const { Lock::new(0) }; SERVERS];
+const SERVERS: usize = EPOCH_SERVERS as usize;
 const _: () = assert!(WATCHERS == 128, "one bit each");
 
 /// A watcher of this process.
 #[derive(Debug)]
 pub(crate) struct Watcher {
     number: u32,
+    server: u16,
     serial: u32,
     ring: Consumer,
     bell: Bell,
@@ -29,7 +33,7 @@ impl Watcher {
     /// A new watcher. `ENOSPC` when all numbers are in use.
     pub(crate) fn new(attachment: &Attachment) -> Result<Watcher, Errno> {
         let number = {
-            let mut taken = TAKEN.lock()?;
+            let mut taken = taken(attachment.server()).lock()?;
             let number = taken.trailing_ones();
             if number as usize >= WATCHERS {
                 return Err(Errno::ENOSPC);
@@ -37,7 +41,7 @@ impl Watcher {
             *taken |= 1 << number;
             number
         };
-        Watcher::start(attachment, number).inspect_err(|_| release(number))
+        Watcher::start(attachment, number).inspect_err(|_| release(attachment.server(), number))
     }
 
     fn start(attachment: &Attachment, number: u32) -> Result<Watcher, Errno> {
@@ -52,12 +56,18 @@ impl Watcher {
             return Err(Errno(errno));
         }
         let ring = attachment.channel().watcher(number).ok_or(Errno::EPROTO)?;
-        Ok(Watcher { number, serial: attachment.serial(), ring, bell })
+        let (server, serial) = (attachment.server(), attachment.serial());
+        Ok(Watcher { number, server, serial, ring, bell })
     }
 
     /// The number, for WATCH.
     pub(crate) fn number(&self) -> u32 {
         self.number
+    }
+
+    /// Which server reports to it.
+    pub(crate) fn server(&self) -> u16 {
+        self.server
     }
 
     /// Whether it was made over this attachment, and not by the process this one was forked from, or
@@ -123,35 +133,36 @@ impl Watcher {
 impl Drop for Watcher {
     fn drop(&mut self) {
         // A forked child drops its parent's watchers: they go on living there.
-        if attach::is_forked() {
-            return;
-        }
-        if let Ok(attachment) = attach::current()
+        if let Some(attachment) = attach::existing(self.server)
             && self.belongs_to(&attachment)
         {
             attachment.announce(&ControlRequest::DropWatcher { watcher: self.number });
-            release(self.number);
+            release(self.server, self.number);
         }
     }
 }
 
-fn release(number: u32) {
-    if let Ok(mut taken) = TAKEN.lock() {
+fn taken(server: u16) -> &'static Lock<u128> {
+    &TAKEN[usize::from(server) % SERVERS]
+}
+
+fn release(server: u16, number: u32) {
+    if let Ok(mut taken) = taken(server).lock() {
         *taken &= !(1 << number);
     }
 }
 
-/// In a forked child: none of the numbers is in use.
-pub(crate) fn forget_all() {
-    if let Ok(mut taken) = TAKEN.lock() {
+/// In a forked child, or over a new attachment: none of the numbers is in use.
+pub(crate) fn forget_all(server: u16) {
+    if let Ok(mut taken) = taken(server).lock() {
         *taken = 0;
     }
 }
 
 pub(crate) fn hold_for_fork() {
-    TAKEN.hold_for_fork();
+    TAKEN.iter().for_each(Lock::hold_for_fork);
 }
 
 pub(crate) fn release_after_fork() {
-    TAKEN.release_after_fork();
+    TAKEN.iter().for_each(Lock::release_after_fork);
 }

@@ -26,6 +26,11 @@ pub const fn is_up(epoch: u32) -> bool {
     epoch.is_multiple_of(2)
 }
 
+/// Whether no server runs in this epoch, but another one is to come.
+pub const fn is_between(epoch: u32) -> bool {
+    !is_up(epoch) && epoch != ENDED
+}
+
 /// The epoch of the next server, after `epoch`.
 pub const fn next_up(epoch: u32) -> u32 {
     // Far below ENDED, which is odd.
@@ -108,6 +113,12 @@ impl EpochReader {
         Ok(EpochReader { segment: Arc::new(segment), at: usize::from(server) * WORD_STEP })
     }
 
+    /// The word of another server, in the same segment; `None` if there is none.
+    pub fn of(&self, server: u16) -> Option<EpochReader> {
+        let at = usize::from(server) * WORD_STEP;
+        (server < EPOCH_SERVERS).then(|| EpochReader { segment: Arc::clone(&self.segment), at })
+    }
+
     /// The word, to sleep on.
     pub fn word(&self) -> &AtomicU32 {
         // `open` checked size and place.
@@ -151,6 +162,9 @@ mod tests {
         assert_eq!(reader.get(), 1);
         writer.set(2);
         assert_eq!((reader.get(), other.get()), (2, 1));
+        assert_eq!(other.of(EPOCH_SERVERS - 1).map(|one| one.get()), Some(2));
+        assert!(other.of(EPOCH_SERVERS).is_none());
+        assert!(is_between(1) && !is_between(2) && !is_between(ENDED));
         let sleeper = std::thread::spawn(move || {
             let deadline_ns = sys::clock_monotonic_ns() + 20_000_000_000;
             while reader.get() == 2 {

@@ -14,7 +14,6 @@ use libc::{IPPROTO_IP, IPPROTO_IPV6, SOL_SOCKET, SOL_UDP};
 use super::control::{UDP_SEGMENT, want};
 use super::routes::{self, Route};
 use super::{World, send};
-use crate::attach;
 use crate::entry::{Phase, Pinned, flag};
 use crate::errno::TO_KERNEL;
 use crate::socket;
@@ -366,7 +365,7 @@ fn change_group(
 ) -> Result<(), Errno> {
     let (slot, generation) = socket.name();
     let body = RequestBody::Group { join, group, interface };
-    match attach::current()?.ask_socket(slot, generation, body)?.errno {
+    match socket.attachment()?.ask_socket(slot, generation, body)?.errno {
         0 => Ok(()),
         errno => Err(Errno(errno)),
     }

@@ -17,7 +17,6 @@ use haypile_shm::{DatagramHeader, Errno};
 
 use super::World;
 use crate::addresses::{to_application, to_service};
-use crate::attach;
 use crate::entry::{Pinned, flag};
 use crate::errno::{SERVICE_GONE, TO_KERNEL, of_stream};
 use crate::memory::Record;
@@ -206,7 +205,7 @@ fn take_error(socket: &Pinned) -> Result<Received, Errno> {
         return Err(empty);
     }
     let (slot, generation) = socket.name();
-    let attachment = attach::current()?;
+    let attachment = socket.attachment()?;
     let reply = match attachment.ask_option(slot, generation, RequestBody::TakeDatagramError) {
         Err(Errno::EAGAIN) => return Err(empty),
         other => other?,

@@ -1,5 +1,6 @@
 //! What an epoll object waits for on Haypile sockets: one registration for each descriptor, the
-//! list of those that may be ready, and the watcher that the service reports to.
+//! list of those that may be ready, and the watchers that the service reports to, one for each
+//! server that knows one of the sockets (`posts.rs`).
 //!
 //! A registration is on the ready list once its socket was reported, added or modified. A wait
 //! looks at the socket's present state, so the list may hold too many but never too few:
@@ -11,15 +12,13 @@ use std::collections::{HashMap, VecDeque};
 use std::os::fd::RawFd;
 
 use haypile_shm::Errno;
-use haypile_shm::limits::NO_SLOT;
-use haypile_shm::messages::RequestBody;
 use haypile_shm::sys::{self, EpollEvent};
 
-use super::{ALARM, BELL, MARK, mark};
+use super::posts::{Name, Posts};
+use super::{ALARM, MARK, mark};
 use crate::attach;
 use crate::entry::{self, Phase, Pinned, Socket, flag};
 use crate::internal::{Bell, Internal};
-use crate::watchers::Watcher;
 use crate::{accept, datagram, readiness};
 
 const EDGE: u32 = libc::EPOLLET as u32;
@@ -28,7 +27,7 @@ const EXCLUSIVE: u32 = libc::EPOLLEXCLUSIVE as u32;
 const ALWAYS: u32 = (libc::EPOLLERR | libc::EPOLLHUP) as u32;
 const NONE: u32 = u32::MAX;
 
-type Map<K> = HashMap<K, u32, foldhash::fast::RandomState>;
+pub(super) type Map<K, V = u32> = HashMap<K, V, foldhash::fast::RandomState>;
 
 /// One registration.
 #[derive(Debug)]
@@ -37,8 +36,8 @@ struct Registration {
     socket: u32,
     events: u32,
     data: u64,
-    slot: u32,
-    generation: u32,
+    /// The record of its socket, the first one of a listener.
+    name: Option<Name>,
     /// False after a one-shot event, until modified.
     armed: bool,
     /// On the ready list.
@@ -62,16 +61,14 @@ pub(super) struct Interest {
     by_key: Map<(RawFd, u32)>,
     /// First registration of a socket.
     by_socket: Map<u32>,
-    /// The socket of a record.
-    by_slot: Map<u32>,
     ready: VecDeque<u32>,
     /// Listeners, to register as an acceptor of.
     listeners: Vec<u32>,
-    watcher: Option<Watcher>,
+    posts: Posts,
+    /// Records of listeners at further servers: whose, and which.
+    further: Vec<(u32, Name)>,
     alarm: Option<Alarm>,
     alarm_is_set: bool,
-    /// Every socket was looked at since it became clear that the service is gone for good.
-    over_told: bool,
 }
 
 /// A doorbell of which this process holds both ends.
@@ -84,28 +81,44 @@ struct Alarm {
 impl Interest {
     // --- the watcher and the alarm -------------------------------------------------------------
 
-    /// Makes the watcher of this process, if there is none, and tells the service of everything.
-    pub(super) fn ensure_watcher(&mut self, epoll: RawFd) -> Result<(), Errno> {
-        let attachment = attach::current()?;
-        if self.watcher.as_ref().is_some_and(|watcher| watcher.belongs_to(&attachment)) {
+    /// Puts the watchers in order: their servers may have died, or be another process's.
+    pub(super) fn ensure_watchers(&mut self, epoll: RawFd) -> Result<(), Errno> {
+        if self.posts.is_empty() {
+            // The home has a post even while no socket is known anywhere.
+            return self.ensure_post(epoll, attach::current()?.server());
+        }
+        for at in 0..self.posts.len() {
+            if let Some(server) = self.posts.server_at(at) {
+                self.ensure_post(epoll, server)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the watcher for a server, if there is none, and tells the server of everything that it
+    /// knows.
+    fn ensure_post(&mut self, epoll: RawFd, server: u16) -> Result<(), Errno> {
+        let attachment = match attach::of(server) {
+            Ok(attachment) => attachment,
+            Err(_) if server != attach::home() => return Ok(()),
+            Err(errno) => return Err(errno),
+        };
+        if self.posts.is_kept(&attachment) {
             return Ok(());
         }
         if attachment.is_gone() {
             // There is nobody to report to one. That there never will be is told once.
-            if attachment.fate() == attach::Fate::Over && !self.over_told {
-                self.over_told = true;
+            if attachment.fate() == attach::Fate::Over && self.posts.tell_of_end(server) {
                 self.push_all();
             }
             return Ok(());
         }
-        self.leave_watcher(epoll);
+        self.posts.leave(epoll, server);
         self.tie_all(&attachment);
-        let watcher = Watcher::new(&attachment)?;
-        let data = mark(BELL, attachment.process_id());
-        sys::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, watcher.bell(), libc::EPOLLIN as u32, data)?;
-        self.watcher = Some(watcher);
+        self.posts.enter(epoll, &attachment)?;
         for index in 0..self.registrations.len() as u32 {
-            if self.registrations[index as usize].live {
+            let registration = &self.registrations[index as usize];
+            if registration.live && self.knows(registration.socket, registration.name, server) {
                 self.watch(index);
                 self.push_ready(index);
             }
@@ -113,49 +126,54 @@ impl Interest {
         Ok(())
     }
 
-    /// The watcher's server is gone, or it is not our own.
-    fn leave_watcher(&mut self, epoll: RawFd) {
-        if let Some(watcher) = &self.watcher {
-            // A forked child may hold a copy of the bell, which would ring on in a shared set.
-            let _: Result<(), Errno> =
-                sys::epoll_ctl(epoll, libc::EPOLL_CTL_DEL, watcher.bell(), 0, 0);
-        }
-        self.forget_watcher();
+    /// Whether a server knows the socket of a registration, or nobody does yet.
+    fn knows(&self, socket: u32, name: Option<Name>, server: u16) -> bool {
+        name.is_none_or(|name| name.server == server)
+            || self.further.iter().any(|(of, name)| *of == socket && name.server == server)
     }
 
-    /// The names of records are those of this attachment's server.
+    /// The names of records at the server of this attachment are those that it gives them now.
     fn tie_all(&mut self, attachment: &attach::Attachment) {
-        self.by_slot.clear();
-        for registration in self.registrations.iter_mut().filter(|one| one.live) {
-            let name = entry::pin(registration.socket).and_then(|one| one.name_in(attachment));
-            (registration.slot, registration.generation) = name.unwrap_or((NO_SLOT, 0));
-            if registration.slot != NO_SLOT {
-                self.by_slot.insert(registration.slot, registration.socket);
+        let server = attachment.server();
+        self.posts.forget_names(server);
+        self.further.retain(|(_, name)| name.server != server);
+        for index in 0..self.registrations.len() {
+            let registration = &self.registrations[index];
+            let Some(socket) = entry::pin(registration.socket).filter(|_| registration.live) else {
+                continue;
+            };
+            let name = Name::of(&socket, attachment);
+            if socket.has(flag::EVERYWHERE) && socket.server() != server {
+                self.note_further(socket.index(), name);
+            } else if socket.server() == server || !socket.has_record() {
+                self.registrations[index].name = name;
+                self.posts.tie(name, socket.index());
             }
         }
     }
 
-    /// In a forked child: the watcher is the parent's.
-    pub(super) fn forget_watcher(&mut self) {
-        self.watcher = None;
+    fn note_further(&mut self, socket: u32, name: Option<Name>) {
+        if let Some(name) = name {
+            self.posts.tie(Some(name), socket);
+            if !self.further.contains(&(socket, name)) {
+                self.further.push((socket, name));
+            }
+        }
+    }
+
+    /// In a forked child: the watchers are the parent's.
+    pub(super) fn forget_watchers(&mut self) {
+        self.posts.forget();
         self.alarm = None;
         self.alarm_is_set = false;
     }
 
-    /// Takes the rings of the doorbell.
+    /// Takes the rings of the doorbells.
     pub(super) fn quiet(&mut self, epoll: RawFd) {
-        let Some(watcher) = &self.watcher else { return };
-        if watcher.quiet_bell() {
-            return;
+        // Every socket has something to say about the death of a server.
+        if self.posts.quiet(epoll) {
+            self.push_all();
         }
-        if let Ok(attachment) = attach::current()
-            && watcher.belongs_to(&attachment)
-        {
-            attachment.note_gone();
-        }
-        // Every socket has something to say about the death of the server. The bell would ring on.
-        self.leave_watcher(epoll);
-        self.push_all();
     }
 
     fn push_all(&mut self) {
@@ -181,9 +199,11 @@ impl Interest {
             }
             return;
         }
-        let Some(watcher) = &mut self.watcher else { return };
-        watcher.prepare_sleep();
-        let at_hand = !watcher.is_empty() || self.is_any_ready();
+        if !self.posts.any_watcher() {
+            return;
+        }
+        self.posts.prepare_sleep();
+        let at_hand = self.posts.has_news() || self.is_any_ready();
         if at_hand && !self.alarm_is_set {
             self.ring_alarm(epoll);
         } else if !at_hand && self.alarm_is_set {
@@ -196,7 +216,7 @@ impl Interest {
             let (Ok((bell, rope)), Ok(attachment)) = (Bell::pair(), attach::current()) else {
                 return;
             };
-            let (events, data) = (libc::EPOLLIN as u32, mark(ALARM, attachment.process_id()));
+            let (events, data) = (libc::EPOLLIN as u32, mark(ALARM, attachment.process_mark()));
             if sys::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, bell.raw(), events, data).is_err() {
                 return;
             }
@@ -210,32 +230,28 @@ impl Interest {
 
     /// Announces sleep. False: there is something to look at first.
     pub(super) fn prepare_sleep(&mut self) -> bool {
-        let nothing = self.ready.is_empty();
-        let Some(watcher) = &mut self.watcher else { return nothing };
-        watcher.prepare_sleep();
-        watcher.is_empty() && nothing
+        self.posts.prepare_sleep();
+        !self.posts.has_news() && self.ready.is_empty()
     }
 
-    /// Whether waits are to be short: the server is dead, and what follows is not known yet.
+    /// Whether waits are to be short: a server is dead, and what follows is not known yet.
     pub(super) fn is_uncertain(&self) -> bool {
-        !self.over_told && attach::is_gone()
+        self.posts.is_uncertain()
     }
 
     /// The sleep is over.
     pub(super) fn awake(&mut self) {
-        if let Some(watcher) = &self.watcher {
-            watcher.awake();
-        }
+        self.posts.awake();
     }
 
-    /// The doorbell's number; -1 without a watcher.
-    pub(super) fn bell(&self) -> RawFd {
-        self.watcher.as_ref().map_or(-1, Watcher::bell)
+    /// The doorbells' numbers.
+    pub(super) fn bells(&self) -> Vec<RawFd> {
+        self.posts.bells()
     }
 
     /// Whether a look is worth it.
     pub(super) fn has_news(&mut self) -> bool {
-        !self.ready.is_empty() || self.watcher.as_mut().is_some_and(|watcher| !watcher.is_empty())
+        !self.ready.is_empty() || self.posts.has_news()
     }
 
     // --- registrations -------------------------------------------------------------------------
@@ -261,8 +277,7 @@ impl Interest {
             socket: socket.index(),
             events,
             data,
-            slot: NO_SLOT,
-            generation: 0,
+            name: None,
             armed: true,
             queued: false,
             live: true,
@@ -293,19 +308,18 @@ impl Interest {
 
     /// Ties a registration to the record of its socket, if there is one by now, and looks at it.
     fn tie(&mut self, epoll: RawFd, index: u32, socket: &Socket) {
-        let attachment = attach::current();
-        let name = attachment.ok().and_then(|attachment| socket.name_in(&attachment));
-        let (slot, generation) = name.unwrap_or((NO_SLOT, 0));
+        let attachment = socket.attachment();
+        let name = attachment.ok().and_then(|attachment| Name::of(socket, &attachment));
+        self.join(epoll, name);
         let registration = &mut self.registrations[index as usize];
-        let before = std::mem::replace(&mut registration.slot, slot);
-        registration.generation = generation;
-        if before != slot {
-            if self.by_slot.get(&before) == Some(&registration.socket) {
-                self.by_slot.remove(&before);
-            }
-            if slot != NO_SLOT {
-                self.by_slot.insert(slot, registration.socket);
-            }
+        let number = registration.socket;
+        let before = std::mem::replace(&mut registration.name, name);
+        if before != name {
+            self.posts.untie(before, number);
+            self.posts.tie(name, number);
+        }
+        if socket.has(flag::EVERYWHERE) {
+            self.tie_further(epoll, number, socket);
         }
         if socket.phase() == Phase::Listening {
             if !self.listeners.contains(&index) {
@@ -318,6 +332,30 @@ impl Interest {
         }
         self.watch(index);
         self.push_ready(index);
+    }
+
+    /// A server reports to this set from now on.
+    fn join(&mut self, epoll: RawFd, name: Option<Name>) {
+        if let Some(name) = name
+            && !self.posts.has(name.server)
+        {
+            // What cannot be watched is looked at, as while a server is dead.
+            self.posts.expect(name.server);
+            let _: Result<(), Errno> = self.ensure_post(epoll, name.server);
+        }
+    }
+
+    /// Ties a listener to its records at further servers.
+    fn tie_further(&mut self, epoll: RawFd, number: u32, socket: &Socket) {
+        for server in attach::all_from_home().filter(|server| *server != socket.server()) {
+            if !self.posts.has(server) {
+                self.posts.expect(server);
+                let _: Result<(), Errno> = self.ensure_post(epoll, server);
+            }
+            if let Ok(attachment) = attach::of(server) {
+                self.note_further(number, Name::of(socket, &attachment));
+            }
+        }
     }
 
     /// The kernel's half of a dual listener or a UDP socket waits in the kernel's set.
@@ -389,7 +427,7 @@ impl Interest {
     fn take_out(&mut self, epoll: RawFd, index: u32, tell: bool) {
         let registration = &mut self.registrations[index as usize];
         registration.live = false;
-        let (fd, socket, slot) = (registration.fd, registration.socket, registration.slot);
+        let (fd, socket, name) = (registration.fd, registration.socket, registration.name);
         if registration.in_kernel {
             let _: Result<(), Errno> = sys::epoll_ctl(epoll, libc::EPOLL_CTL_DEL, fd, 0, 0);
         }
@@ -399,13 +437,20 @@ impl Interest {
         self.by_key.remove(&(fd, socket));
         self.listeners.retain(|listener| *listener != index);
         self.untie(index, socket);
-        if slot != NO_SLOT && !self.by_socket.contains_key(&socket) {
-            if self.by_slot.get(&slot) == Some(&socket) {
-                self.by_slot.remove(&slot);
+        if !self.by_socket.contains_key(&socket) {
+            self.give_up(name, socket, tell);
+            while let Some(at) = self.further.iter().position(|(of, _)| *of == socket) {
+                let (_, name) = self.further.swap_remove(at);
+                self.give_up(Some(name), socket, tell);
             }
-            if tell {
-                self.unwatch(index);
-            }
+        }
+    }
+
+    /// A record is nothing to this set any more.
+    fn give_up(&mut self, name: Option<Name>, socket: u32, tell: bool) {
+        self.posts.untie(name, socket);
+        if tell && let Some(name) = name {
+            self.posts.unwatch(name);
         }
     }
 
@@ -445,26 +490,13 @@ impl Interest {
 
     fn watch(&self, index: u32) {
         let registration = &self.registrations[index as usize];
-        let (Some(watcher), Ok(attachment)) = (&self.watcher, attach::current()) else { return };
-        if registration.slot == NO_SLOT || !watcher.belongs_to(&attachment) {
-            return;
-        }
         let mask = readiness::watch_mask(self.wanted(index));
-        let body = RequestBody::Watch { watcher: watcher.number(), mask, one_shot: false };
-        // A service that is gone shows in the sockets themselves.
-        let _: Result<(), Errno> =
-            attachment.tell(registration.slot, registration.generation, body);
-    }
-
-    fn unwatch(&self, index: u32) {
-        let registration = &self.registrations[index as usize];
-        let (Some(watcher), Ok(attachment)) = (&self.watcher, attach::current()) else { return };
-        if !watcher.belongs_to(&attachment) {
-            return;
+        if let Some(name) = registration.name {
+            self.posts.watch(name, mask);
         }
-        let body = RequestBody::Unwatch { watcher: watcher.number() };
-        let _: Result<(), Errno> =
-            attachment.tell(registration.slot, registration.generation, body);
+        for (_, name) in self.further.iter().filter(|(of, _)| *of == registration.socket) {
+            self.posts.watch(*name, mask);
+        }
     }
 
     fn first_of(&self, socket: u32) -> u32 {
@@ -504,7 +536,7 @@ impl Interest {
     /// The socket has a record now, or listens.
     pub(super) fn socket_changed(&mut self, epoll: RawFd, socket: u32) {
         let Some(pinned) = entry::pin(socket) else { return };
-        if self.ensure_watcher(epoll).is_err() {
+        if self.ensure_watchers(epoll).is_err() {
             return;
         }
         for index in self.chain_of(socket) {
@@ -572,22 +604,13 @@ impl Interest {
     }
 
     fn take_reports(&mut self) {
-        let (Some(watcher), Ok(attachment)) = (&mut self.watcher, attach::current()) else {
-            return;
-        };
-        if !watcher.belongs_to(&attachment) {
-            return;
-        }
         let (registrations, ready) = (&mut self.registrations, &mut self.ready);
-        let (by_slot, by_socket) = (&self.by_slot, &self.by_socket);
-        watcher.drain(&attachment, |report| {
-            let socket = by_slot.get(&report.slot);
-            let first = socket.and_then(|socket| by_socket.get(socket));
-            let mut at = first.copied().unwrap_or(NONE);
+        let by_socket = &self.by_socket;
+        self.posts.take_reports(|socket| {
+            let mut at = by_socket.get(&socket).copied().unwrap_or(NONE);
             while at != NONE {
                 let registration = &mut registrations[at as usize];
-                let meant = registration.generation == report.generation && registration.armed;
-                if meant && !registration.queued {
+                if registration.armed && !registration.queued {
                     registration.queued = true;
                     ready.push_back(at);
                 }

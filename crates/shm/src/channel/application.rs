@@ -137,6 +137,12 @@ impl AppChannel {
         sys::futex_wait_both((word, ticket.sequence), (other, expected), deadline_ns)
     }
 
+    /// The word that an announced accept sleeps on, and what is expected of it, for a sleep on
+    /// several.
+    pub fn offer_word(&self, ticket: WaitTicket) -> (&AtomicU32, u32) {
+        (&self.offer_words().sequence, ticket.sequence)
+    }
+
     /// As [`AppChannel::wait_offers`], but any signal handler ends the wait.
     pub fn wait_offers_interruptibly(&self, ticket: WaitTicket, deadline_ns: u64) -> Waited {
         let word = &self.offer_words().sequence;

@@ -58,7 +58,7 @@ struct WaitEntry {
 /// with a time-out it goes on after handlers installed with `SA_RESTART`, like the kernel's own
 /// blocking calls: this is the wait for blocking socket calls.
 pub fn wait_until(word: &AtomicU32, expected: u32, deadline_ns: u64) -> Waited {
-    match wait_any(&[(word, expected)], deadline_ns) {
+    match wait_on(&[(word, expected)], deadline_ns) {
         Err(Errno::ENOSYS | Errno::EPERM) => wait_interruptibly(word, expected, deadline_ns),
         other => outcome(other),
     }
@@ -68,7 +68,7 @@ pub fn wait_until(word: &AtomicU32, expected: u32, deadline_ns: u64) -> Waited {
 pub fn wait_both(first: (&AtomicU32, u32), second: (&AtomicU32, u32), deadline_ns: u64) -> Waited {
     /// Where the call is forbidden, the second word is looked at so often.
     const SLICE_NS: u64 = 50_000_000;
-    match wait_any(&[first, second], deadline_ns) {
+    match wait_on(&[first, second], deadline_ns) {
         Err(Errno::ENOSYS | Errno::EPERM) => {
             let until_ns = deadline_ns.min(clock_monotonic_ns() + SLICE_NS);
             wait_interruptibly(first.0, first.1, until_ns)
@@ -77,15 +77,48 @@ pub fn wait_both(first: (&AtomicU32, u32), second: (&AtomicU32, u32), deadline_n
     }
 }
 
-/// futex_waitv(2) on up to two words.
-fn wait_any(words: &[(&AtomicU32, u32)], deadline_ns: u64) -> super::Result<usize> {
-    const FUTEX_32: u32 = 2;
-    let entry = |place: usize| {
-        let (word, expected) = words[place.min(words.len() - 1)];
-        let (value, address) = (u64::from(expected), word.as_ptr() as u64);
-        WaitEntry { value, address, flags: FUTEX_32, reserved: 0 }
+/// Most words that the kernel lets one sleep on.
+pub const WORDS_MAX: usize = 128;
+
+/// As [`wait_until`], for up to [`WORDS_MAX`] words: sleeps while all are as expected. More are not
+/// looked at; of none this is a sleep until the deadline.
+pub fn wait_any(words: &[(&AtomicU32, u32)], deadline_ns: u64) -> Waited {
+    /// Where the call is forbidden, the other words are looked at so often.
+    const SLICE_NS: u64 = 2_000_000;
+    let words = &words[..words.len().min(WORDS_MAX)];
+    let Some(first) = words.first() else {
+        let never = AtomicU32::new(0);
+        return wait_until(&never, 0, deadline_ns);
     };
-    let entries = [entry(0), entry(1)];
+    match wait_on(words, deadline_ns) {
+        Err(Errno::ENOSYS | Errno::EPERM) => {
+            let until_ns = deadline_ns.min(clock_monotonic_ns() + SLICE_NS);
+            wait_interruptibly(first.0, first.1, until_ns)
+        }
+        other => outcome(other),
+    }
+}
+
+/// futex_waitv(2).
+fn wait_on(words: &[(&AtomicU32, u32)], deadline_ns: u64) -> super::Result<usize> {
+    match words.len() {
+        // Most sleeps; the room for all is 3 KiB.
+        ..=2 => wait_in::<2>(words, deadline_ns),
+        _ => wait_in::<WORDS_MAX>(words, deadline_ns),
+    }
+}
+
+fn wait_in<const ROOM: usize>(
+    words: &[(&AtomicU32, u32)],
+    deadline_ns: u64,
+) -> super::Result<usize> {
+    const FUTEX_32: u32 = 2;
+    const NONE: WaitEntry = WaitEntry { value: 0, address: 0, flags: 0, reserved: 0 };
+    let mut entries = [NONE; ROOM];
+    for (entry, (word, expected)) in entries.iter_mut().zip(words) {
+        let (value, address) = (u64::from(*expected), word.as_ptr() as u64);
+        *entry = WaitEntry { value, address, flags: FUTEX_32, reserved: 0 };
+    }
     let time = timespec(Duration::from_nanos(deadline_ns));
     // SAFETY: entries, words and time outlive the call; the kernel only reads them, and no more
     // entries than there are.
@@ -93,7 +126,7 @@ fn wait_any(words: &[(&AtomicU32, u32)], deadline_ns: u64) -> super::Result<usiz
         syscall6(
             libc::SYS_futex_waitv as usize,
             entries.as_ptr() as usize,
-            words.len(),
+            words.len().min(ROOM),
             0,
             core::ptr::from_ref(&time) as usize,
             libc::CLOCK_MONOTONIC as usize,

@@ -18,7 +18,7 @@ pub use process::*;
 pub use socket::*;
 
 pub use futex::{
-    Waited, wait as futex_wait, wait_both as futex_wait_both,
+    Waited, wait as futex_wait, wait_any as futex_wait_any, wait_both as futex_wait_both,
     wait_interruptibly as futex_wait_interruptibly, wait_until as futex_wait_until,
     wake as futex_wake,
 };

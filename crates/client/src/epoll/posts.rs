@@ -1,0 +1,259 @@
+//! The watchers of an epoll set, one for each server that knows one of its sockets, and which socket
+//! each of their reports is about. Each has a doorbell in the kernel's set, whose end is also how
+//! the death of its server is heard. Used by `interest.rs`.
+
+use std::os::fd::RawFd;
+
+use haypile_shm::Errno;
+use haypile_shm::messages::RequestBody;
+use haypile_shm::sys;
+
+use super::interest::Map;
+use super::{BELL, mark};
+use crate::attach::{self, Attachment};
+use crate::entry::Socket;
+use crate::watchers::Watcher;
+
+/// A record: which server keeps it, and its name there.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(super) struct Name {
+    pub(super) server: u16,
+    slot: u32,
+    generation: u32,
+}
+
+impl Name {
+    /// The record of a socket with the server of this attachment.
+    pub(super) fn of(socket: &Socket, attachment: &Attachment) -> Option<Name> {
+        let (slot, generation) = socket.name_in(attachment)?;
+        Some(Name { server: attachment.server(), slot, generation })
+    }
+}
+
+/// What a set has to do with one server.
+#[derive(Debug)]
+struct Post {
+    server: u16,
+    /// `None` while its server is dead, or where there can be no more.
+    watcher: Option<Watcher>,
+    /// Socket and generation of a record, by slot.
+    by_slot: Map<u32, (u32, u32)>,
+    /// Every socket was looked at since it became clear that the server is gone for good.
+    over_told: bool,
+}
+
+/// The watchers of an epoll set.
+#[derive(Debug, Default)]
+pub(super) struct Posts {
+    posts: Vec<Post>,
+}
+
+impl Posts {
+    pub(super) fn len(&self) -> usize {
+        self.posts.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.posts.is_empty()
+    }
+
+    pub(super) fn server_at(&self, at: usize) -> Option<u16> {
+        self.posts.get(at).map(|post| post.server)
+    }
+
+    fn of(&self, server: u16) -> Option<&Post> {
+        self.posts.iter().find(|post| post.server == server)
+    }
+
+    fn of_mut(&mut self, server: u16) -> Option<&mut Post> {
+        self.posts.iter_mut().find(|post| post.server == server)
+    }
+
+    /// Whether a server is one of those that report to the set, or would if it lived.
+    pub(super) fn has(&self, server: u16) -> bool {
+        self.of(server).is_some()
+    }
+
+    /// From now on a server is one of those.
+    pub(super) fn expect(&mut self, server: u16) {
+        if !self.has(server) {
+            let by_slot = Map::default();
+            self.posts.push(Post { server, watcher: None, by_slot, over_told: false });
+        }
+    }
+
+    /// Whether the set has a watcher over this attachment.
+    pub(super) fn is_kept(&self, attachment: &Attachment) -> bool {
+        let post = self.of(attachment.server());
+        let watcher = post.and_then(|post| post.watcher.as_ref());
+        watcher.is_some_and(|watcher| watcher.belongs_to(attachment))
+    }
+
+    /// True the first time that a server is found to be gone for good.
+    pub(super) fn tell_of_end(&mut self, server: u16) -> bool {
+        self.expect(server);
+        self.of_mut(server).is_some_and(|post| !std::mem::replace(&mut post.over_told, true))
+    }
+
+    /// Makes the watcher over an attachment.
+    pub(super) fn enter(&mut self, epoll: RawFd, attachment: &Attachment) -> Result<(), Errno> {
+        self.expect(attachment.server());
+        let watcher = Watcher::new(attachment)?;
+        let data = mark(BELL, attachment.process_mark());
+        sys::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, watcher.bell(), libc::EPOLLIN as u32, data)?;
+        if let Some(post) = self.of_mut(attachment.server()) {
+            post.watcher = Some(watcher);
+        }
+        Ok(())
+    }
+
+    /// The watcher's server is gone, or it is not our own.
+    pub(super) fn leave(&mut self, epoll: RawFd, server: u16) {
+        let Some(post) = self.of_mut(server) else { return };
+        if let Some(watcher) = post.watcher.take() {
+            // A forked child may hold a copy of the bell, which would ring on in a shared set.
+            let _: Result<(), Errno> =
+                sys::epoll_ctl(epoll, libc::EPOLL_CTL_DEL, watcher.bell(), 0, 0);
+        }
+    }
+
+    /// In a forked child: the watchers are the parent's.
+    pub(super) fn forget(&mut self) {
+        self.posts.iter_mut().for_each(|post| post.watcher = None);
+    }
+
+    // --- names ---------------------------------------------------------------------------------
+
+    /// A record belongs to a socket.
+    pub(super) fn tie(&mut self, name: Option<Name>, socket: u32) {
+        let Some(name) = name else { return };
+        if let Some(post) = self.of_mut(name.server) {
+            post.by_slot.insert(name.slot, (socket, name.generation));
+        }
+    }
+
+    /// A record belongs to the socket no more.
+    pub(super) fn untie(&mut self, name: Option<Name>, socket: u32) {
+        let Some(name) = name else { return };
+        if let Some(post) = self.of_mut(name.server)
+            && post.by_slot.get(&name.slot).is_some_and(|(of, _)| *of == socket)
+        {
+            post.by_slot.remove(&name.slot);
+        }
+    }
+
+    /// No record of a server has a socket.
+    pub(super) fn forget_names(&mut self, server: u16) {
+        if let Some(post) = self.of_mut(server) {
+            post.by_slot.clear();
+        }
+    }
+
+    /// The watcher of a server over its present attachment, with that.
+    fn present(&self, server: u16) -> Option<(&Watcher, attach::Current)> {
+        let watcher = self.of(server)?.watcher.as_ref()?;
+        let attachment = attach::existing(server)?;
+        watcher.belongs_to(&attachment).then_some((watcher, attachment))
+    }
+
+    /// Has the server report a record.
+    pub(super) fn watch(&self, name: Name, mask: u32) {
+        if let Some((watcher, attachment)) = self.present(name.server) {
+            let body = RequestBody::Watch { watcher: watcher.number(), mask, one_shot: false };
+            // A server that is gone shows in the sockets themselves.
+            let _: Result<(), Errno> = attachment.tell(name.slot, name.generation, body);
+        }
+    }
+
+    /// Has the server report a record no more.
+    pub(super) fn unwatch(&self, name: Name) {
+        if let Some((watcher, attachment)) = self.present(name.server) {
+            let body = RequestBody::Unwatch { watcher: watcher.number() };
+            let _: Result<(), Errno> = attachment.tell(name.slot, name.generation, body);
+        }
+    }
+
+    // --- reports -------------------------------------------------------------------------------
+
+    /// Takes all reports; `visit` is told of the sockets that they are about.
+    pub(super) fn take_reports(&mut self, mut visit: impl FnMut(u32)) {
+        for post in &mut self.posts {
+            let (Some(watcher), by_slot) = (&mut post.watcher, &post.by_slot) else { continue };
+            if watcher.is_empty() {
+                continue;
+            }
+            let Some(attachment) = attach::existing(post.server) else { continue };
+            if !watcher.belongs_to(&attachment) {
+                continue;
+            }
+            watcher.drain(&attachment, |report| {
+                if let Some((socket, generation)) = by_slot.get(&report.slot)
+                    && *generation == report.generation
+                {
+                    visit(*socket);
+                }
+            });
+        }
+    }
+
+    /// Takes the rings of the doorbells. True: a server has died; its bell would ring on and is gone.
+    pub(super) fn quiet(&mut self, epoll: RawFd) -> bool {
+        let mut died = false;
+        for at in 0..self.posts.len() {
+            let post = &self.posts[at];
+            let Some(watcher) = &post.watcher else { continue };
+            if watcher.quiet_bell() {
+                continue;
+            }
+            let server = post.server;
+            if let Some(attachment) = attach::existing(server)
+                && watcher.belongs_to(&attachment)
+            {
+                attachment.note_gone();
+            }
+            self.leave(epoll, server);
+            died = true;
+        }
+        died
+    }
+
+    // --- sleep ---------------------------------------------------------------------------------
+
+    /// Whether anybody reports.
+    pub(super) fn any_watcher(&self) -> bool {
+        self.posts.iter().any(|post| post.watcher.is_some())
+    }
+
+    fn watchers(&self) -> impl Iterator<Item = &Watcher> {
+        self.posts.iter().filter_map(|post| post.watcher.as_ref())
+    }
+
+    /// Announces sleep to all servers: look once more after this.
+    pub(super) fn prepare_sleep(&self) {
+        self.watchers().for_each(Watcher::prepare_sleep);
+    }
+
+    /// The sleep is over.
+    pub(super) fn awake(&self) {
+        self.watchers().for_each(Watcher::awake);
+    }
+
+    /// Whether there are reports to take.
+    pub(super) fn has_news(&mut self) -> bool {
+        let mut watchers = self.posts.iter_mut().filter_map(|post| post.watcher.as_mut());
+        watchers.any(|watcher| !watcher.is_empty())
+    }
+
+    /// Whether a server is dead, and what follows is not known yet.
+    pub(super) fn is_uncertain(&self) -> bool {
+        self.posts.iter().any(|post| {
+            // One that could not be reached at all is asked again, too.
+            !post.over_told && (post.watcher.is_none() || attach::is_gone(post.server))
+        })
+    }
+
+    /// The doorbells' numbers.
+    pub(super) fn bells(&self) -> Vec<RawFd> {
+        self.watchers().map(Watcher::bell).collect()
+    }
+}

@@ -1,0 +1,289 @@
+//! Listeners are open at every transport server: each has a record of its own for them, because
+//! servers share nothing. The first record, which the socket keeps itself, is like any other
+//! socket's; here are the others, and how they are opened.
+//!
+//! Server 0 decides whose a port is, and the others follow; a refusal undoes everything. A server
+//! that is dead at the time opens the listener when it is attached to again (`restore.rs`).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use haypile_shm::Errno;
+use haypile_shm::limits::NO_SLOT;
+use haypile_shm::messages::{ControlReply, ControlRequest, RequestBody, SocketKind, SocketReply};
+use haypile_shm::sys;
+
+use crate::addresses::{to_service, unspecified};
+use crate::attach::{self, Attachment};
+use crate::entry::{Socket, flag};
+use crate::errno::SERVICE_GONE;
+use crate::options;
+
+/// The record of a listener at one server.
+#[derive(Debug)]
+pub(crate) struct Further {
+    /// Which server, and which life of it.
+    life: AtomicU64,
+    slot: AtomicU32,
+    generation: AtomicU32,
+}
+
+impl Further {
+    fn none() -> Further {
+        Further {
+            life: AtomicU64::new(0),
+            slot: AtomicU32::new(NO_SLOT),
+            generation: AtomicU32::new(0),
+        }
+    }
+
+    fn set(&self, attachment: &Attachment, slot: u32, generation: u32) {
+        // Nobody may take the new name for one of another life.
+        self.slot.store(NO_SLOT, Ordering::Release);
+        self.life.store(attachment.life(), Ordering::Release);
+        self.generation.store(generation, Ordering::Release);
+        self.slot.store(slot, Ordering::Release);
+    }
+
+    fn name_in(&self, attachment: &Attachment) -> Option<(u32, u32)> {
+        let before = self.life.load(Ordering::Acquire);
+        let slot = self.slot.load(Ordering::Acquire);
+        let generation = self.generation.load(Ordering::Acquire);
+        let same = before == attachment.life() && self.life.load(Ordering::Acquire) == before;
+        (slot != NO_SLOT && same).then_some((slot, generation))
+    }
+}
+
+/// The further records of a listener, by server.
+pub(crate) type Records = Arc<[Further]>;
+
+/// Room for the records of a listener at every server.
+pub(crate) fn records() -> Records {
+    (0..attach::servers()).map(|_| Further::none()).collect()
+}
+
+impl Socket {
+    /// The name of a listener with a server that does not keep its first record.
+    #[cold]
+    pub(crate) fn further_name_in(&self, attachment: &Attachment) -> Option<(u32, u32)> {
+        let records = self.further()?;
+        records.get(usize::from(attachment.server()))?.name_in(attachment)
+    }
+
+    /// Notes the record of a listener at a further server.
+    pub(crate) fn set_further(&self, attachment: &Attachment, slot: u32, generation: u32) {
+        if let Some(records) = self.further()
+            && let Some(record) = records.get(usize::from(attachment.server()))
+        {
+            record.set(attachment, slot, generation);
+        }
+    }
+
+    /// Calls `visit` with every present attachment to a server that knows the socket, and its name
+    /// there.
+    pub(crate) fn for_each_name(&self, mut visit: impl FnMut(&Attachment, (u32, u32))) {
+        let mut look = |attachment: &Attachment| {
+            if let Some(name) = self.name_in(attachment) {
+                visit(attachment, name);
+            }
+        };
+        if !self.has(flag::EVERYWHERE) {
+            if self.has_record()
+                && let Ok(attachment) = attach::of(self.server())
+            {
+                look(&attachment);
+            }
+            return;
+        }
+        for server in attach::all_from_home() {
+            if let Ok(attachment) = attach::of(server) {
+                look(&attachment);
+            }
+        }
+    }
+
+    /// Sends a request about a listener to every server.
+    #[cold]
+    pub(crate) fn tell_everywhere(&self, body: RequestBody) -> Result<(), Errno> {
+        let mut outcome = Ok(());
+        self.for_each_name(|attachment, (slot, generation)| {
+            if attachment.is_gone() {
+                // Its successor is told everything.
+                return;
+            }
+            outcome = outcome.and(attachment.tell(slot, generation, body));
+        });
+        outcome
+    }
+}
+
+/// Every server at which a socket is, or would have to be, other than that of its first record.
+fn others(socket: &Socket) -> impl Iterator<Item = u16> {
+    let first = socket.server();
+    (0..attach::servers()).filter(move |server| *server != first)
+}
+
+/// Opens a listener at every server but the first, which has it already.
+///
+/// # Errors
+/// The refusal of one of them; then it is open at none of them.
+pub(crate) fn open(socket: &Socket, listen: RequestBody) -> Result<(), Errno> {
+    if attach::servers() <= 1 {
+        return Ok(());
+    }
+    if socket.has(flag::EVERYWHERE) {
+        return change(socket, listen);
+    }
+    socket.go_everywhere()?;
+    for server in others(socket) {
+        let attachment = match attach::present_of(server) {
+            Ok(attachment) if !attachment.is_gone() => attachment,
+            // It will be asked when it is back.
+            _ => continue,
+        };
+        if let Err(errno) = open_at(&attachment, socket, listen) {
+            undo(socket);
+            return Err(errno);
+        }
+    }
+    Ok(())
+}
+
+/// Another backlog, for a listener that is open everywhere.
+fn change(socket: &Socket, listen: RequestBody) -> Result<(), Errno> {
+    for server in others(socket) {
+        let Ok(attachment) = attach::present_of(server) else { continue };
+        if let Some((slot, generation)) = socket.name_in(&attachment) {
+            refusal(attachment.ask_socket(slot, generation, listen)?)?;
+        }
+    }
+    Ok(())
+}
+
+/// Binds and listens at one more server.
+pub(crate) fn open_at(
+    attachment: &Attachment,
+    socket: &Socket,
+    listen: RequestBody,
+) -> Result<(), Errno> {
+    let bound = attachment.ask_socket(NO_SLOT, 0, bind_again(socket))?;
+    let (slot, generation) = (bound.slot, bound.generation);
+    refusal(bound)?;
+    socket.set_further(attachment, slot, generation);
+    options::replay(socket);
+    let outcome = attachment.ask_socket(slot, generation, listen).and_then(refusal);
+    if outcome.is_err() {
+        close_at(attachment, socket, slot, generation);
+    }
+    outcome
+}
+
+/// The request that binds a socket to the address that it has.
+pub(crate) fn bind_again(socket: &Socket) -> RequestBody {
+    let local = socket.stream().and_then(|record| record.local_address());
+    RequestBody::Bind {
+        address: local.unwrap_or_else(|| to_service(unspecified(socket.domain()))),
+        reuse_address: socket.stored.reuse_address(),
+        reuse_port: socket.stored.reuse_port(),
+        v6only: socket.stored.v6only(),
+    }
+}
+
+/// The request that makes a listener of a socket.
+pub(crate) fn listen_again(socket: &Socket, backlog: u32) -> RequestBody {
+    RequestBody::Listen {
+        backlog,
+        v6only: socket.stored.v6only(),
+        reuse_port: socket.stored.reuse_port(),
+        // A listener's placeholder is never a duplicate of the template.
+        cookie: sys::so_cookie(socket.number()).unwrap_or(0),
+    }
+}
+
+fn refusal(reply: SocketReply) -> Result<(), Errno> {
+    if reply.errno == 0 { Ok(()) } else { Err(Errno(reply.errno)) }
+}
+
+fn close_at(attachment: &Attachment, socket: &Socket, slot: u32, generation: u32) {
+    let close = RequestBody::Close { abort: true };
+    let _: Result<(), Errno> = attachment.tell(slot, generation, close);
+    socket.set_further(attachment, NO_SLOT, 0);
+}
+
+/// Closes what was opened at further servers.
+fn undo(socket: &Socket) {
+    for server in others(socket) {
+        if let Some(attachment) = attach::existing(server)
+            && let Some((slot, generation)) = socket.name_in(&attachment)
+        {
+            close_at(&attachment, socket, slot, generation);
+        }
+    }
+    socket.clear(flag::EVERYWHERE);
+}
+
+/// The server of an attachment is another one, or has come later than the others: the listener is
+/// opened there, if it was not held.
+pub(crate) fn restore(attachment: &Attachment, socket: &Socket) {
+    let request = ControlRequest::Restore { shared: socket.has(flag::SHARED) };
+    let placeholder = socket.number();
+    match ask(attachment, &request, placeholder) {
+        Ok((slot, generation, SocketKind::Listener)) => {
+            socket.set_further(attachment, slot, generation);
+        }
+        _ => {
+            if open_at(attachment, socket, listen_again(socket, socket.backlog())).is_err() {
+                return socket.set_further(attachment, NO_SLOT, 0);
+            }
+            if socket.has(flag::SHARED)
+                && let Some(name) = socket.name_in(attachment)
+            {
+                let _: Result<(), Errno> = show(attachment, name, placeholder);
+            }
+        }
+    }
+}
+
+/// Tells a server that others may hold the socket, and shows it the placeholder.
+pub(crate) fn show(
+    attachment: &Attachment,
+    (slot, generation): (u32, u32),
+    placeholder: i32,
+) -> Result<(), Errno> {
+    let cookie = sys::so_cookie(placeholder)?;
+    attachment.tell(slot, generation, RequestBody::Shared { cookie })?;
+    // Without the sight of it the service lets the socket end with the last process.
+    ask(attachment, &ControlRequest::Adopt, placeholder).map(drop)
+}
+
+/// A listener that came from another process or through `exec`: asks the other servers for their
+/// records of it.
+pub(crate) fn adopt(socket: &Socket, placeholder: i32) -> Result<(), Errno> {
+    if attach::servers() <= 1 {
+        return Ok(());
+    }
+    socket.go_everywhere()?;
+    for server in others(socket) {
+        let Ok(attachment) = attach::of(server) else { continue };
+        let found = ask(&attachment, &ControlRequest::Adopt, placeholder);
+        if let Ok((slot, generation, SocketKind::Listener)) = found {
+            socket.set_further(&attachment, slot, generation);
+        }
+    }
+    Ok(())
+}
+
+/// Asks a server what a placeholder stands for: slot, generation and kind.
+pub(crate) fn ask(
+    attachment: &Attachment,
+    request: &ControlRequest,
+    placeholder: i32,
+) -> Result<(u32, u32, SocketKind), Errno> {
+    let is_answer = |reply: &ControlReply| matches!(reply, ControlReply::Adopted { .. });
+    let (reply, _) = attachment.ask(request, &[placeholder], is_answer)?;
+    match reply {
+        ControlReply::Adopted { errno: 0, slot, generation, kind } => Ok((slot, generation, kind)),
+        ControlReply::Adopted { errno, .. } => Err(Errno(errno)),
+        _ => Err(SERVICE_GONE),
+    }
+}
