@@ -149,6 +149,18 @@ pub(crate) fn open(socket: &Socket, listen: RequestBody) -> Result<(), Errno> {
     Ok(())
 }
 
+/// Opens a listener where it could not be opened before because the server was dead.
+pub(crate) fn complete(socket: &Socket) {
+    if !socket.has(flag::EVERYWHERE) {
+        return;
+    }
+    for attachment in others(socket).filter_map(attach::existing) {
+        if !attachment.is_gone() && socket.name_in(&attachment).is_none() {
+            restore(&attachment, socket);
+        }
+    }
+}
+
 /// Another backlog, for a listener that is open everywhere.
 fn change(socket: &Socket, listen: RequestBody) -> Result<(), Errno> {
     for server in others(socket) {

@@ -22,7 +22,8 @@ pub(crate) fn all(attachment: &Attachment) {
     SOCKETS.for_each(|index, _| sockets.push(index));
     for socket in sockets.into_iter().filter_map(entry::pin) {
         let further = socket.has(flag::EVERYWHERE) && attachment.server() != socket.server();
-        if further && socket.name_in(attachment).is_none() {
+        let listens = socket.phase() == Phase::Listening;
+        if further && listens && socket.name_in(attachment).is_none() {
             everywhere::restore(attachment, &socket);
         } else if !further && socket.is_behind_times(attachment) {
             one(attachment, &socket);

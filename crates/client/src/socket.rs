@@ -219,6 +219,7 @@ pub fn listen(fd: RawFd, backlog: i32) -> Result<(), Errno> {
     }
     if socket.phase() != Phase::Listening {
         socket.set_phase(Phase::Listening);
+        everywhere::complete(&socket);
         socket.for_each_epoll(|epoll| epoll::socket_changed(epoll, socket.index()));
     }
     Ok(())

@@ -25,6 +25,12 @@ impl State {
             {
                 SocketReply::failure(NOT_OURS).encode()
             }
+            RequestBody::BindDatagram { address, .. }
+                if self.elsewhere.iter().any(|(port, _)| *port == address.port()) =>
+            {
+                let found = self.elsewhere.iter().find(|(port, _)| *port == address.port());
+                SocketReply::elsewhere(found.unwrap().1).encode()
+            }
             RequestBody::BindDatagram { address, .. } => {
                 let slot = self.open_datagrams(address);
                 self.reply_about(slot)

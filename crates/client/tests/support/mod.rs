@@ -45,6 +45,7 @@ struct Socket {
 
 struct Process {
     control: Fd,
+    sent_home: bool,
     channel: Option<ServiceChannel>,
     wake: Option<Doorbell>,
 }
@@ -60,6 +61,17 @@ pub struct State {
     acceptors: Vec<(usize, u32)>,
     log: Vec<(u32, RequestBody)>,
     next_port: u16,
+    /// Which server this is, of how many.
+    server: u16,
+    servers: u16,
+    /// Homes of the next processes that have none.
+    homes: Vec<u16>,
+    /// Ports that are another server's.
+    elsewhere: Vec<(u16, u16)>,
+    /// Ports that cannot be listened on here.
+    refused: Vec<u16>,
+    /// Programs that were said to run no more, by the names of those that run now.
+    new_programs: Vec<u64>,
 }
 
 /// The fake service.
@@ -73,35 +85,40 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// The same in milliseconds, as epoll takes it.
 pub const PATIENCE_MS: i32 = 60_000;
 
-static FAKE: OnceLock<&'static Fake> = OnceLock::new();
+static FAKES: OnceLock<Vec<&'static Fake>> = OnceLock::new();
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Starts the service and attaches this process, once; holds off other tests while it lives.
 pub fn start() -> (&'static Fake, MutexGuard<'static, ()>) {
+    let (fakes, turn) = start_several(1, 0);
+    (fakes[0], turn)
+}
+
+/// Starts a service of several servers and attaches this process to its `home`, once; holds off
+/// other tests while it lives.
+pub fn start_several(
+    servers: u16,
+    home: u16,
+) -> (&'static [&'static Fake], MutexGuard<'static, ()>) {
     let turn = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let fake = FAKE.get_or_init(|| {
+    let fakes = FAKES.get_or_init(|| {
         let path = format!("\0haypile-fake-{}", std::process::id());
-        let listener = sys::unix_listen_seqpacket(path.as_bytes(), 16).unwrap();
-        let (wake, woken) = Doorbell::pair().unwrap();
-        let epoch = EpochWriter::create().unwrap();
-        epoch.set(2);
-        let state = State {
-            epoch,
-            status: ServiceStatus::create().unwrap(),
-            table: SocketTable::new(10_000),
-            arena: Arena::new(64 << 20),
-            processes: Vec::new(),
-            sockets: HashMap::new(),
-            acceptors: Vec::new(),
-            log: Vec::new(),
-            next_port: 40_000,
+        let epochs = EpochWriter::create().unwrap();
+        let start = |server| {
+            let path = control::attach_path(path.as_bytes(), server);
+            let listener = sys::unix_listen_seqpacket(&path, 16).unwrap();
+            let (wake, woken) = Doorbell::pair().unwrap();
+            let state = State::new(epochs.of(server), server, servers);
+            let fake: &'static Fake = Box::leak(Box::new(Fake { state: Mutex::new(state), wake }));
+            std::thread::spawn(move || serve(fake, &listener, &woken));
+            fake
         };
-        let fake: &'static Fake = Box::leak(Box::new(Fake { state: Mutex::new(state), wake }));
-        std::thread::spawn(move || serve(fake, &listener, &woken));
+        let fakes: Vec<_> = (0..servers).map(start).collect();
+        fakes[0].send_home(home);
         haypile_client::attach(path.as_bytes(), [0; 16]).unwrap();
-        fake
+        fakes
     });
-    (fake, turn)
+    (fakes, turn)
 }
 
 /// Waits until a thread has said that it will accept, among requests that nobody has looked at.
@@ -151,6 +168,70 @@ impl Fake {
     /// Keeps the service from doing anything until what is returned is dropped.
     pub fn hold(&self) -> impl Drop + '_ {
         self.settle()
+    }
+
+    /// The home of the next process that has none.
+    pub fn send_home(&self, server: u16) {
+        self.lock().homes.push(server);
+    }
+
+    /// What is asked about a port is another server's to answer.
+    pub fn redirect(&self, port: u16, server: u16) {
+        self.settle().elsewhere.push((port, server));
+    }
+
+    /// Nobody may listen on a port from now on.
+    pub fn refuse(&self, port: u16) {
+        self.settle().refused.push(port);
+    }
+
+    /// Names of processes in which another program was said to run.
+    pub fn new_programs(&self) -> Vec<u64> {
+        std::mem::take(&mut self.lock().new_programs)
+    }
+
+    /// Whether a port is listened on.
+    pub fn listens(&self, port: u16) -> bool {
+        let state = self.settle();
+        let at = |socket: &Socket| {
+            socket.kind == SocketKind::Listener
+                && socket.local.is_some_and(|local| local.port() == port)
+        };
+        state.sockets.values().any(at)
+    }
+
+    /// How many sockets of a port there are.
+    pub fn count(&self, port: u16) -> usize {
+        let state = self.settle();
+        let at = |socket: &&Socket| socket.local.is_some_and(|local| local.port() == port);
+        state.sockets.values().filter(at).count()
+    }
+
+    /// The last process that attached is the acceptor of a listener, as another server says.
+    pub fn accept_for_home(&self, port: u16) {
+        let listener = self.listener(port);
+        let mut state = self.lock();
+        let process = state.processes.iter().rposition(|process| process.channel.is_some());
+        state.acceptors.retain(|(_, of)| *of != listener);
+        state.acceptors.push((process.expect("a process"), listener));
+    }
+
+    /// The server dies: nothing that it knew is left.
+    pub fn die(&self) {
+        let mut state = self.settle();
+        state.epoch.set(state.epoch.get() | 1);
+        let (epoch, server, servers) = (state.epoch.clone(), state.server, state.servers);
+        let fresh = State::unborn(epoch, server, servers);
+        *state = fresh;
+        drop(state);
+        self.poke();
+    }
+
+    /// Another server takes its place.
+    pub fn rise(&self) {
+        let state = self.lock();
+        let next = haypile_shm::epoch::next_up(state.epoch.get());
+        state.epoch.set(next);
     }
 
     /// The slot of the listener at a port.
@@ -277,12 +358,38 @@ impl Fake {
 }
 
 impl State {
+    fn new(epoch: EpochWriter, server: u16, servers: u16) -> State {
+        epoch.set(haypile_shm::epoch::next_up(epoch.get()));
+        State::unborn(epoch, server, servers)
+    }
+
+    fn unborn(epoch: EpochWriter, server: u16, servers: u16) -> State {
+        State {
+            epoch,
+            status: ServiceStatus::create().unwrap(),
+            table: SocketTable::new(10_000),
+            arena: Arena::new(64 << 20),
+            processes: Vec::new(),
+            sockets: HashMap::new(),
+            acceptors: Vec::new(),
+            log: Vec::new(),
+            // Each server has ports of its own to give out.
+            next_port: 40_000 + 1000 * server,
+            server,
+            servers,
+            homes: Vec::new(),
+            elsewhere: Vec::new(),
+            refused: Vec::new(),
+            new_programs: Vec::new(),
+        }
+    }
+
     fn socket(&mut self, slot: u32) -> &mut Socket {
         self.sockets.get_mut(&slot).expect("the socket")
     }
 
     fn add_process(&mut self, control: Fd) {
-        self.processes.push(Process { control, channel: None, wake: None });
+        self.processes.push(Process { control, sent_home: false, channel: None, wake: None });
     }
 
     fn descriptors(&self) -> Vec<PollFd> {
@@ -324,11 +431,19 @@ impl State {
     fn handle_message(&mut self, index: usize, received: control::Received) {
         let [first, ..] = received.fds;
         let (reply, fds) = match ControlRequest::decode(&received.message).unwrap() {
-            ControlRequest::Hello { version, .. } => {
+            ControlRequest::Hello { version, name, .. } => {
                 assert_eq!(version, PROTOCOL_VERSION);
-                return self.welcome(index);
+                let greets = name == 0 && !self.processes[index].sent_home;
+                match if greets { self.homes.pop() } else { None } {
+                    Some(home) if home != self.server => {
+                        self.processes[index].sent_home = true;
+                        let servers = self.servers;
+                        (ControlReply::Home { server: home, servers }, vec![])
+                    }
+                    _ => return self.welcome(index, name),
+                }
             }
-            ControlRequest::NewProgram { .. } => return,
+            ControlRequest::NewProgram { name } => return self.new_programs.push(name),
             ControlRequest::AttachChild => return self.add_process(first.unwrap()),
             ControlRequest::MapTable { index } => {
                 (ControlReply::TableMapped { index, errno: libc::ENOENT }, vec![])
@@ -367,7 +482,7 @@ impl State {
         ControlReply::Adopted { errno, slot, generation, kind }
     }
 
-    fn welcome(&mut self, index: usize) {
+    fn welcome(&mut self, index: usize, name: u64) {
         let channel = ServiceChannel::create().unwrap();
         let (wake, theirs) = Doorbell::pair().unwrap();
         let status = self.status.fd();
@@ -377,9 +492,9 @@ impl State {
             process_id: index as u32 + 1,
             spin_us: 20,
             domain: [7; 16],
-            server: 0,
-            servers: 1,
-            name: index as u64 + 1,
+            server: self.server,
+            servers: self.servers,
+            name: if name == 0 { u64::from(self.server) << 32 | (index as u64 + 1) } else { name },
             proof: 1,
         };
         let fds = [channel.fd(), status, table, theirs.raw(), self.epoch.fd()];
@@ -488,7 +603,21 @@ impl State {
             RequestBody::Connect { remote } if !ours(remote.ip()) => {
                 return SocketReply::failure(NOT_OURS);
             }
+            RequestBody::Bind { address, .. } | RequestBody::Connect { remote: address } => {
+                let found = self.elsewhere.iter().find(|(port, _)| *port == address.port());
+                if let Some((_, server)) = found {
+                    return SocketReply::elsewhere(*server);
+                }
+            }
             _ => {}
+        }
+        let port = match *body {
+            RequestBody::Bind { address, .. } => address.port(),
+            RequestBody::Listen { .. } => self.socket(slot).local.map_or(0, |local| local.port()),
+            _ => 0,
+        };
+        if self.refused.contains(&port) {
+            return SocketReply::failure(libc::EADDRINUSE);
         }
         let slot = if slot == NO_SLOT { self.open() } else { slot };
         match *body {
@@ -501,8 +630,9 @@ impl State {
                 socket.local = Some(address);
                 socket.stream.set_local(Some(address));
             }
-            RequestBody::Listen { .. } => {
+            RequestBody::Listen { cookie, .. } => {
                 let socket = self.socket(slot);
+                socket.cookie.get_or_insert(cookie);
                 socket.kind = SocketKind::Listener;
                 socket.stream.set_status(status::LISTENING);
             }
