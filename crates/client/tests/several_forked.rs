@@ -69,7 +69,7 @@ fn a_child_has_a_home_of_its_own_and_goes_on_with_what_it_inherited() {
     let acceptor = |fake: &&support::Fake| {
         fake.requests().iter().any(|(_, body)| *body == RequestBody::Acceptor)
     };
-    assert_eq!(fakes.iter().map(|fake| acceptor(fake)).collect::<Vec<_>>(), [false, false, true]);
+    assert_eq!(fakes.iter().map(acceptor).collect::<Vec<_>>(), [false, false, true]);
     for fake in [fakes[0], fakes[1]] {
         fake.accept_for_home(listener.1);
         fake.arrive(listener.1, b"x");
