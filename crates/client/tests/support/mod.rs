@@ -221,7 +221,9 @@ impl Fake {
         let mut state = self.settle();
         state.epoch.set(state.epoch.get() | 1);
         let (epoch, server, servers) = (state.epoch.clone(), state.server, state.servers);
-        let fresh = State::unborn(epoch, server, servers);
+        let mut fresh = State::unborn(epoch, server, servers);
+        // Its ports may be in use at the others.
+        fresh.next_port = state.next_port;
         *state = fresh;
         drop(state);
         self.poke();
