@@ -123,8 +123,8 @@ fn broken_worlds() -> Vec<(&'static str, Shape)> {
     let failures = Budget { failures: 1, ..NOTHING };
     let refusals = Budget { refusals: 1, ..NOTHING };
     let manager_deaths = Budget { manager_deaths: 1, ..NOTHING };
-    let server_deaths = Budget { server_deaths: 1, ..NOTHING };
     let moves = Budget { moves: 1, packets: 1, ..NOTHING };
+    let lost_news = world([2, 1, 2, 2], true, Budget { server_deaths: 1, ..NOTHING });
     let two_connections = world([1, 1, 2, 2], true, NOTHING);
     vec![
         ("what it has not got", without(pair(NOTHING), |d| d.revoke_asks_the_word = false)),
@@ -139,7 +139,7 @@ fn broken_worlds() -> Vec<(&'static str, Shape)> {
         ("waits while", without(pair(NOTHING), |d| d.late_claimer_registers = false)),
         ("waits while", without(one(refusals), |d| d.refuser_registers = false)),
         ("waits while", without(one(failures), |d| d.full_ones_are_tried_again = false)),
-        ("waits while", without(two(server_deaths), |d| d.full_ones_are_tried_again = false)),
+        ("waits while", without(lost_news, |d| d.attach_registers = false)),
         (
             "waits while",
             without(world([2, 2, 3, 2], true, NOTHING), |d| d.home_hears_of_time_outs = false),

@@ -125,7 +125,9 @@ fn loom_a_waiter_on_several_servers_is_woken() {
         let tickets: [_; 2] =
             std::array::from_fn(|at| prepare_wait(&servers[at].sequence, &servers[at].waiters));
         let ready = servers.iter().any(|server| server.offers.load(Ordering::Relaxed) == 1);
-        threads.map(|thread| thread.join().unwrap());
+        for thread in threads {
+            thread.join().unwrap();
+        }
         // Both servers are through: a sleeper they have not woken would sleep for ever.
         let unmoved = |(server, ticket): (&Arc<Server>, &super::WaitTicket)| {
             server.sequence.load(Ordering::Relaxed) == ticket.sequence

@@ -166,7 +166,9 @@ fn loom_one_count_serves_several_rings() {
             heard = rings;
             count.awake();
         }
-        servers.map(|server| server.join().unwrap());
+        for server in servers {
+            server.join().unwrap();
+        }
         let rings = words.2.load(Ordering::Acquire);
         assert!(!asleep || rings > heard, "asleep with work and nobody rang");
     });

@@ -54,7 +54,7 @@ enum Stage {
     Revoking(u8, Best),
 }
 
-/// The best acceptor of a manager, and which of its registrations that is (modulo 4).
+/// The best acceptor of a manager, and which of its registrations that is.
 pub type Best = (u8, u8);
 
 /// What abstract managers say to each other.
@@ -78,7 +78,7 @@ pub struct AnyManager {
     open: u8,
     /// Acceptors at home here, oldest registration first.
     acceptors: Vec<Best>,
-    /// How often each process has registered here, modulo 4.
+    /// How often each process has registered here, modulo `VOID`.
     registrations: [u8; SIDE],
     /// Processes that could take no more, a bit each.
     full: u8,
@@ -92,14 +92,15 @@ pub struct AnyManager {
     shape: Shape,
 }
 
-/// The number of a registration with a manager that is no more.
-const VOID: u8 = 4;
+/// The number of a registration with a manager that is no more; the others are below, and used
+/// again when so many have passed that no message of the old one can be left.
+const VOID: u8 = 16;
 
 fn relative(best: Best, serials: &[u8; SIDE]) -> Best {
     if best.1 == VOID {
         return best;
     }
-    (best.0, serials[usize::from(best.0)].wrapping_sub(best.1) % 4)
+    (best.0, serials[usize::from(best.0)].wrapping_sub(best.1) % VOID)
 }
 
 /// The timer that lets full processes be tried again; the others are connections.
@@ -343,7 +344,7 @@ impl AnyManager {
             return;
         }
         let count = &mut self.registrations[usize::from(process)];
-        *count = (*count + 1) % 4;
+        *count = (*count + 1) % VOID;
         let entry = (process, *count);
         match self.acceptors.iter_mut().find(|(other, _)| *other == process) {
             Some(known) => *known = entry,

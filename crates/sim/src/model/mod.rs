@@ -45,6 +45,9 @@ pub struct Design {
     pub late_claimer_registers: bool,
     /// Who refuses a connection registers again before it accepts the next.
     pub refuser_registers: bool,
+    /// Who attaches to a server anew registers again: that it had been taken off the list stood in
+    /// the memory of the server that is no more.
+    pub attach_registers: bool,
     /// Processes that could not be reached are tried again after some time.
     pub full_ones_are_tried_again: bool,
     /// The home of a process is told when another manager waited for it in vain.
@@ -78,6 +81,7 @@ impl Design {
         death_is_everybodys: true,
         late_claimer_registers: true,
         refuser_registers: true,
+        attach_registers: true,
         full_ones_are_tried_again: true,
         home_hears_of_time_outs: true,
         dropped_when_revoked: true,

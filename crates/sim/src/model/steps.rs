@@ -475,7 +475,7 @@ impl<M: Manager> Scene<'_, M> {
 
     fn attach(&mut self, process: u8, transport: u8) {
         self.state.transports[usize::from(transport)].knows |= 1 << process;
-        if self.shape.home(process) == transport {
+        if self.shape.home(process) == transport || self.shape.design.attach_registers {
             self.state.processes[usize::from(process)].registered = false;
         }
     }
