@@ -94,6 +94,34 @@ pub fn claim(path: &Path, private: bool) -> Result<OwnedDirectory, Error> {
     }
 }
 
+/// Waits while `look` finds nothing and a service holds the directory: it starts, and will answer, or
+/// dies, and will let go. What `look` has found at last.
+///
+/// # Errors
+/// Of `look`.
+pub fn wait_for_answer<T>(
+    path: &Path,
+    mut look: impl FnMut() -> Result<Option<T>, Error>,
+) -> Result<Option<T>, Error> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        // Before the look: a service answers until it lets go.
+        let held = is_held(path);
+        let found = look()?;
+        if found.is_some() || !held || Instant::now() > deadline {
+            return Ok(found);
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// Whether somebody holds the lock, as far as we may know.
+fn is_held(path: &Path) -> bool {
+    // Shared with others who look, not with owners.
+    File::open(path.join(LOCK))
+        .is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
+}
+
 /// `None` while somebody else holds the lock.
 fn try_claim(
     path: &Path,
@@ -357,6 +385,26 @@ mod tests {
         assert!(path.join(LOCK).exists());
         drop(owned);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn an_answer_is_waited_for_while_somebody_may_give_it() {
+        let parent = parent();
+        let path = parent.path().join("control");
+        let mut looks = 0;
+        let mut look_for = |most: u32| {
+            looks = 0;
+            let found = wait_for_answer(&path, || {
+                looks += 1;
+                Ok((looks == most).then_some(()))
+            });
+            (found.expect("no error").is_some(), looks)
+        };
+        assert_eq!(look_for(2), (false, 1), "nobody is there");
+        let owned = claim(&path, false).expect("free");
+        assert_eq!(look_for(5), (true, 5));
+        drop(owned);
+        assert_eq!(look_for(2), (false, 1));
     }
 
     #[test]

@@ -57,7 +57,8 @@ fn find_or_start(arguments: &RunArgs) -> Result<Joined, Error> {
     match given {
         Some(path) => {
             let path = place::directory(Some(&path))?;
-            match join(&path)? {
+            // One that is starting just now answers soon.
+            match claim::wait_for_answer(&path, || join(&path))? {
                 Some(_) if particular => Err(Error::new(
                     format_args!("start a service in {}", path.display()),
                     "one runs there already, with settings of its own",
