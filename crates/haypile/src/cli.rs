@@ -210,7 +210,7 @@ pub struct ControlArgs {
 }
 
 /// What a service is made of; common to `run` and `serve`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
+#[derive(Clone, Debug, Default, PartialEq, Args)]
 pub struct ServiceArgs {
     /// Configuration file (TOML); flags win over it
     #[arg(long, value_name = "FILE")]
@@ -257,6 +257,17 @@ pub struct ServiceArgs {
     /// experiments); UDP goes by our port [default: hash]
     #[arg(long, value_name = "RULE")]
     pub steer: Option<String>,
+    /// How connection managers share new connections: naive (each keeps its own), unfiltered, filtered
+    /// or tournament [default: tournament]
+    #[arg(long = "balance", value_name = "SCHEME")]
+    pub scheme: Option<String>,
+    /// By how much another manager's application counts as slower than it is [default: 2]
+    #[arg(long, value_name = "N")]
+    pub tariff: Option<f64>,
+    /// How the speed of an application is estimated: median (of service times), outstanding
+    /// (connections) or peak-ewma [default: median]
+    #[arg(long, value_name = "KIND")]
+    pub estimator: Option<String>,
     /// A bad path behind the link: loss=1%,dup=0.1%,reorder=2%,corrupt=0.01%,delay=10ms,jitter=2ms,
     /// rate=100mbit,queue=100, or rx:...;tx:... for each direction
     #[arg(long, value_name = "SPEC")]
@@ -296,6 +307,9 @@ impl ServiceArgs {
             host_cores,
             plan,
             steer,
+            scheme,
+            tariff,
+            estimator,
             fault,
             fault_seed,
             user,
@@ -336,6 +350,12 @@ impl ServiceArgs {
         }
         if let Some(steer) = steer {
             flag("--steer", steer.into());
+        }
+        for (name, word) in [("--balance", scheme), ("--estimator", estimator)] {
+            word.iter().for_each(|word| flag(name, word.into()));
+        }
+        if let Some(tariff) = tariff {
+            flag("--tariff", tariff.to_string().into());
         }
         if let Some(fault) = fault {
             flag("--fault", fault.into());

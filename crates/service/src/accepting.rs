@@ -230,7 +230,8 @@ impl Core {
             return;
         };
         let service_time_us = now.since(served.since).min(u64::from(u32::MAX)) as u32;
-        let message = ToManager::Served { listener, process, service_time_us };
+        let server = self.managers.server();
+        let message = ToManager::Served { listener, process, service_time_us, server };
         self.tell_manager(now, process.home(), message);
     }
 

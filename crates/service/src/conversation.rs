@@ -114,7 +114,7 @@ fn is_its_own(from: ServerNumber, message: &ToManager) -> bool {
         | ToManager::Refused { connection }
         | ToManager::OfferFailed { connection }
         | ToManager::Gone { connection } => connection.server == from,
-        ToManager::Served { .. } => true,
+        ToManager::Served { server, .. } => server == from,
     }
 }
 
@@ -213,6 +213,12 @@ impl Core {
         if own_manager.is_some_and(|manager| roles.process_of_manager(manager) == Some(peer)) {
             self.tell_everything_anew(now);
         }
+        let roles = self.rings.roles();
+        let manages =
+            roles.servers().get(usize::from(peer)).is_some_and(|spec| spec.manager.is_some());
+        if manages && roles.manager().is_some() {
+            self.manager.announce_anew();
+        }
     }
 }
 
@@ -276,9 +282,15 @@ impl<P: Port> Server<P> {
             return;
         }
         let roles = self.core.rings.roles();
-        let gone = roles.servers().get(usize::from(server)).and_then(|spec| spec.transport);
-        if let (Some(server), Some(_)) = (gone, roles.manager()) {
+        let Some(gone) = roles.servers().get(usize::from(server)).copied() else { return };
+        if roles.manager().is_none() {
+            return;
+        }
+        if let Some(server) = gone.transport {
             self.core.for_manager(now, server, ToManager::ServerGone { server });
+        }
+        if let Some(manager) = gone.manager {
+            self.core.manager.manager_gone(manager);
         }
     }
 }

@@ -303,11 +303,17 @@ impl<P: Port> Server<P> {
             shard.start_slaac(now);
         }
         shard.set_trace(config.limits.trace_records as usize);
+        let mut manager = ConnectionManager::new(
+            config.limits.claim_timeout_us,
+            config.balance,
+            foundation.seed.rotate_left(31),
+        );
+        manager.set_peers(roles.manager_count() > 1);
         let core = Core {
             shard,
             store: Store::new(config.limits.unclaimed_bytes),
-            manager: ConnectionManager::new(config.limits.claim_timeout_us),
             managers: Managers::of(roles.plan(), &roles.own()),
+            manager,
             listener_names: ListenerNames::new(&foundation.secret),
             processes: Processes::default(),
             counters: Counters::default(),

@@ -13,22 +13,20 @@
 //!                   +---- revoked -- Revoking --claimed--> (it was faster: the process's)
 //! ```
 
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
 
 use super::OwnMap;
-use super::messages::{BetweenManagers, ToManager, ToTransport};
+use super::balancer::{Balance, Random};
+use super::messages::{ToManager, ToTransport};
 use super::names::{ConnectionName, ListenerName, ProcessName, ServerNumber};
+pub use super::queue::OUTSTANDING_MAX;
+use super::queue::{Acceptor, Queue, Source, Taker};
+use super::summary::{AcceptorSummary, QueueSummary};
 use crate::time::Instant;
 
 /// A process attached to a server, as numbered there.
 pub type ProcessId = u32;
-
-/// Who takes a connection: a process by one of its listeners.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Taker {
-    listener: ListenerName,
-    process: ProcessName,
-}
 
 /// Where a connection is on its way to a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +35,6 @@ enum Stage {
     Offered {
         to: Taker,
         registration: u64,
-        serial: u64,
     },
     /// `late`: it was not claimed in time.
     Revoking {
@@ -54,34 +51,6 @@ struct Pending {
     stage: Stage,
 }
 
-struct Acceptor {
-    taker: Taker,
-    outstanding: u32,
-    /// Which registration this is: what is late to tell of an earlier one does not concern it.
-    registration: u64,
-    /// An offer could not be delivered. Cleared by a claim, a registration or time: nobody says
-    /// when there is memory again.
-    saturated: bool,
-    /// It has not claimed in time, and its offer is being taken back.
-    late: bool,
-}
-
-/// The accept queue of one listener, or of a group of them.
-#[derive(Default)]
-struct Queue {
-    acceptors: Vec<Acceptor>,
-    /// Where the round robin among equals goes on.
-    next: usize,
-    /// Waiting connections, oldest first; names of connections that are gone stay until their turn.
-    waiting: VecDeque<ConnectionName>,
-    /// How many of `waiting` still wait.
-    waiting_count: usize,
-    /// Offers that are out; a queue without listeners is forgotten when it is zero.
-    offered: u32,
-    /// Listeners of the group.
-    listeners: u32,
-}
-
 /// A listener of the group.
 struct Listener {
     group: ListenerName,
@@ -92,18 +61,28 @@ struct Listener {
 /// The state of all listeners of one connection manager.
 pub struct ConnectionManager {
     listeners: OwnMap<ListenerName, Listener>,
-    queues: OwnMap<ListenerName, Queue>,
+    pub(super) queues: OwnMap<ListenerName, Queue>,
     pending: OwnMap<ConnectionName, Pending>,
-    /// Offers by age: when to look at them again.
-    deadlines: VecDeque<(Instant, ConnectionName, u64)>,
-    /// Saturated acceptors: when to try them again.
-    retries: VecDeque<(Instant, ListenerName, Taker)>,
+    /// When to look at the oldest offer of an acceptor again.
+    looks: BinaryHeap<Reverse<(Instant, ListenerName, Taker)>>,
+    /// Acceptors that could not take more: when to try them again.
+    retries: BinaryHeap<Reverse<(Instant, ListenerName, Taker)>>,
+    registrations: u64,
     actions: VecDeque<ToTransport>,
     /// Queues whose waiting connections may find an acceptor.
     to_assign: VecDeque<ListenerName>,
+    /// Queues whose best application may have changed.
+    pub(super) to_announce: VecDeque<ListenerName>,
+    /// Queues that are no more, of which others have an application of ours.
+    pub(super) ended: VecDeque<ListenerName>,
+    /// When there is something to announce that was announced too recently.
+    pub(super) announce_due: Option<Instant>,
+    /// There are other managers.
+    pub(super) has_peers: bool,
+    pub(super) balance: Balance,
+    random: Random,
     claim_timeout_us: u64,
-    serial: u64,
-    counters: ManagerCounters,
+    pub(super) counters: ManagerCounters,
 }
 
 /// What the connection manager has done since the start.
@@ -121,24 +100,36 @@ pub struct ManagerCounters {
     pub timed_out: u64,
     /// Offers that the process could not use (no descriptor left) or take (ring full).
     pub refused: u64,
+    /// Connections offered to applications of this manager.
+    pub local: u64,
+    /// Connections offered to applications of other managers.
+    pub remote: u64,
+    /// What other managers were told of our best applications.
+    pub announced: u64,
+    /// What they told us of theirs.
+    pub heard: u64,
 }
 
-/// Offers one acceptor may have out at a time; the others wait for a claim.
-pub const OUTSTANDING_MAX: u32 = 128;
-
 impl ConnectionManager {
-    /// An empty manager; offers are reconsidered after `claim_timeout_us`.
-    pub fn new(claim_timeout_us: u64) -> Self {
+    /// An empty manager; offers are reconsidered after `claim_timeout_us` at the latest. `seed` is that
+    /// of its choices.
+    pub fn new(claim_timeout_us: u64, balance: Balance, seed: u64) -> Self {
         ConnectionManager {
             listeners: OwnMap::default(),
             queues: OwnMap::default(),
             pending: OwnMap::default(),
-            deadlines: VecDeque::new(),
-            retries: VecDeque::new(),
+            looks: BinaryHeap::new(),
+            retries: BinaryHeap::new(),
+            registrations: 0,
             actions: VecDeque::new(),
             to_assign: VecDeque::new(),
+            to_announce: VecDeque::new(),
+            ended: VecDeque::new(),
+            announce_due: None,
+            has_peers: false,
+            balance,
+            random: Random::new(seed),
             claim_timeout_us,
-            serial: 0,
             counters: ManagerCounters::default(),
         }
     }
@@ -158,29 +149,34 @@ impl ConnectionManager {
                 self.listener_closed(listener, server)
             }
             ToManager::Acceptor { listener, process } => {
-                self.acceptor(Taker { listener, process });
+                self.acceptor(now, Taker { listener, process });
             }
             ToManager::NotAcceptor { listener, process } => {
                 self.not_acceptor(Taker { listener, process });
             }
             ToManager::Arrived { listener, connection } => self.arrived(listener, connection),
-            ToManager::Claimed { connection } => self.claimed(connection),
-            ToManager::Revoked { connection } => self.revoked(connection),
+            ToManager::Claimed { connection } => self.claimed(now, connection),
+            ToManager::Revoked { connection } => self.revoked(now, connection),
             ToManager::Refused { connection } => self.refused(connection),
             ToManager::OfferFailed { connection } => self.offer_failed(now, connection),
             ToManager::Gone { connection } => self.connection_gone(connection),
-            ToManager::Served { .. } => {}
+            ToManager::Served { listener, process, service_time_us, server } => {
+                self.served(now, Taker { listener, process }, service_time_us, server);
+            }
             ToManager::ProcessDied { process } => self.process_died(process),
             ToManager::ServerGone { server } => self.server_gone(server),
         }
     }
 
-    /// What the connection manager of another server says about its applications.
-    pub fn handle_offer(&mut self, _now: Instant, _from: ServerNumber, _offer: BetweenManagers) {}
+    /// How it balances.
+    pub fn balance(&self) -> Balance {
+        self.balance
+    }
 
-    /// What the other connection managers are to be told. Call until it answers `None`.
-    pub fn poll_offer(&mut self, _now: Instant) -> Option<BetweenManagers> {
-        None
+    /// Balances otherwise from now on.
+    pub fn set_balance(&mut self, balance: Balance) {
+        self.balance = balance;
+        self.announce_anew();
     }
 
     /// Connections that nobody has claimed, and listeners, are none.
@@ -217,6 +213,7 @@ impl ConnectionManager {
             queue.acceptors.retain(|acceptor| !gone(acceptor.taker));
             queue.listeners -= u32::from(last);
         }
+        self.may_announce(group);
         if last {
             self.listeners.remove(&listener);
         }
@@ -235,8 +232,10 @@ impl ConnectionManager {
         self.counters.arrived += 1;
         queue.waiting.push_back(connection);
         queue.waiting_count += 1;
+        if !std::mem::replace(&mut queue.assigning, true) {
+            self.to_assign.push_back(group);
+        }
         self.pending.insert(connection, Pending { listener, group, stage: Stage::Waiting });
-        self.to_assign.push_back(group);
     }
 
     fn connection_gone(&mut self, connection: ConnectionName) {
@@ -253,86 +252,106 @@ impl ConnectionManager {
         }
     }
 
-    fn acceptor(&mut self, taker: Taker) {
+    fn acceptor(&mut self, now: Instant, taker: Taker) {
         let Some(group) = self.group_of(taker.listener) else { return };
         let Some(queue) = self.queues.get_mut(&group) else { return };
-        self.serial += 1;
-        let registration = self.serial;
-        let known = queue.acceptors.iter_mut().find(|acceptor| acceptor.taker == taker);
-        if let Some(acceptor) = known {
-            (acceptor.registration, acceptor.saturated, acceptor.late) =
-                (registration, false, false);
+        self.registrations += 1;
+        let registration = self.registrations;
+        if let Some(acceptor) = queue.find(taker) {
+            (acceptor.saturated, acceptor.late, acceptor.listed) = (false, false, true);
+            acceptor.registration = registration;
+            if let Some(since) = acceptor.late_since.take() {
+                acceptor.claims.add(now.since(since));
+            }
+            // Others that gave it up for being slow hear that it is back.
+            queue.announced.again |= queue.announced.best.is_some_and(|(best, _)| best == taker);
         } else {
-            // An offer that timed out may still be on its way back from this process.
+            // What a process of this name was offered before may still be on its way back.
             let out = self.pending.values().filter(|pending| pending.taker() == Some(taker));
             let outstanding = out.count() as u32;
-            let (saturated, late) = (false, false);
-            queue.acceptors.push(Acceptor { taker, outstanding, registration, saturated, late });
+            let mut acceptor = Acceptor::local(taker);
+            (acceptor.outstanding, acceptor.registration) = (outstanding, registration);
+            queue.add(acceptor);
         }
-        self.to_assign.push_back(group);
+        self.may_assign(group);
+        self.may_announce(group);
     }
 
     /// What was offered already stays offered.
     fn not_acceptor(&mut self, taker: Taker) {
         let Some(group) = self.group_of(taker.listener) else { return };
-        if let Some(queue) = self.queues.get_mut(&group) {
-            queue.acceptors.retain(|acceptor| acceptor.taker != taker);
+        if let Some(acceptor) = self.find_acceptor(group, taker) {
+            acceptor.listed = false;
+            self.may_announce(group);
         }
     }
 
-    fn claimed(&mut self, connection: ConnectionName) {
+    fn claimed(&mut self, now: Instant, connection: ConnectionName) {
         let Some(pending) = self.pending.remove(&connection) else { return };
         self.counters.claimed += 1;
-        match pending.stage {
-            Stage::Waiting => {
-                if let Some(queue) = self.queues.get_mut(&pending.group) {
-                    queue.waiting_count = queue.waiting_count.saturating_sub(1);
-                }
-            }
-            Stage::Offered { to, .. } | Stage::Revoking { to, .. } => {
-                if let Some(acceptor) = self.find_acceptor(pending.group, to) {
-                    acceptor.saturated = false;
-                }
-                self.offer_ended(pending.group, to);
-            }
+        let Some(queue) = self.queues.get_mut(&pending.group) else { return };
+        let (Stage::Offered { to, .. } | Stage::Revoking { to, .. }) = pending.stage else {
+            queue.waiting_count = queue.waiting_count.saturating_sub(1);
+            return;
+        };
+        if let Some(acceptor) = queue.find(to) {
+            acceptor.has_claimed(now, connection);
+        }
+        self.offer_ended(pending.group, to);
+    }
+
+    /// A connection has closed; `server` is its transport server.
+    fn served(&mut self, now: Instant, taker: Taker, time_us: u32, server: ServerNumber) {
+        let Some(listener) = self.listeners.get(&taker.listener) else { return };
+        let (group, ours) = (listener.group, listener.servers.contains(&server));
+        let Some(acceptor) = self.find_acceptor(group, taker) else { return };
+        if let Source::Local(estimator) = &mut acceptor.source {
+            estimator.served(now, time_us, ours);
+            self.may_announce(group);
         }
     }
 
     /// Back to the queue. A process that was too slow comes off the list here and not when its time
     /// was up: if it claims after that and before the revocation, it never learns that there was one,
     /// and would not register again.
-    fn revoked(&mut self, connection: ConnectionName) {
+    fn revoked(&mut self, now: Instant, connection: ConnectionName) {
         self.counters.revoked += 1;
         let stage = self.pending.get(&connection).map(|pending| pending.stage);
-        if let Some(Stage::Revoking { to, registration, late: true }) = stage {
-            self.drop_acceptor(connection, to, registration);
+        if let Some(Stage::Revoking { to, late: true, .. }) = stage
+            && let Some(acceptor) = self.holder(connection)
+        {
+            let again = acceptor.is_late(now);
+            if let Some((group, _)) = self.offer_of(connection) {
+                self.retries.extend(again.map(|due| Reverse((due, group, to))));
+                self.may_announce(group);
+            }
         }
         self.return_to_queue(connection);
+    }
+
+    /// Who was offered `connection`, unless it has registered again since: then it may not know that
+    /// it has to once more. (Its registration comes from its home, the end of the offer from the
+    /// connection's server: in any order.)
+    fn holder(&mut self, connection: ConnectionName) -> Option<&mut Acceptor> {
+        let pending = self.pending.get(&connection)?;
+        let (Stage::Offered { to, registration } | Stage::Revoking { to, registration, .. }) =
+            pending.stage
+        else {
+            return None;
+        };
+        let acceptor = self.queues.get_mut(&pending.group)?.find(to)?;
+        (acceptor.registration == registration).then_some(acceptor)
     }
 
     fn refused(&mut self, connection: ConnectionName) {
         self.counters.refused += 1;
-        let stage = self.pending.get(&connection).map(|pending| pending.stage);
-        if let Some(
-            Stage::Offered { to, registration, .. } | Stage::Revoking { to, registration, .. },
-        ) = stage
-        {
-            self.drop_acceptor(connection, to, registration);
+        if let Some(acceptor) = self.holder(connection) {
+            acceptor.listed = false;
+        }
+        if let Some((group, _)) = self.offer_of(connection) {
+            self.may_announce(group);
         }
         self.return_to_queue(connection);
-    }
-
-    /// Takes a process off the list, unless it has registered again since it was offered
-    /// `connection`: then it may not know that it has to once more. (Its registration comes from
-    /// its home, the end of the offer from the connection's server: in any order.)
-    fn drop_acceptor(&mut self, connection: ConnectionName, taker: Taker, registration: u64) {
-        let Some((group, _)) = self.offer_of(connection) else { return };
-        if let Some(queue) = self.queues.get_mut(&group) {
-            let same = |acceptor: &Acceptor| {
-                acceptor.taker == taker && acceptor.registration == registration
-            };
-            queue.acceptors.retain(|acceptor| !same(acceptor));
-        }
     }
 
     /// The process gets no more until it claims one or registers again, or some time has passed.
@@ -343,16 +362,14 @@ impl ConnectionManager {
             && !acceptor.saturated
         {
             acceptor.saturated = true;
-            self.retries.push_back((now.plus_us(self.claim_timeout_us), group, to));
+            self.retries.push(Reverse((now.plus_us(self.claim_timeout_us), group, to)));
         }
         self.return_to_queue(connection);
     }
 
     /// It accepts nothing any more, and all its offers are to be revoked.
     fn process_died(&mut self, process: ProcessName) {
-        for queue in self.queues.values_mut() {
-            queue.acceptors.retain(|acceptor| acceptor.taker.process != process);
-        }
+        self.drop_acceptors(|acceptor| acceptor.taker.process == process);
         self.revoke_where(|_, _, to| to.process == process);
     }
 
@@ -364,8 +381,13 @@ impl ConnectionManager {
         for connection in gone {
             self.connection_gone(connection);
         }
+        self.drop_acceptors(|acceptor| acceptor.taker.process.home() == server);
         for queue in self.queues.values_mut() {
-            queue.acceptors.retain(|acceptor| acceptor.taker.process.home() != server);
+            for acceptor in &mut queue.acceptors {
+                if let Source::Local(estimator) = &mut acceptor.source {
+                    estimator.forget_open();
+                }
+            }
         }
         self.revoke_where(|_, _, to| to.process.home() == server);
         let had = |entry: &Listener| entry.servers.contains(&server);
@@ -376,35 +398,51 @@ impl ConnectionManager {
         }
     }
 
+    /// Forgets acceptors.
+    pub(super) fn drop_acceptors(&mut self, which: impl Fn(&Acceptor) -> bool) {
+        let mut changed = Vec::new();
+        for (&group, queue) in &mut self.queues {
+            let before = queue.acceptors.len();
+            queue.acceptors.retain(|acceptor| !which(acceptor));
+            if queue.acceptors.len() < before {
+                changed.push(group);
+            }
+        }
+        changed.sort_unstable();
+        for group in changed {
+            self.may_announce(group);
+        }
+    }
+
     /// Revokes offers that were not claimed in time, if somebody else would take them, and tries
     /// those again that could take no more. At most 64 of each a call.
     pub fn handle_timers(&mut self, now: Instant) {
         for _ in 0..64 {
-            let Some(&(due, group, taker)) = self.retries.front() else { break };
+            let Some(&Reverse((due, group, taker))) = self.retries.peek() else { break };
             if due > now {
                 break;
             }
-            self.retries.pop_front();
+            self.retries.pop();
             if let Some(acceptor) = self.find_acceptor(group, taker) {
                 acceptor.saturated = false;
-                self.to_assign.push_back(group);
+                self.may_assign(group);
             }
         }
         for _ in 0..64 {
-            let Some(&(due, connection, serial)) = self.deadlines.front() else { return };
+            let Some(&Reverse((due, group, taker))) = self.looks.peek() else { return };
             if due > now {
                 return;
             }
-            self.deadlines.pop_front();
-            self.reconsider(now, connection, serial);
+            self.looks.pop();
+            self.look_at(now, group, taker);
         }
     }
 
-    /// When `handle_timers` has something to do next.
+    /// When `handle_timers` or `poll_offer` has something to do next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let deadline = self.deadlines.front().map(|&(due, _, _)| due);
-        let retry = self.retries.front().map(|&(due, _, _)| due);
-        deadline.into_iter().chain(retry).min()
+        let look = self.looks.peek().map(|Reverse((due, _, _))| *due);
+        let retry = self.retries.peek().map(|Reverse((due, _, _))| *due);
+        [look, retry, self.announce_due].into_iter().flatten().min()
     }
 
     /// What to do next; assigns waiting connections on the way. Call until it answers `None`.
@@ -416,8 +454,29 @@ impl ConnectionManager {
             let group = *self.to_assign.front()?;
             if !self.assign_one(now, group) {
                 self.to_assign.pop_front();
+                if let Some(queue) = self.queues.get_mut(&group) {
+                    queue.assigning = false;
+                }
             }
         }
+    }
+
+    /// Every queue with everything that is known of it, for people. Walks everything.
+    pub fn summaries(&mut self, now: Instant) -> Vec<QueueSummary> {
+        let mut summaries = Vec::new();
+        for (&group, queue) in &mut self.queues {
+            let names = self.listeners.iter().filter(|(_, listener)| listener.group == group);
+            let mut listeners: Vec<_> = names.map(|(name, _)| *name).collect();
+            listeners.sort_unstable();
+            let announced = queue.announced.best.map(|(taker, cost)| (taker.process, cost));
+            let waiting = queue.waiting_count;
+            let mut acceptors: Vec<_> =
+                queue.acceptors.iter_mut().map(|one| summary(one, now, &self.balance)).collect();
+            acceptors.sort_by_key(|acceptor| (acceptor.offered_by, acceptor.process));
+            summaries.push(QueueSummary { group, listeners, waiting, acceptors, announced });
+        }
+        summaries.sort_by_key(|summary| summary.group);
+        summaries
     }
 
     /// Connections of a queue that no process has been offered.
@@ -425,63 +484,104 @@ impl ConnectionManager {
         self.queues.get(&group).map_or(0, |queue| queue.waiting_count)
     }
 
-    /// The processes that accept from a queue now.
+    /// The processes that take connections of a queue now, those of other managers included.
     pub fn acceptors(&self, group: ListenerName) -> impl Iterator<Item = ProcessName> + '_ {
         let queue = self.queues.get(&group).into_iter();
-        queue.flat_map(|queue| queue.acceptors.iter().map(|acceptor| acceptor.taker.process))
+        queue.flat_map(|queue| {
+            let listed = queue.acceptors.iter().filter(|acceptor| acceptor.listed);
+            listed.map(|acceptor| acceptor.taker.process)
+        })
     }
 
-    /// Gives the oldest waiting connection to the acceptor with the fewest outstanding offers,
-    /// round robin among equals. False when there is nothing to give or nobody to give it to.
+    /// Offers the oldest waiting connection to whom the queue chooses. False when there is nothing
+    /// to give or nobody to give it to.
     fn assign_one(&mut self, now: Instant, group: ListenerName) -> bool {
         let Some(queue) = self.queues.get_mut(&group) else { return false };
-        let Some(index) = queue.choose_acceptor() else { return false };
-        let Some(connection) = queue.waiting.pop_front() else { return false };
-        let Some(pending) = self.pending.get_mut(&connection) else { return true };
-        if pending.stage != Stage::Waiting {
+        let Some(&connection) = queue.waiting.front() else { return false };
+        let waits = |pending: &&mut Pending| pending.stage == Stage::Waiting;
+        let Some(pending) = self.pending.get_mut(&connection).filter(waits) else {
+            queue.waiting.pop_front();
             return true;
-        }
+        };
+        let Some(place) = queue.choose(now, &self.balance, &mut self.random) else { return false };
+        queue.waiting.pop_front();
         queue.waiting_count = queue.waiting_count.saturating_sub(1);
-        queue.next = index + 1;
         queue.offered += 1;
-        let acceptor = &mut queue.acceptors[index];
+        let acceptor = &mut queue.acceptors[place];
         acceptor.outstanding += 1;
+        acceptor.assigned += 1;
+        acceptor.offers.push_back((now, connection));
         let (to, registration) = (acceptor.taker, acceptor.registration);
-        self.serial += 1;
-        pending.stage = Stage::Offered { to, registration, serial: self.serial };
-        self.deadlines.push_back((now.plus_us(self.claim_timeout_us), connection, self.serial));
+        if !std::mem::replace(&mut acceptor.armed, true) {
+            let due = now.plus_us(acceptor.claims.patience_us(self.claim_timeout_us));
+            self.looks.push(Reverse((due, group, to)));
+        }
         self.counters.offered += 1;
+        match acceptor.is_local() {
+            true => self.counters.local += 1,
+            false => self.counters.remote += 1,
+        }
+        pending.stage = Stage::Offered { to, registration };
         let Taker { listener, process } = to;
         self.actions.push_back(ToTransport::Offer { listener, connection, process });
         true
     }
 
-    /// An offer has been out for the claim time-out. With nobody else to take it, it stays where
-    /// it is: taking it from the only acceptor would help no one.
-    fn reconsider(&mut self, now: Instant, connection: ConnectionName, serial: u64) {
-        let Some(pending) = self.pending.get_mut(&connection) else { return };
-        let Stage::Offered { to, registration, serial: current } = pending.stage else { return };
-        let Some(queue) = self.queues.get_mut(&pending.group) else { return };
-        if current != serial {
-            return;
+    /// Looks whether the oldest offer of an acceptor has been out for too long: longer than its
+    /// claims usually take while another acceptor has nothing to do, or for the claim time-out while
+    /// another has room. With nobody else to take it, it stays where it is: taking it from the only
+    /// acceptor would help no one.
+    fn look_at(&mut self, now: Instant, group: ListenerName, taker: Taker) {
+        let Some(queue) = self.queues.get_mut(&group) else { return };
+        let Some(acceptor) = queue.find(taker) else { return };
+        acceptor.armed = false;
+        while let Some(&(_, connection)) = acceptor.offers.front()
+            && !self.pending.get(&connection).is_some_and(|pending| pending.is_offered_to(taker))
+        {
+            acceptor.offers.pop_front();
         }
-        if !queue.acceptors.iter().any(|other| other.taker != to && other.can_take()) {
-            self.deadlines.push_back((now.plus_us(self.claim_timeout_us), connection, serial));
-            return;
+        let Some(&(since, _)) = acceptor.offers.front() else { return };
+        let patience_us = acceptor.claims.patience_us(self.claim_timeout_us);
+        let (mut due, last) = (since.plus_us(patience_us), since.plus_us(self.claim_timeout_us));
+        if due <= now {
+            if queue.would_take(now, taker, self.balance.scheme, last > now) {
+                return self.take_from(group, taker, since);
+            }
+            due = if last > now {
+                last.min(now.plus_us(patience_us))
+            } else {
+                now.plus_us(patience_us)
+            };
         }
-        // The paper drops a slow acceptor from the list; it registers again when it comes back.
-        if let Some(acceptor) = queue.acceptors.iter_mut().find(|acceptor| acceptor.taker == to) {
-            acceptor.late = true;
+        if let Some(acceptor) = queue.find(taker) {
+            acceptor.armed = true;
+            self.looks.push(Reverse((due, group, taker)));
         }
-        pending.stage = Stage::Revoking { to, registration, late: true };
-        self.counters.timed_out += 1;
-        self.actions.push_back(ToTransport::Revoke { connection, process: to.process });
+    }
+
+    /// The paper drops a slow acceptor from the list; it registers again when it comes back. What it
+    /// was offered goes to others.
+    fn take_from(&mut self, group: ListenerName, taker: Taker, since: Instant) {
+        let Some(acceptor) = self.find_acceptor(group, taker) else { return };
+        (acceptor.late, acceptor.late_since) = (true, Some(since));
+        for (_, connection) in std::mem::take(&mut acceptor.offers) {
+            if let Some(pending) = self.pending.get_mut(&connection)
+                && let Stage::Offered { to, registration } = pending.stage
+                && to == taker
+            {
+                pending.stage = Stage::Revoking { to, registration, late: true };
+                self.counters.timed_out += 1;
+                let process = taker.process;
+                self.actions.push_back(ToTransport::Revoke { connection, process });
+            }
+        }
+        self.may_announce(group);
     }
 
     /// Starts the revocation of all offers for which `which` says so.
     fn revoke_where(&mut self, which: impl Fn(&ConnectionName, &Pending, Taker) -> bool) {
         for (&connection, pending) in &mut self.pending {
-            let Stage::Offered { to, registration, .. } = pending.stage else { continue };
+            let Stage::Offered { to, registration } = pending.stage else { continue };
             if which(&connection, pending, to) {
                 pending.stage = Stage::Revoking { to, registration, late: false };
                 self.actions.push_back(ToTransport::Revoke { connection, process: to.process });
@@ -523,20 +623,38 @@ impl ConnectionManager {
     fn offer_ended(&mut self, group: ListenerName, to: Taker) {
         let Some(queue) = self.queues.get_mut(&group) else { return };
         queue.offered = queue.offered.saturating_sub(1);
-        if let Some(acceptor) = queue.acceptors.iter_mut().find(|acceptor| acceptor.taker == to) {
+        if let Some(acceptor) = queue.find(to) {
             acceptor.outstanding = acceptor.outstanding.saturating_sub(1);
             // However it ended, if that did not take it off the list.
             acceptor.late = false;
         }
-        if !queue.waiting.is_empty() {
+        if !queue.waiting.is_empty() && !std::mem::replace(&mut queue.assigning, true) {
             self.to_assign.push_back(group);
         }
-        self.forget_if_done(group);
+        if queue.listeners == 0 {
+            self.forget_if_done(group);
+        }
     }
 
-    fn forget_if_done(&mut self, group: ListenerName) {
-        if self.queues.get(&group).is_some_and(|queue| queue.listeners == 0 && queue.offered == 0) {
-            self.queues.remove(&group);
+    pub(super) fn forget_if_done(&mut self, group: ListenerName) {
+        let done = |queue: &Queue| {
+            queue.listeners == 0 && queue.offered == 0 && queue.acceptors.is_empty()
+        };
+        if self.queues.get(&group).is_some_and(done)
+            && let Some(queue) = self.queues.remove(&group)
+            && queue.announced.best.is_some()
+            && self.has_peers
+        {
+            self.ended.push_back(group);
+        }
+    }
+
+    /// The queue may have something to assign.
+    pub(super) fn may_assign(&mut self, group: ListenerName) {
+        if let Some(queue) = self.queues.get_mut(&group)
+            && !std::mem::replace(&mut queue.assigning, true)
+        {
+            self.to_assign.push_back(group);
         }
     }
 
@@ -550,8 +668,25 @@ impl ConnectionManager {
     }
 
     fn find_acceptor(&mut self, group: ListenerName, taker: Taker) -> Option<&mut Acceptor> {
-        let queue = self.queues.get_mut(&group)?;
-        queue.acceptors.iter_mut().find(|acceptor| acceptor.taker == taker)
+        self.queues.get_mut(&group)?.find(taker)
+    }
+}
+
+fn summary(acceptor: &mut Acceptor, now: Instant, balance: &Balance) -> AcceptorSummary {
+    let offered_by = match acceptor.source {
+        Source::Local(_) => None,
+        Source::Offer { from, .. } => Some(from),
+    };
+    let Taker { listener, process } = acceptor.taker;
+    AcceptorSummary {
+        process,
+        listener,
+        offered_by,
+        ready: acceptor.can_take(now),
+        cost_us: acceptor.cost_us(balance.estimator, now),
+        outstanding: acceptor.outstanding,
+        open: acceptor.open(),
+        assigned: acceptor.assigned,
     }
 }
 
@@ -562,23 +697,13 @@ impl Pending {
             Stage::Offered { to, .. } | Stage::Revoking { to, .. } => Some(to),
         }
     }
-}
 
-impl Acceptor {
-    fn can_take(&self) -> bool {
-        !self.saturated && !self.late && self.outstanding < OUTSTANDING_MAX
+    fn is_offered_to(&self, taker: Taker) -> bool {
+        matches!(self.stage, Stage::Offered { to, .. } if to == taker)
     }
 }
 
-impl Queue {
-    fn choose_acceptor(&self) -> Option<usize> {
-        let count = self.acceptors.len();
-        (0..count)
-            .map(|step| (self.next + step) % count)
-            .filter(|&index| self.acceptors[index].can_take())
-            .min_by_key(|&index| self.acceptors[index].outstanding)
-    }
-}
-
+#[cfg(test)]
+mod balancing_tests;
 #[cfg(test)]
 mod tests;

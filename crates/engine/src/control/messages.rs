@@ -76,6 +76,8 @@ pub enum ToManager {
         process: ProcessName,
         /// From offered to closed, in microseconds.
         service_time_us: u32,
+        /// The transport server of the connection.
+        server: ServerNumber,
     },
     /// A process is dead (said by its home).
     ProcessDied {

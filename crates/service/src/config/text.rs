@@ -138,3 +138,28 @@ pub mod fault {
         fault.map(parse).transpose()
     }
 }
+
+/// How connections are balanced, as it would be changed.
+pub mod balance {
+    use haypile_engine::control::balancer::Balance;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+    use crate::config::BalanceChange;
+
+    /// As words and numbers.
+    ///
+    /// # Errors
+    /// The serialiser's.
+    pub fn serialize<S: Serializer>(balance: &Balance, to: S) -> Result<S::Ok, S::Error> {
+        BalanceChange::all_of(balance).serialize(to)
+    }
+
+    /// From words and numbers.
+    ///
+    /// # Errors
+    /// When one is unknown or out of range.
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Balance, D::Error> {
+        let change = BalanceChange::deserialize(from)?;
+        change.apply(Balance::default()).map_err(Error::custom)
+    }
+}

@@ -29,7 +29,7 @@ fn every_kind_has_its_place() {
     let (listener, process) = (ListenerName(4), ProcessName::new(1, 5));
     let messages = [
         Incoming::ToManager(ToManager::ListenerOpened { listener, group: listener, server: 1 }),
-        Incoming::ToManager(ToManager::Served { listener, process, service_time_us: 1 }),
+        Incoming::ToManager(ToManager::Served { listener, process, service_time_us: 1, server: 1 }),
         Incoming::ToManager(ToManager::ServerGone { server: 1 }),
         Incoming::ToTransport(ToTransport::Revoke { connection, process }),
         Incoming::BetweenManagers(BetweenManagers::Nobody { group: listener }),

@@ -44,7 +44,7 @@ impl Incoming {
             Kind::Refused => ToManager::Refused { connection },
             Kind::OfferFailed => ToManager::OfferFailed { connection },
             Kind::Gone => ToManager::Gone { connection },
-            Kind::Served => ToManager::Served { listener, process, service_time_us },
+            Kind::Served => ToManager::Served { listener, process, service_time_us, server },
             Kind::ProcessDied => ToManager::ProcessDied { process },
             Kind::ServerGone => ToManager::ServerGone { server },
             Kind::Offer => {
@@ -103,9 +103,9 @@ fn to_manager(message: ToManager) -> ServerMessage {
         ToManager::Refused { connection } => about(Kind::Refused, connection),
         ToManager::OfferFailed { connection } => about(Kind::OfferFailed, connection),
         ToManager::Gone { connection } => about(Kind::Gone, connection),
-        ToManager::Served { listener, process, service_time_us } => {
-            let (listener, process) = (listener.0, process.word());
-            ServerMessage { listener, process, time_us: service_time_us, ..of(Kind::Served) }
+        ToManager::Served { listener, process, service_time_us, server } => {
+            let (listener, process, time_us) = (listener.0, process.word(), service_time_us);
+            ServerMessage { listener, process, time_us, server, ..of(Kind::Served) }
         }
         ToManager::ProcessDied { process } => {
             ServerMessage { process: process.word(), ..of(Kind::ProcessDied) }
@@ -176,7 +176,7 @@ mod tests {
             ToManager::Refused { connection },
             ToManager::OfferFailed { connection },
             ToManager::Gone { connection },
-            ToManager::Served { listener, process, service_time_us },
+            ToManager::Served { listener, process, service_time_us, server },
             ToManager::ProcessDied { process },
             ToManager::ServerGone { server },
         ];

@@ -34,7 +34,7 @@ pub enum ServerMessageKind {
     OfferFailed,
     /// `connection` is gone.
     Gone,
-    /// `process` has served a connection that it took by `listener`, in `time_us`.
+    /// `process` has served a connection of `server` that it took by `listener`, in `time_us`.
     Served,
     /// `process` is dead.
     ProcessDied,

@@ -4,6 +4,7 @@
 use std::hash::Hasher;
 
 use haypile_engine::Instant;
+use haypile_engine::control::balancer::Balance;
 use haypile_engine::control::connection_manager::ConnectionManager;
 use haypile_engine::control::messages::{BetweenManagers, ToManager, ToTransport};
 
@@ -26,7 +27,7 @@ impl Manager for RealManager {
     type Between = BetweenManagers;
 
     fn new(shape: &Shape, number: u8) -> RealManager {
-        let manager = ConnectionManager::new(CLAIM_TIMEOUT_US);
+        let manager = ConnectionManager::new(CLAIM_TIMEOUT_US, Balance::default(), 7);
         RealManager { manager, number, managers: shape.managers, now: Instant::from_us(0) }
     }
 

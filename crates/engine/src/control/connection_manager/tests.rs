@@ -63,7 +63,7 @@ fn at(us: u64) -> Instant {
 }
 
 fn manager() -> ConnectionManager {
-    let mut manager = ConnectionManager::new(TIMEOUT_US);
+    let mut manager = ConnectionManager::new(TIMEOUT_US, Balance::default(), 7);
     manager.opens(LISTENER);
     manager
 }
@@ -380,7 +380,7 @@ fn walk(seed: u64) {
             state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) % bound
     };
-    let mut manager = ConnectionManager::new(TIMEOUT_US);
+    let mut manager = ConnectionManager::new(TIMEOUT_US, Balance::default(), 7);
     manager.opens(LISTENER);
     manager.opens(OTHER);
     let mut world = World::default();

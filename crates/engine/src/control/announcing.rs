@@ -1,0 +1,181 @@
+//! What connection managers tell each other: each its best application for a queue, and only when
+//! there is something to say.
+//!
+//! The paper sends these *offers* every 50 us, which would break its own table 3 (tens of updates a
+//! second). Here a queue says something new when its best application is another, or costs something
+//! else, by at least [`SIGNIFICANT`]: at most every [`ANNOUNCE_MIN_US`]. Smaller changes, down to
+//! [`NOTICEABLE`], are said at most every [`ANNOUNCE_SLOW_US`]: ten a second, half of what table 3 has
+//! for each manager. Halves of `connection_manager`; read that first.
+
+use super::connection_manager::ConnectionManager;
+use super::messages::BetweenManagers;
+use super::names::{ListenerName, ServerNumber};
+use super::queue::{Acceptor, Queue, Source, Taker};
+use crate::time::Instant;
+
+/// Least time between two announcements of one queue.
+pub const ANNOUNCE_MIN_US: u64 = 50;
+/// Least time between two announcements of which the second says little.
+pub const ANNOUNCE_SLOW_US: u64 = 100_000;
+/// A change of cost that matters at once, as a part of it.
+pub const SIGNIFICANT: f64 = 0.25;
+/// A change that matters at all.
+pub const NOTICEABLE: f64 = 0.05;
+/// Queues looked at in one call.
+const LOOKS: usize = 16;
+
+impl ConnectionManager {
+    /// Whether there are other connection managers to speak to; none at first.
+    pub fn set_peers(&mut self, has_peers: bool) {
+        self.has_peers = has_peers;
+        self.announce_anew();
+    }
+
+    /// Tells the others everything again: one of them is new.
+    pub fn announce_anew(&mut self) {
+        let mut groups: Vec<ListenerName> = self.queues.keys().copied().collect();
+        groups.sort_unstable();
+        for group in groups {
+            if let Some(queue) = self.queues.get_mut(&group) {
+                queue.announced.again = true;
+            }
+            self.may_announce(group);
+        }
+    }
+
+    /// Another manager is gone, with its offers.
+    pub fn manager_gone(&mut self, gone: ServerNumber) {
+        let groups: Vec<ListenerName> = self.queues.keys().copied().collect();
+        for group in groups {
+            self.withdraw_offers(group, |from, _| from == gone);
+        }
+    }
+
+    /// What the connection manager of another server says about its applications.
+    pub fn handle_offer(&mut self, now: Instant, sender: ServerNumber, offer: BetweenManagers) {
+        self.counters.heard += 1;
+        match offer {
+            BetweenManagers::Best { group, listener, process, service_time_us } => {
+                let taker = Taker { listener, process };
+                self.withdraw_offers(group, |from, other| from == sender && other != taker);
+                // It may come before we hear of the queue ourselves.
+                let queue = self.queues.entry(group).or_default();
+                if queue.find(taker).is_none() {
+                    queue.add(Acceptor::offer(taker, sender));
+                }
+                let Some(acceptor) = queue.find(taker) else { return };
+                if let Source::Offer { cost_us, rests_until, .. } = &mut acceptor.source {
+                    *cost_us = service_time_us;
+                    // Its manager has heard of it since.
+                    *rests_until = (*rests_until).min(now);
+                    (acceptor.listed, acceptor.saturated) = (true, false);
+                }
+                self.may_assign(group);
+            }
+            BetweenManagers::Nobody { group } => {
+                self.withdraw_offers(group, |from, _| from == sender);
+            }
+        }
+    }
+
+    /// Offers that do not stand any more: what was given to them is still watched.
+    fn withdraw_offers(
+        &mut self,
+        group: ListenerName,
+        which: impl Fn(ServerNumber, Taker) -> bool,
+    ) {
+        let Some(queue) = self.queues.get_mut(&group) else { return };
+        queue.acceptors.retain_mut(|acceptor| {
+            let Source::Offer { from, .. } = acceptor.source else { return true };
+            acceptor.listed &= !which(from, acceptor.taker);
+            acceptor.listed || acceptor.outstanding > 0
+        });
+        self.forget_if_done(group);
+    }
+
+    /// What the other connection managers are to be told. Call until it answers `None`.
+    pub fn poll_offer(&mut self, now: Instant) -> Option<BetweenManagers> {
+        if let Some(group) = self.ended.pop_front() {
+            self.counters.announced += 1;
+            return Some(BetweenManagers::Nobody { group });
+        }
+        if self.to_announce.is_empty() {
+            return None;
+        }
+        self.announce_due = None;
+        for _ in 0..self.to_announce.len().min(LOOKS) {
+            let group = self.to_announce.pop_front()?;
+            let Some(queue) = self.queues.get_mut(&group) else { continue };
+            let best = queue.best(now, self.balance.estimator);
+            match queue.announcement(now, best) {
+                Announcement::Nothing => queue.announcing = false,
+                Announcement::NotBefore(due) => {
+                    self.to_announce.push_back(group);
+                    self.announce_due = Some(self.announce_due.map_or(due, |other| other.min(due)));
+                }
+                Announcement::Now => {
+                    queue.announcing = false;
+                    queue.announced.best = best;
+                    queue.announced.at = Some(now);
+                    queue.announced.again = false;
+                    self.counters.announced += 1;
+                    return Some(match best {
+                        None => BetweenManagers::Nobody { group },
+                        Some((Taker { listener, process }, service_time_us)) => {
+                            BetweenManagers::Best { group, listener, process, service_time_us }
+                        }
+                    });
+                }
+            }
+        }
+        None
+    }
+
+    /// The queue's best application may have changed.
+    pub(super) fn may_announce(&mut self, group: ListenerName) {
+        if !self.has_peers {
+            return;
+        }
+        if let Some(queue) = self.queues.get_mut(&group)
+            && !std::mem::replace(&mut queue.announcing, true)
+        {
+            self.to_announce.push_back(group);
+        }
+    }
+}
+
+/// What there is to say about a queue.
+enum Announcement {
+    Nothing,
+    NotBefore(Instant),
+    Now,
+}
+
+impl Queue {
+    fn announcement(&self, now: Instant, best: Option<(Taker, u32)>) -> Announcement {
+        let told = self.announced.best;
+        let after = |wait_us: u64| match self.announced.at.map(|at| at.plus_us(wait_us)) {
+            Some(due) if due > now => Announcement::NotBefore(due),
+            _ => Announcement::Now,
+        };
+        if self.announced.again && (best.is_some() || told.is_some()) {
+            return after(ANNOUNCE_MIN_US);
+        }
+        let ((taker, cost), (old_taker, old_cost)) = match (best, told) {
+            (None, None) => return Announcement::Nothing,
+            (Some(best), Some(told)) => (best, told),
+            _ => return after(ANNOUNCE_MIN_US),
+        };
+        // An application that takes no more must not stay the best one.
+        let left = taker != old_taker
+            && !self.acceptors.iter().any(|old| old.taker == old_taker && old.can_take(now));
+        let unknown = (cost == 0) != (old_cost == 0);
+        let change = f64::from(cost.abs_diff(old_cost)) / f64::from(cost.min(old_cost).max(1));
+        match change {
+            _ if left || unknown => after(ANNOUNCE_MIN_US),
+            change if change >= SIGNIFICANT => after(ANNOUNCE_MIN_US),
+            change if change >= NOTICEABLE => after(ANNOUNCE_SLOW_US),
+            _ => Announcement::Nothing,
+        }
+    }
+}

@@ -1,0 +1,379 @@
+//! One accept queue: connections that wait, the applications that may take them, and the offers of
+//! other connection managers. Owned by [`connection_manager`](super::connection_manager), which knows the phases of
+//! a connection; here is who gets the next one.
+//!
+//! **Among local applications** those with the fewest unanswered offers come first: whoever owes us
+//! an answer is busy right now, whatever its estimate. Among them each gets its share, 1/s, in turn
+//! and not by lot (start-time fair queueing), so that equals take strict turns. Whoever has no
+//! estimate yet and no connection is tried first; with a connection out it counts as the best.
+//!
+//! **Offers** compete as [`balancer`](super::balancer) says. A queue without local applications passes all
+//! its connections on, under every scheme.
+
+use std::collections::VecDeque;
+
+use super::balancer::{self, Balance, Local, Random, Scheme};
+use super::estimator::{ClaimTimes, Estimator, EstimatorKind};
+use super::names::{ConnectionName, ListenerName, ProcessName, ServerNumber};
+use crate::time::Instant;
+
+/// Offers one acceptor may have out at a time; the others wait for a claim.
+pub const OUTSTANDING_MAX: u32 = 128;
+/// How long an application of another manager rests after it did not claim in time, at first.
+const REST_US: u64 = 10_000;
+/// And at most.
+const REST_MAX_US: u64 = 1_000_000;
+
+/// Who takes a connection: a process by one of its listeners.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Taker {
+    pub listener: ListenerName,
+    pub process: ProcessName,
+}
+
+/// Where an acceptor's cost comes from.
+#[derive(Debug)]
+pub(super) enum Source {
+    /// One of our own applications.
+    Local(Box<Estimator>),
+    /// The best of another connection manager, as that says; a cost of 0 is not known yet.
+    Offer { from: ServerNumber, cost_us: u32, passed: bool, rest_us: u64, rests_until: Instant },
+}
+
+/// An application that may take connections.
+#[derive(Debug)]
+pub(super) struct Acceptor {
+    pub taker: Taker,
+    pub source: Source,
+    /// It has said that it accepts, and has not been found too slow since.
+    pub listed: bool,
+    /// Offers out.
+    pub outstanding: u32,
+    /// Which registration this is: what is late to tell of an earlier one does not concern it.
+    pub registration: u64,
+    /// An offer could not be delivered. Cleared by a claim, a registration or time: nobody says
+    /// when there is memory again.
+    pub saturated: bool,
+    /// It has not claimed in time, and its offers are being taken back.
+    pub late: bool,
+    /// Offers by age; those answered out of turn stay until theirs comes.
+    pub offers: VecDeque<(Instant, ConnectionName)>,
+    /// A look at the oldest offer is due.
+    pub armed: bool,
+    pub claims: ClaimTimes,
+    /// When it was offered what it did not claim in time.
+    pub late_since: Option<Instant>,
+    /// Connections that it was offered, ever.
+    pub assigned: u64,
+    /// Its turn: the finish tag of fair queueing.
+    tag: u64,
+}
+
+/// The queue of one listener, or of a group of them.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    pub acceptors: Vec<Acceptor>,
+    /// Waiting connections, oldest first; names of connections that are gone stay until their turn.
+    pub waiting: VecDeque<ConnectionName>,
+    /// How many of `waiting` still wait.
+    pub waiting_count: usize,
+    /// Offers that are out; a queue without listeners is forgotten when it is zero.
+    pub offered: u32,
+    /// Listeners of the group.
+    pub listeners: u32,
+    /// It is on the list of those that may have something to assign.
+    pub assigning: bool,
+    /// It is on the list of those that may have something to tell other managers.
+    pub announcing: bool,
+    pub announced: Announced,
+    /// The virtual time of fair queueing.
+    clock: u64,
+}
+
+/// What other managers were told.
+#[derive(Debug, Default)]
+pub(super) struct Announced {
+    /// The best application and its cost; `None`: that there is nobody.
+    pub best: Option<(Taker, u32)>,
+    /// When.
+    pub at: Option<Instant>,
+    /// It has to be said again, changed or not.
+    pub again: bool,
+}
+
+impl Acceptor {
+    pub fn local(taker: Taker) -> Acceptor {
+        Acceptor::new(taker, Source::Local(Box::default()))
+    }
+
+    pub fn offer(taker: Taker, from: ServerNumber) -> Acceptor {
+        let (rest_us, rests_until) = (REST_US, Instant::default());
+        let source = Source::Offer { from, cost_us: 0, passed: false, rest_us, rests_until };
+        Acceptor::new(taker, source)
+    }
+
+    fn new(taker: Taker, source: Source) -> Acceptor {
+        Acceptor {
+            taker,
+            source,
+            listed: true,
+            outstanding: 0,
+            registration: 0,
+            saturated: false,
+            late: false,
+            offers: VecDeque::new(),
+            armed: false,
+            claims: ClaimTimes::default(),
+            late_since: None,
+            assigned: 0,
+            tag: 0,
+        }
+    }
+
+    pub fn is_local(&self) -> bool {
+        matches!(self.source, Source::Local(_))
+    }
+
+    /// Whether it may be offered one more.
+    pub fn can_take(&self, now: Instant) -> bool {
+        let rests = match self.source {
+            Source::Local(_) => false,
+            Source::Offer { rests_until, .. } => now < rests_until,
+        };
+        self.listed && !self.saturated && !self.late && !rests && self.outstanding < OUTSTANDING_MAX
+    }
+
+    /// Whether it is ours and has closed a connection.
+    fn is_known(&self) -> bool {
+        matches!(&self.source, Source::Local(estimator) if estimator.is_known())
+    }
+
+    /// Its cost; `None`: not known yet.
+    pub fn cost_us(&mut self, kind: EstimatorKind, now: Instant) -> Option<u32> {
+        match &mut self.source {
+            Source::Local(estimator) => estimator.cost_us(kind, now, self.outstanding),
+            Source::Offer { cost_us, .. } => Some(*cost_us).filter(|cost| *cost > 0),
+        }
+    }
+
+    /// Connections claimed and not closed, as far as we know.
+    pub fn open(&self) -> u32 {
+        match &self.source {
+            Source::Local(estimator) => estimator.open(),
+            Source::Offer { .. } => 0,
+        }
+    }
+
+    /// An offer was claimed: the oldest, as a rule.
+    pub fn has_claimed(&mut self, now: Instant, connection: ConnectionName) {
+        self.saturated = false;
+        if let Some(&(since, oldest)) = self.offers.front()
+            && oldest == connection
+        {
+            self.offers.pop_front();
+            self.claims.add(now.since(since));
+        }
+        match &mut self.source {
+            Source::Local(estimator) => estimator.claimed(now),
+            Source::Offer { rest_us, .. } => *rest_us = REST_US,
+        }
+    }
+
+    /// It has not claimed in time: no more until it comes back, or has rested, which is when.
+    pub fn is_late(&mut self, now: Instant) -> Option<Instant> {
+        match &mut self.source {
+            Source::Local(_) => {
+                self.listed = false;
+                None
+            }
+            Source::Offer { rest_us, rests_until, .. } => {
+                *rests_until = now.plus_us(*rest_us);
+                *rest_us = (*rest_us * 2).min(REST_MAX_US);
+                Some(*rests_until)
+            }
+        }
+    }
+}
+
+impl Queue {
+    pub fn find(&mut self, taker: Taker) -> Option<&mut Acceptor> {
+        self.acceptors.iter_mut().find(|acceptor| acceptor.taker == taker)
+    }
+
+    /// Whether any application of ours accepts.
+    pub fn has_local(&self) -> bool {
+        self.acceptors.iter().any(|acceptor| acceptor.listed && acceptor.is_local())
+    }
+
+    /// Whether somebody other than `taker` would take what is taken from it; `idle`: only somebody
+    /// who owes no answer. Offers of other managers count where nobody local is left.
+    pub fn would_take(&self, now: Instant, taker: Taker, scheme: Scheme, idle: bool) -> bool {
+        let others = || self.acceptors.iter().filter(|other| other.taker != taker);
+        let room = |other: &Acceptor| other.can_take(now) && (!idle || other.outstanding == 0);
+        others().any(|other| room(other) && (other.is_local() || scheme != Scheme::Naive))
+    }
+
+    /// Adds an acceptor, whose turn has come.
+    pub fn add(&mut self, acceptor: Acceptor) {
+        self.acceptors.push(Acceptor { tag: self.clock, ..acceptor });
+    }
+
+    /// Chooses who gets the next connection; its place.
+    pub fn choose(
+        &mut self,
+        now: Instant,
+        balance: &Balance,
+        random: &mut Random,
+    ) -> Option<usize> {
+        // The common case needs no arithmetic.
+        if let [only] = &self.acceptors[..] {
+            return only.can_take(now).then_some(0);
+        }
+        let local = self.local_round(now, balance, random);
+        let chosen = match local {
+            Some((place, _, _)) if !self.has_offers() => Some(place),
+            // Without an estimate there is nothing to compare: it is tried.
+            Some((place, _, None)) => Some(place),
+            Some((place, local, Some(best_us))) => {
+                self.filter(balance, best_us);
+                let offers = self.offers(now, true);
+                balancer::choose(balance, Some(local), offers, random).or(Some(place))
+            }
+            None if self.has_local() && balance.scheme == Scheme::Naive => None,
+            None => balancer::choose(balance, None, self.offers(now, false), random),
+        }?;
+        if let Some((_, local, _)) = local {
+            self.take_turn(chosen, local.winner_us);
+        }
+        Some(chosen)
+    }
+
+    fn has_offers(&self) -> bool {
+        self.acceptors.iter().any(|acceptor| !acceptor.is_local())
+    }
+
+    /// Renews which offers compete with local applications of which the best costs `best_us`.
+    fn filter(&mut self, balance: &Balance, best_us: u32) {
+        for acceptor in &mut self.acceptors {
+            if let Source::Offer { cost_us, passed, .. } = &mut acceptor.source {
+                *passed = *cost_us > 0 && balance.passes(best_us, *cost_us, *passed);
+            }
+        }
+    }
+
+    /// Places and costs of the offers with room, all or those that passed the filter. One without an
+    /// estimate costs what the others do, which is as good as any guess.
+    fn offers(
+        &self,
+        now: Instant,
+        filtered: bool,
+    ) -> impl Iterator<Item = (usize, u32)> + Clone + '_ {
+        let known = |acceptor: &Acceptor| match acceptor.source {
+            Source::Offer { cost_us, .. } => Some(cost_us).filter(|cost| *cost > 0),
+            Source::Local(_) => None,
+        };
+        let usual = self.acceptors.iter().filter_map(known).min().unwrap_or(1);
+        self.acceptors.iter().enumerate().filter_map(move |(place, acceptor)| {
+            let Source::Offer { cost_us, passed, .. } = acceptor.source else { return None };
+            let competes = acceptor.can_take(now) && (passed || !filtered);
+            competes.then_some((place, if cost_us > 0 { cost_us } else { usual }))
+        })
+    }
+
+    /// The local application whose turn it is, what all of them weigh, and the least cost of any.
+    fn local_round(
+        &mut self,
+        now: Instant,
+        balance: &Balance,
+        random: &mut Random,
+    ) -> Option<(usize, Local, Option<u32>)> {
+        let (kind, clock) = (balance.estimator, self.clock);
+        let any_known = self.acceptors.iter().any(Acceptor::is_known);
+        let (mut best_us, mut weight) = (None, 0.0);
+        let mut winner: Option<(usize, (u32, u32, u64))> = None;
+        let mut untried: Option<(usize, u64)> = None;
+        for (place, acceptor) in self.acceptors.iter_mut().enumerate() {
+            if !acceptor.is_local() || !acceptor.can_take(now) {
+                continue;
+            }
+            let cost = acceptor.cost_us(kind, now);
+            let out = acceptor.outstanding + acceptor.open();
+            if cost.is_none() && out == 0 && untried.is_none_or(|(_, tag)| acceptor.tag < tag) {
+                untried = Some((place, acceptor.tag));
+            }
+            if let Some(cost) = cost {
+                weight += 1.0 / f64::from(cost);
+                best_us = Some(best_us.map_or(cost, |best: u32| best.min(cost)));
+            }
+            let turn = acceptor.tag.max(clock);
+            let rank = match kind {
+                EstimatorKind::Median if any_known => (acceptor.outstanding, 0, turn),
+                EstimatorKind::Median => (acceptor.outstanding, acceptor.open(), turn),
+                EstimatorKind::Outstanding | EstimatorKind::PeakEwma => (0, out, turn),
+            };
+            if winner.is_none_or(|(_, best)| rank < best) {
+                winner = Some((place, rank));
+            }
+        }
+        let (mut place, _) = winner?;
+        if let Some((fresh, _)) = untried {
+            place = fresh;
+            best_us = None;
+        } else if let (EstimatorKind::PeakEwma, Some(usual)) = (kind, best_us) {
+            place = self.better_of_two(now, usual, random).unwrap_or(place);
+        }
+        let winner_us = self.acceptors[place].cost_us(kind, now).or(best_us).unwrap_or(1);
+        let weight = if weight > 0.0 { weight } else { 1.0 / f64::from(winner_us) };
+        Some((place, Local { weight, winner_us }, best_us))
+    }
+
+    /// The power of two choices: two by lot, of which the cheaper one; what is not known costs `usual`.
+    fn better_of_two(&mut self, now: Instant, usual: u32, random: &mut Random) -> Option<usize> {
+        let able = |acceptor: &Acceptor| acceptor.is_local() && acceptor.can_take(now);
+        let count = self.acceptors.iter().filter(|acceptor| able(acceptor)).count();
+        if count < 2 {
+            return None;
+        }
+        let first = random.below(count);
+        let second = (first + 1 + random.below(count - 1)) % count;
+        let (mut one, mut other) = (None, None);
+        let able = self.acceptors.iter_mut().enumerate().filter(|(_, acceptor)| able(acceptor));
+        for (number, (place, acceptor)) in able.enumerate() {
+            if number == first || number == second {
+                let cost = acceptor.cost_us(EstimatorKind::PeakEwma, now).unwrap_or(usual);
+                let drawn = if number == first { &mut one } else { &mut other };
+                *drawn = Some((place, cost));
+            }
+        }
+        // Among equals the first drawn, so that no place is better than another.
+        let ((one, cost), (other, other_cost)) = (one?, other?);
+        Some(if other_cost < cost { other } else { one })
+    }
+
+    /// Moves the turn of who was chosen behind its share.
+    fn take_turn(&mut self, place: usize, cost_us: u32) {
+        let acceptor = &mut self.acceptors[place];
+        if acceptor.is_local() {
+            let start = acceptor.tag.max(self.clock);
+            acceptor.tag = start + u64::from(cost_us);
+            self.clock = start;
+        }
+    }
+
+    /// The best application of ours for others, with its cost; 0: not known yet.
+    pub fn best(&mut self, now: Instant, kind: EstimatorKind) -> Option<(Taker, u32)> {
+        let mut best: Option<(Taker, u32)> = None;
+        for acceptor in &mut self.acceptors {
+            if !acceptor.is_local() || !acceptor.can_take(now) {
+                continue;
+            }
+            let cost = acceptor.cost_us(kind, now).unwrap_or(0);
+            // One that is known is better than one that is not.
+            let better = |(_, other): (Taker, u32)| cost.wrapping_sub(1) < other.wrapping_sub(1);
+            if best.is_none_or(better) {
+                best = Some((acceptor.taker, cost));
+            }
+        }
+        best
+    }
+}
