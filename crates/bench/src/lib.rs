@@ -19,6 +19,7 @@ pub mod load;
 pub mod machine;
 pub mod options;
 pub mod parts;
+pub mod plot;
 pub mod process;
 pub mod processor_time;
 pub mod report;
