@@ -125,7 +125,8 @@ fn run_once(stage: &mut Stage, index: usize, spec: &Spec) -> Result<Run, String>
     let words = side.client_words(launcher.program(), part.words(launcher.program()));
     let mut load = launcher.start("load", &side.client, &words, true)?;
     let limit = LOAD_LIMIT + Duration::from_secs_f64(spec.warmup_s + spec.duration_s);
-    let watched = watch(&mut load, limit);
+    let watched = watch(&mut load, limit, || stage.start_delays());
+    let (side, _) = stage.side_and_launcher(index);
     side.assert_alive()?;
     let Watched { outcome, before, after } = match watched {
         Ok(watched) => watched,
@@ -147,7 +148,11 @@ struct Watched {
 }
 
 /// Reads what the load generator says, and the processor's times at both ends of its window.
-fn watch(load: &mut crate::process::Process, limit: Duration) -> Result<Watched, String> {
+fn watch(
+    load: &mut crate::process::Process,
+    limit: Duration,
+    begins: impl Fn() -> Result<(), String>,
+) -> Result<Watched, String> {
     let output = load.output().ok_or("it has no output")?;
     let (tell, told) = mpsc::channel();
     // Ends with the load generator, which ends when it is dropped.
@@ -167,7 +172,10 @@ fn watch(load: &mut crate::process::Process, limit: Duration) -> Result<Watched,
             mpsc::RecvTimeoutError::Disconnected => "the load generator ended early".to_string(),
         })?;
         match line.as_str() {
-            parts::BEGIN => before = Some(Reading::take()),
+            parts::BEGIN => {
+                begins()?;
+                before = Some(Reading::take());
+            }
             parts::END => after = Some(Reading::take()),
             line => {
                 let outcome = parts::parse_outcome(line)?;

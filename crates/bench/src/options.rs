@@ -24,6 +24,26 @@ pub enum Experiment {
     Idle,
     /// The load generator against a responder of known service time.
     Generator,
+    /// The balancing schemes, simulated: the paper's figures 7 and 8.
+    Schemes,
+    /// How well connections follow the speed of workers: figures 5, 6, 9 and 10.
+    Balance,
+    /// Connections and requests a second by number of servers: figure 4 and Table 3.
+    Accept,
+    /// Plans of servers: figure 11, Tables 4 and 5.
+    Configs,
+    /// Misses of caches by their size: figure 12.
+    Cache,
+}
+
+/// Half of an experiment that is measured and simulated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Only {
+    /// What is simulated.
+    Simulated,
+    /// What is measured.
+    Real,
 }
 
 /// How Haypile's side is joined to its client.
@@ -95,4 +115,16 @@ pub struct Options {
     pub wires: Option<PathBuf>,
     /// Where the JSON report goes.
     pub json: Option<PathBuf>,
+    /// The folder that plots go to.
+    pub plots: Option<PathBuf>,
+    /// Little of everything, to see that it works.
+    pub quick: bool,
+    /// Half of it alone.
+    pub only: Option<Only>,
+    /// Costs of the simulation instead of those of the tree.
+    pub costs: Option<PathBuf>,
+    /// Where the randomness of simulations begins.
+    pub seed: Option<u64>,
+    /// Plans of servers; chosen by experiment if empty.
+    pub plans: Vec<String>,
 }

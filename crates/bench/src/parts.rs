@@ -18,7 +18,7 @@ use crate::load::engine::{Engine, Link};
 use crate::load::generator::{self, Window};
 use crate::load::kernel::Sockets;
 use crate::load::{Outcome, Pace, Spec};
-use crate::responder;
+use crate::{fleet, responder};
 
 /// The hidden subcommand.
 pub const SUBCOMMAND: &str = "bench-part";
@@ -82,6 +82,10 @@ pub enum Part {
         /// Never sleep.
         polling: bool,
     },
+    /// Worker processes that sleep instead of computing.
+    Fleet(fleet::Fleet),
+    /// One of them.
+    Worker(fleet::Worker),
     /// Ends once a server answers such a load.
     Probe {
         /// The load.
@@ -122,6 +126,8 @@ pub fn run(text: &str) -> Result<ExitCode, String> {
             let ended = responder::serve(&config, |_| {});
             ended.map_err(|error| format!("cannot serve at {address}: {error}"))
         }
+        Part::Fleet(fleet) => fleet::serve(&fleet),
+        Part::Worker(worker) => fleet::work(&worker),
         Part::Probe { spec, over } => probe(&spec, &over),
         Part::Keep(folder) => {
             keep(&folder);

@@ -14,6 +14,7 @@ use crate::latency::{Latencies, Percentiles};
 use crate::load::{Pace, Work};
 use crate::machine::{Facts, Noise};
 use crate::options::Options;
+use crate::simulation::costs::Costs;
 use crate::statistics::{self, INTERVAL_METHOD, Interval, Summary};
 
 /// Version of the shape of the JSON report.
@@ -40,6 +41,8 @@ pub struct Report {
     pub interval_method: &'static str,
     /// What to know when reading it.
     pub notes: Vec<String>,
+    /// Costs that a simulation went by.
+    pub costs: Option<Costs>,
     /// By case.
     pub cases: Vec<CaseReport>,
     /// Tables of experiments that have no sides.
@@ -340,6 +343,7 @@ impl Report {
             noise,
             interval_method: INTERVAL_METHOD,
             notes: Vec::new(),
+            costs: None,
             cases: Vec::new(),
             tables: Vec::new(),
         }

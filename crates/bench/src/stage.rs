@@ -11,6 +11,8 @@
 //! linux:         generator -- TAP -- [far] server program on the kernel
 //! ```
 
+pub mod fleets;
+
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::AsFd;
@@ -28,6 +30,7 @@ use crate::load::{Pace, Spec, Work};
 use crate::options::{ClientKind, LinkKind, ServerKind};
 use crate::parts::{Over, Part};
 use crate::process::{Launcher, Place, Process, namespace_path};
+use crate::simulation::workload::Delays;
 
 /// Interface of Haypile's side in the namespace of the client.
 const TAP: &str = "haypile0";
@@ -89,6 +92,8 @@ pub struct Stage {
     sides: Vec<Side>,
     near: Namespace,
     far: Option<Namespace>,
+    /// Who is slow when, where workers can be.
+    delays: Option<Delays>,
     /// Ends last: it removes the folder.
     launcher: Launcher,
 }
@@ -143,7 +148,8 @@ impl Stage {
     pub fn build(wanted: &Wanted) -> Result<Stage, String> {
         let near = Namespace::create().map_err(text)?;
         netns::run_in(near.as_fd(), netns::loopback_up).and_then(|result| result).map_err(text)?;
-        let mut stage = Stage { sides: Vec::new(), near, far: None, launcher: Launcher::new()? };
+        let launcher = Launcher::new()?;
+        let mut stage = Stage { sides: Vec::new(), near, far: None, launcher, delays: None };
         stage.build_haypile(wanted)?;
         if wanted.linux {
             stage.build_linux(wanted)?;
@@ -330,17 +336,25 @@ impl Stage {
                 let part = Part::Respond { address, workers, service_us: 0, polling: false };
                 Ok(part.words(self.launcher.program()))
             }
-            ServerKind::Nginx => {
-                let work = self.launcher.folder().join(format!("nginx-{side}"));
-                let config = write_nginx(&work, address, workers, wanted.body_bytes)
-                    .map_err(|error| format!("cannot prepare nginx: {error}"))?;
-                let program =
-                    find_program("nginx").ok_or("nginx is not installed; use --server builtin")?;
-                let words =
-                    [program, "-p".into(), work, "-c".into(), config, "-e".into(), "stderr".into()];
-                Ok(words.iter().map(|word| word.display().to_string()).collect())
-            }
+            ServerKind::Nginx => self.nginx_words(side, address, workers, wanted.body_bytes),
         }
+    }
+
+    /// The words that start nginx with a folder of its own.
+    fn nginx_words(
+        &self,
+        name: &str,
+        address: SocketAddr,
+        workers: usize,
+        body_bytes: usize,
+    ) -> Result<Vec<String>, String> {
+        let work = self.launcher.folder().join(format!("nginx-{name}"));
+        let config = write_nginx(&work, address, workers, body_bytes)
+            .map_err(|error| format!("cannot prepare nginx: {error}"))?;
+        let program =
+            find_program("nginx").ok_or("nginx is not installed; use --server builtin")?;
+        let words = [program, "-p".into(), work, "-c".into(), config, "-e".into(), "stderr".into()];
+        Ok(words.iter().map(|word| word.display().to_string()).collect())
     }
 
     fn wait_until_it_answers(&mut self, index: usize, body_bytes: usize) -> Result<(), String> {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use haypile_bench::cores::Placement;
-use haypile_bench::options::{ClientKind, Experiment, LinkKind, Options, ServerKind};
+use haypile_bench::options::{ClientKind, Experiment, LinkKind, Only, Options, ServerKind};
 use haypile_bench::{experiments, parts};
 use haypile_service::error::Error;
 
@@ -64,6 +64,24 @@ pub struct BenchArgs {
     /// Write everything to this file as one JSON object
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Draw the experiment's figures as SVG files into this folder
+    #[arg(long, value_name = "FOLDER")]
+    pub plots: Option<PathBuf>,
+    /// Little of everything, only to see that it works
+    #[arg(long)]
+    pub quick: bool,
+    /// Only the half that is simulated, or only the half that is measured
+    #[arg(long, value_enum)]
+    pub only: Option<OnlyName>,
+    /// Costs of the simulation, as in a report, instead of this version's own
+    #[arg(long, value_name = "FILE")]
+    pub costs: Option<PathBuf>,
+    /// Seed of the simulation
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Plans of servers, several apart by commas [default: chosen by experiment and machine]
+    #[arg(long, value_name = "PLAN,...", value_delimiter = ',')]
+    pub plans: Vec<String>,
 }
 
 /// The experiments.
@@ -83,6 +101,25 @@ pub enum ExperimentName {
     Idle,
     /// The load generator itself, against a responder of known service time
     Generator,
+    /// Balancing schemes, simulated: service times, messages and scaling (PIKA, figures 7 and 8)
+    Schemes,
+    /// Slow workers: simulated, and measured beside Linux (PIKA, figures 5, 6, 9 and 10)
+    Balance,
+    /// Connections and requests a second by number of servers (PIKA, figure 4 and Table 3)
+    Accept,
+    /// Plans: combined, split, subset (PIKA, figure 11, Tables 4 and 5)
+    Configs,
+    /// Cache misses of combined and split servers by size of cache (PIKA, figure 12)
+    Cache,
+}
+
+/// Halves of an experiment.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum OnlyName {
+    /// In virtual time
+    Simulated,
+    /// On this machine
+    Real,
 }
 
 /// The other side.
@@ -179,6 +216,11 @@ fn options(arguments: &BenchArgs) -> Result<Options, String> {
             ExperimentName::Messages => Experiment::Messages,
             ExperimentName::Idle => Experiment::Idle,
             ExperimentName::Generator => Experiment::Generator,
+            ExperimentName::Schemes => Experiment::Schemes,
+            ExperimentName::Balance => Experiment::Balance,
+            ExperimentName::Accept => Experiment::Accept,
+            ExperimentName::Configs => Experiment::Configs,
+            ExperimentName::Cache => Experiment::Cache,
         },
         against_linux: matches!(arguments.against, Against::Linux),
         client: match arguments.client {
@@ -210,5 +252,14 @@ fn options(arguments: &BenchArgs) -> Result<Options, String> {
         cores: arguments.cores.clone(),
         retries: arguments.retries.min(100),
         json: arguments.json.clone(),
+        plots: arguments.plots.clone(),
+        quick: arguments.quick,
+        only: arguments.only.map(|only| match only {
+            OnlyName::Simulated => Only::Simulated,
+            OnlyName::Real => Only::Real,
+        }),
+        costs: arguments.costs.clone(),
+        seed: arguments.seed,
+        plans: arguments.plans.clone(),
     })
 }

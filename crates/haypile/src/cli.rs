@@ -187,6 +187,11 @@ half a second. The exit status is 0 if Haypile runs here.")]
   haypile bench http --link wire --client engine        the generator on a stack of its own, against either
   haypile bench messages                                cycles a message between two cores
   haypile bench echo --against none --cores client=1,program=2,service=3
+  haypile bench balance --plots /tmp/figures            slow workers: simulated eight by eight, four for real
+  haypile bench schemes --plots /tmp/figures            balancing schemes, simulated
+  haypile bench accept --plans TS1LS1CM1,TS2LS2CM2      rates by number of servers, and beyond in simulation
+  haypile bench configs --only simulated                plans: combined, split, subset
+  haypile bench cache                                   cache misses by size of cache (needs valgrind)
 
 Needs root. Everything happens in network namespaces of its own and is removed at the end, also after
 Ctrl-C. Progress goes to stderr, tables to stdout. docs/benchmarks.md says how to read them.")]

@@ -15,10 +15,11 @@ use haypile_shm::sys::{self, cycle_counter};
 use haypile_shm::{Consumer, Message, Producer, Segment};
 use serde_json::json;
 
-use super::say;
+use super::{draw, publish};
 use crate::cores::{Core, order};
 use crate::options::Options;
-use crate::report::{Report, Table, format_table, show};
+use crate::plot::{Plot, Scale};
+use crate::report::{Report, Table, show};
 use crate::statistics;
 
 /// Messages of each ring: more than are ever outstanding.
@@ -31,6 +32,12 @@ const BATCH: u64 = 512;
 const OUTSTANDING: &[usize] = &[2, 4, 16, 64, 256, 1000];
 /// The longest that one measurement counts, seconds: there are many.
 const SECONDS_MAX: f64 = 0.25;
+/// The same when it has to be quick.
+const SECONDS_QUICK: f64 = 0.02;
+/// Two cores that share the last cache.
+const NEAR: &str = "one core complex";
+/// Two that do not, the farthest first.
+const FAR: [&str; 2] = ["two sockets", "two core complexes, one socket"];
 
 /// What is exchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,15 +68,15 @@ impl Exchange {
         }
     }
 
-    /// The paper's figure on one socket, cycles; concurrent ones are for many.
-    fn paper(&self) -> &'static str {
+    /// The paper's figures, cycles: on one socket, and between two; concurrent ones are for many.
+    fn paper(&self) -> [&'static str; 2] {
         match (self.outstanding, self.dispatch) {
-            (None, _) => "186",
-            (Some(1), false) => "597",
-            (Some(1), true) => "706",
-            (Some(256..), false) => "150",
-            (Some(256..), true) => "378",
-            _ => "",
+            (None, _) => ["186", "964"],
+            (Some(1), false) => ["597", "1,898"],
+            (Some(1), true) => ["706", "2,058"],
+            (Some(256..), false) => ["150", "370"],
+            (Some(256..), true) => ["378", "857"],
+            _ => ["", ""],
         }
     }
 }
@@ -90,25 +97,31 @@ pub fn run(options: &Options, topology: &[Core], report: &mut Report) -> Result<
     }
     let cycles_per_ns = cycles_per_ns();
     let seconds = options.duration_s.min(SECONDS_MAX);
+    let repeat = if options.quick { 1 } else { options.repeat.max(1) };
+    let seconds = if options.quick { SECONDS_QUICK } else { seconds };
+    let mut medians = Vec::new();
     for (name, cores) in pairs {
         let rows = Exchange::all();
         let mut cycles: Vec<Vec<f64>> = vec![Vec::new(); rows.len()];
-        for round in 0..options.repeat.max(1) {
-            eprintln!("messages, {name}: round {} of {}", round + 1, options.repeat.max(1));
+        for round in 0..repeat {
+            eprintln!("messages, {name}: round {} of {repeat}", round + 1);
             for (row, found) in rows.iter().zip(&mut cycles) {
                 found.push(measure(*row, cores, Duration::from_secs_f64(seconds))?);
             }
         }
-        let table = table(&name, cores, &rows, &cycles, cycles_per_ns);
-        say(&format!("\n{}\n{}", table.title, format_table(&table.header, &table.rows)));
-        report.tables.push(table);
+        publish(report, table(&name, cores, &rows, &cycles, cycles_per_ns));
+        let median = |cycles: &Vec<f64>| statistics::median(cycles).unwrap_or(f64::NAN);
+        medians.push((name, cycles.iter().map(median).collect::<Vec<f64>>()));
     }
+    publish(report, table_2(&medians));
+    draw(options, report, "table-2-messages", &plot(&medians))?;
     report.notes.push(format!(
-        "a cycle is one of the time stamp counter: {cycles_per_ns:.3} of them are a nanosecond; medians of {} rounds",
-        options.repeat.max(1)
+        "a cycle is one of the time stamp counter: {cycles_per_ns:.3} of them are a nanosecond; \
+         medians of {repeat} rounds"
     ));
     report.notes.push(
-        "paper: PIKA, Table 2, one socket of its Xeon; a cost is for request and reply together"
+        "paper: PIKA, Table 2, on its Xeons; a cost is for request and reply together. Its cache misses need \
+         hardware counters, its microthreads Haypile does not have"
             .into(),
     );
     Ok(())
@@ -131,12 +144,10 @@ fn pairs(topology: &[Core]) -> Vec<(String, [usize; 2])> {
     };
     let threads = |one: &Core, other: &Core| one.siblings.contains(&other.number);
     let complex = |one: &Core, other: &Core| one.complex.contains(&other.number);
-    add("one core complex", &|one, other| complex(one, other) && !threads(one, other));
+    add(NEAR, &|one, other| complex(one, other) && !threads(one, other));
     add("two threads of one core", &threads);
-    add("two core complexes, one socket", &|one, other| {
-        !complex(one, other) && one.package == other.package
-    });
-    add("two sockets", &|one, other| one.package != other.package);
+    add(FAR[1], &|one, other| !complex(one, other) && one.package == other.package);
+    add(FAR[0], &|one, other| one.package != other.package);
     pairs
 }
 
@@ -337,6 +348,54 @@ impl Asker {
     }
 }
 
+/// The paper's Table 2, with this machine beside it: what it has no cores for is left empty.
+fn table_2(medians: &[(String, Vec<f64>)]) -> Table {
+    let of = |names: &[&str]| {
+        let known = |name: &&str| medians.iter().find(|(found, _)| found == *name);
+        names.iter().find_map(known).map(|(_, cycles)| cycles)
+    };
+    let here = [of(&[NEAR]), of(&FAR)];
+    let mut rows = Vec::new();
+    let mut figures = Vec::new();
+    for (index, row) in Exchange::all().iter().enumerate() {
+        let cell = |side: usize| here[side].and_then(|cycles| cycles.get(index).copied());
+        let shown = |side: usize| cell(side).map_or("-".into(), show);
+        let paper = row.paper().map(str::to_string);
+        let [near, far] = paper;
+        rows.push(vec![row.name(), shown(0), near, shown(1), far]);
+        figures.push(json!({ "row": row.name(), "near": cell(0), "far": cell(1) }));
+    }
+    let header = ["", "on, cycles", "paper: on", "off, cycles", "paper: off"];
+    Table {
+        title: "the paper's Table 2: on one core complex and off it; the paper: on one socket and off it".into(),
+        header: header.map(str::to_string).to_vec(),
+        rows,
+        figures: json!(figures),
+    }
+}
+
+/// Cost against how many are outstanding.
+fn plot(medians: &[(String, Vec<f64>)]) -> Plot {
+    let mut plot = Plot::lines(
+        "Messages between two cores (paper: table 2)",
+        "request and reply together, cycles of the time stamp counter",
+        ["requests outstanding", "cycles"],
+        [Scale::Log, Scale::Log],
+    );
+    for (name, cycles) in medians {
+        for dispatch in [false, true] {
+            let rows = Exchange::all().into_iter().zip(cycles);
+            let points =
+                rows.filter(|(row, _)| row.dispatch == dispatch).filter_map(|(row, cycles)| {
+                    row.outstanding.map(|outstanding| (outstanding as f64, *cycles))
+                });
+            let what = if dispatch { "dispatch" } else { "messages" };
+            plot.add(&format!("{what}, {name}"), points.collect());
+        }
+    }
+    plot
+}
+
 fn table(
     name: &str,
     cores: [usize; 2],
@@ -354,7 +413,7 @@ fn table(
             format!("{} [{} .. {}]", show(summary.median), show(summary.min), show(summary.max)),
             show(summary.median / cycles_per_ns),
             format!("{:.2}", summary.median / bare),
-            row.paper().to_string(),
+            row.paper()[usize::from(name != NEAR)].to_string(),
         ]);
         figures.push(json!({
             "outstanding": row.outstanding,

@@ -1,9 +1,18 @@
 //! The experiments: what each builds, which cases it measures, and what a reader must know. Called by the command.
 
+mod accept;
+mod balance;
+mod cache;
+mod configs;
 mod generator;
 mod idle;
 mod messages;
 mod network;
+mod plans;
+mod schemes;
+mod simulated;
+mod update_cost;
+mod workers;
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -14,7 +23,8 @@ use haypile_shm::sys;
 use crate::cores::{self, Core, Cores, Placement};
 use crate::machine;
 use crate::options::{Experiment, LinkKind, Options};
-use crate::report::Report;
+use crate::plot::Plot;
+use crate::report::{Report, Table, format_table};
 
 /// How long the machine is watched before anything is measured.
 const NOISE_LOOK: Duration = Duration::from_millis(1500);
@@ -37,6 +47,11 @@ pub fn run(options: &Options) -> Result<(), String> {
         Experiment::Messages => messages::run(options, &topology, &mut report),
         Experiment::Idle => idle::run(options, &topology, &mut report),
         Experiment::Generator => generator::run(options, &topology, &mut report),
+        Experiment::Schemes => schemes::run(options, &mut report),
+        Experiment::Balance => balance::run(options, &topology, &mut report),
+        Experiment::Accept => accept::run(options, &topology, &mut report),
+        Experiment::Configs => configs::run(options, &topology, &mut report),
+        Experiment::Cache => cache::run(options, &mut report),
     };
     outcome?;
     say(&report.foot());
@@ -50,6 +65,28 @@ pub fn run(options: &Options) -> Result<(), String> {
 pub(crate) fn say(text: &str) {
     // A closed pipe is the reader's choice and no failure of ours.
     drop(writeln!(std::io::stdout(), "{}", text.trim_end()));
+}
+
+/// Prints a table and keeps it for the report.
+pub(crate) fn publish(report: &mut Report, table: Table) {
+    say(&format!("\n{}\n{}", table.title, format_table(&table.header, &table.rows)));
+    report.tables.push(table);
+}
+
+/// Writes a plot into the folder of plots, if there is one.
+pub(crate) fn draw(
+    options: &Options,
+    report: &mut Report,
+    name: &str,
+    plot: &Plot,
+) -> Result<(), String> {
+    let Some(folder) = &options.plots else { return Ok(()) };
+    std::fs::create_dir_all(folder)
+        .map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
+    let path = folder.join(format!("{name}.svg"));
+    plot.write(&path)?;
+    report.notes.push(format!("plot: {}", path.display()));
+    Ok(())
 }
 
 /// Keeps every core out of its idle states as long as the file is held.

@@ -26,6 +26,12 @@ fn options() -> Options {
         cores: None,
         retries: 1,
         json: None,
+        plots: None,
+        quick: false,
+        only: None,
+        costs: None,
+        seed: None,
+        plans: Vec::new(),
     }
 }
 

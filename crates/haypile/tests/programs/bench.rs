@@ -153,6 +153,43 @@ fn bench_messages_idle_and_generator() {
     });
 }
 
+/// What is simulated needs no stage, but says its tables, writes its plots, and repeats.
+#[test]
+fn bench_in_virtual_time() {
+    on_stage("bench_in_virtual_time", &[], |stage| {
+        for (experiment, tables, plots) in
+            [("schemes", 6, 2), ("balance", 4, 5), ("accept", 1, 1), ("configs", 2, 1)]
+        {
+            let folder = stage.text(experiment);
+            let words = [experiment, "--quick", "--only", "simulated", "--plots", &folder];
+            let report = run(stage, &words);
+            let found = report["tables"].as_array().expect("tables");
+            assert_eq!(found.len(), tables, "{experiment}");
+            assert!(found.iter().all(|table| {
+                table["title"].as_str().is_some_and(|title| title.starts_with("simulated"))
+                    && table["rows"].as_array().is_some_and(|rows| !rows.is_empty())
+            }));
+            let drawn = std::fs::read_dir(&folder).expect("its folder").flatten();
+            let drawn = drawn.map(|file| std::fs::read_to_string(file.path()).expect("a plot"));
+            assert_eq!(drawn.filter(|text| text.ends_with("</svg>\n")).count(), plots);
+        }
+    });
+}
+
+/// Four workers on two services and two ways of the kernel: everybody answers, nobody fails.
+#[test]
+fn bench_balance_for_real() {
+    on_stage("bench_balance_for_real", &[], |stage| {
+        let report = run(stage, &["balance", "--quick", "--only", "real", "--rate", "100"]);
+        let rows = report["tables"][0]["figures"].as_array().expect("figures").clone();
+        assert_eq!(rows.len(), 8, "{rows:?}");
+        for row in rows {
+            assert_eq!(row["failed"], 0, "{row}");
+            assert!(row["count"].as_u64().is_some_and(|count| count > 0), "{row}");
+        }
+    });
+}
+
 #[test]
 fn a_killed_bench_leaves_nothing() {
     on_stage("a_killed_bench_leaves_nothing", &[], |stage| {
