@@ -4,7 +4,8 @@
 //! ```text
 //! cargo test --release -p haypile --test programs -- --nocapture real_programs
 //! ```
-//! `HAYPILE_E2E_ONLY=nginx,iperf3` runs some of them. A program that is not installed is said to be skipped.
+//! `HAYPILE_E2E_ONLY=nginx,iperf3` runs some of them, `HAYPILE_E2E_TOGETHER=3` so many at the same time. A
+//! program that is not installed is said to be skipped.
 //! Each case is one function in a file below; what it may use of its world is in `world.rs`.
 
 mod messages;
@@ -16,7 +17,7 @@ mod web;
 mod world;
 
 use crate::support::stage::{Stage, on_stage};
-use crate::support::{content, find_program};
+use crate::support::{content, find_program, setting};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -167,8 +168,9 @@ fn run_all(stage: &Stage, link: Link) -> Vec<Line> {
         .collect();
     let (next, lines) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let together = setting("HAYPILE_E2E_TOGETHER", (cores / 2).clamp(1, TOGETHER_MAX) as u64);
     std::thread::scope(|scope| {
-        for _ in 0..(cores / 2).clamp(1, TOGETHER_MAX) {
+        for _ in 0..together {
             scope.spawn(|| {
                 while let Some((number, (case, role))) = take(&next, &jobs) {
                     let line = run_case(stage, link, case, *role, number);
