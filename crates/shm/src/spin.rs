@@ -2,12 +2,18 @@
 //! of microseconds, a polled word almost nothing; but a core that spins does nothing else.
 //!
 //! Two rules. [`Gaps`]: whoever is usually called again soon spins for as long as that usually
-//! takes, everybody else for a moment only. [`Spinner`]: the core is offered to others every few
-//! microseconds, and whoever gets it back late has learnt that others need it, and sleeps. So two
-//! who share a core do not spin against each other. Used by the service's loop and by every
-//! blocking call of an application.
+//! takes, everybody else for a moment only. [`Spinner`]: nobody spins on a core that others need.
+//! Whether they do is found out by offering it to them: whoever gets it back late has learnt it, and
+//! sleeps. So two who share a core do not spin against each other. Used by the service's loop and by
+//! every blocking call of an application.
+//!
+//! An offer is dear on a shared core: Linux (6.18) lets the offerer wait as if it had used its whole
+//! slice, some 3 ms, and the next time, too, if it sleeps meanwhile. Whoever offered at every wait
+//! got a five-hundredth of the core, and was starved for many seconds by one who never offers. So
+//! what was learnt is remembered for the core: nothing is offered again for a few milliseconds, and
+//! nobody spins on a shared core for a time that doubles while it stays shared.
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use crate::sys;
 
@@ -64,10 +70,69 @@ impl Gaps {
 
 /// Pauses of the processor between two looks.
 const PAUSES: u32 = 8;
-/// The core is offered to others this often, in nanoseconds.
-const OFFER_EVERY_NS: u64 = 2_000;
+/// The core is not offered to others before this time of a spin, in nanoseconds.
+const OFFER_AFTER_NS: u64 = 2_000;
 /// Whoever gets the core back later than this, in nanoseconds, shares it.
 const SHARED_AFTER_NS: u64 = 5_000;
+
+/// A core that nobody wanted is not offered again for this long, in nanoseconds.
+const FREE_FOR_NS: u64 = 4_000_000;
+/// The first time that nobody spins on a core found shared, and the longest, in nanoseconds.
+const SHARED_FIRST_NS: u64 = 8_000_000;
+const SHARED_LONGEST_NS: u64 = 256_000_000;
+
+/// What is known of a core. Threads may write at the same time: a lost update only makes it follow
+/// later.
+#[derive(Debug)]
+struct Core {
+    /// It is not offered until then, on the monotonic clock.
+    known_until_ns: AtomicU64,
+    /// For how long nobody spun there when it was last found shared; less since it was found free.
+    shared_for_ns: AtomicU64,
+    /// Whether it is shared, as far as known.
+    shared: AtomicBool,
+}
+
+/// Cores; those whose numbers are equal modulo the length share a place.
+static CORES: [Core; 256] = [const { Core::new() }; 256];
+
+impl Core {
+    const fn new() -> Core {
+        Core {
+            known_until_ns: AtomicU64::new(0),
+            shared_for_ns: AtomicU64::new(0),
+            shared: AtomicBool::new(false),
+        }
+    }
+
+    /// The one that the caller runs on, if that can be told.
+    fn present() -> Option<&'static Core> {
+        sys::current_core().map(|number| &CORES[number as usize % CORES.len()])
+    }
+
+    fn known_until_ns(&self) -> u64 {
+        self.known_until_ns.load(Ordering::Relaxed)
+    }
+
+    fn is_shared(&self, now_ns: u64) -> bool {
+        self.shared.load(Ordering::Relaxed) && now_ns < self.known_until_ns()
+    }
+
+    /// An offer that ended at `now_ns` was taken, or not.
+    fn note(&self, now_ns: u64, taken: bool) {
+        let before_ns = self.shared_for_ns.load(Ordering::Relaxed);
+        let (until_ns, for_ns) = if taken {
+            let for_ns = (before_ns * 2).clamp(SHARED_FIRST_NS, SHARED_LONGEST_NS);
+            (now_ns + for_ns, for_ns)
+        } else {
+            // Less than what one that is taken adds: half of them taken is shared.
+            (now_ns + FREE_FOR_NS, before_ns / 4 * 3)
+        };
+        self.shared_for_ns.store(for_ns, Ordering::Relaxed);
+        self.shared.store(taken, Ordering::Relaxed);
+        self.known_until_ns.store(until_ns, Ordering::Relaxed);
+    }
+}
 
 /// One wait's spinning.
 #[derive(Debug)]
@@ -78,10 +143,14 @@ pub struct Spinner {
 }
 
 impl Spinner {
-    /// Spins from `now_ns` on the monotonic clock for up to `patience_ns` nanoseconds.
+    /// Spins from `now_ns` on the monotonic clock for up to `patience_ns` nanoseconds; not at all on
+    /// a core that others were lately found to need.
     pub fn new(now_ns: u64, patience_ns: u64) -> Spinner {
-        let end_ns = now_ns.saturating_add(patience_ns);
-        Spinner { end_ns, offer_ns: now_ns + OFFER_EVERY_NS, now_ns }
+        let core = if patience_ns > 0 { Core::present() } else { None };
+        let shared = core.is_some_and(|core| core.is_shared(now_ns));
+        let end_ns = if shared { now_ns } else { now_ns.saturating_add(patience_ns) };
+        let offer_ns = core.map_or(u64::MAX, |core| core.known_until_ns());
+        Spinner { end_ns, offer_ns: offer_ns.max(now_ns + OFFER_AFTER_NS), now_ns }
     }
 
     /// Whether a time of the monotonic clock had come at the last rest.
@@ -101,16 +170,17 @@ impl Spinner {
             return false;
         }
         if now_ns >= self.offer_ns {
+            let core = Core::present();
             sys::sched_yield();
-            return self.offered(now_ns, sys::clock_monotonic_ns());
+            let back_ns = sys::clock_monotonic_ns();
+            let taken = is_late(now_ns, back_ns);
+            if let Some(core) = core {
+                core.note(back_ns, taken);
+            }
+            self.offer_ns = back_ns + FREE_FOR_NS;
+            return !taken;
         }
         true
-    }
-
-    /// The core was offered to others at `from_ns` and ours again at `to_ns`.
-    fn offered(&mut self, from_ns: u64, to_ns: u64) -> bool {
-        self.offer_ns = to_ns + OFFER_EVERY_NS;
-        to_ns - from_ns < SHARED_AFTER_NS
     }
 
     /// Spins until `done` or until it is enough; whether it is done.
@@ -124,6 +194,11 @@ impl Spinner {
             }
         }
     }
+}
+
+/// Whether a core that was offered at `from_ns` and was back at `to_ns` was used meanwhile.
+fn is_late(from_ns: u64, to_ns: u64) -> bool {
+    to_ns - from_ns >= SHARED_AFTER_NS
 }
 
 #[cfg(all(test, not(loom)))]
@@ -162,10 +237,41 @@ mod tests {
     }
 
     #[test]
-    fn whoever_gets_the_core_back_late_stops() {
-        let mut spinner = Spinner::new(0, 1_000_000);
-        assert!(spinner.offered(10_000, 10_300));
-        assert!(!spinner.offered(20_000, 20_000 + SHARED_AFTER_NS));
+    fn a_shared_core_is_left_alone_longer_and_longer() {
+        assert!(!is_late(10_000, 10_300) && is_late(20_000, 20_000 + SHARED_AFTER_NS));
+        let core = Core::new();
+        assert!(!core.is_shared(0) && core.known_until_ns() == 0);
+        let mut now_ns = 1;
+        for wanted_ms in [8, 16, 32, 64, 128, 256, 256] {
+            core.note(now_ns, true);
+            assert!(core.is_shared(now_ns + wanted_ms * 1_000_000 - 1), "{wanted_ms}");
+            now_ns += wanted_ms * 1_000_000;
+            assert!(!core.is_shared(now_ns) && core.known_until_ns() == now_ns, "{wanted_ms}");
+        }
+        // One offer that nobody takes: it is used, and hardly forgotten.
+        core.note(now_ns, false);
+        assert!(!core.is_shared(now_ns) && core.known_until_ns() == now_ns + FREE_FOR_NS);
+        core.note(now_ns, true);
+        assert!(core.is_shared(now_ns + SHARED_LONGEST_NS - 1));
+        // Nobody wants it any more.
+        for _ in 0..64 {
+            core.note(now_ns, false);
+        }
+        core.note(now_ns, true);
+        assert!(!core.is_shared(now_ns + SHARED_FIRST_NS));
+    }
+
+    #[test]
+    fn offers_take_little_of_a_shared_core() {
+        let core = Core::new();
+        let (mut now_ns, mut offers) = (0, 0);
+        while now_ns < 10_000_000_000 {
+            // Every third offer finds nobody.
+            core.note(now_ns, offers % 3 != 2);
+            offers += 1;
+            now_ns = core.known_until_ns();
+        }
+        assert!(offers < 100, "{offers} slices of 3 ms given away in 10 s");
     }
 
     #[test]
@@ -175,7 +281,8 @@ mod tests {
             looks += 1;
             false
         });
-        assert!(!done && looks >= 2);
+        // On a core that others need it ends at once.
+        assert!(!done && looks >= 1);
         assert!(Spinner::new(0, 0).until(|| true));
     }
 }
