@@ -1,7 +1,7 @@
 //! Data stores and their clients: redis, memcached, postgres.
 
 use super::world::World;
-use crate::support::{python, script};
+use crate::support::{python, script, wait_until};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
@@ -77,6 +77,12 @@ pub fn postgres(world: &World<'_>) -> String {
     words.extend(["-c", &listen, "-c", "fsync=off", "-c", "jit=off"]);
     let _server = world.serve(&words, world.port);
     let who = ["-h", &address, "-p", &port, "-U", "tester"];
+    // It listens before it takes questions.
+    wait_until("the database answers", crate::support::PATIENCE, || {
+        let question = [&["psql"], &who[..], &["-d", "postgres", "-Atqc", "select 1"]].concat();
+        let asked = world.start_command("psql", world.client_command(&question));
+        asked.finish(crate::support::PATIENCE).status.success().then_some(())
+    });
     let sql = |command: &str| {
         let words = [&["psql"], &who[..], &["-d", "postgres", "-Atqc", command]].concat();
         world.ask(&words).out.trim().to_string()
