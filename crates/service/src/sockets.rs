@@ -6,7 +6,7 @@
 //! claimed yet is (also) kept in private, bounded memory, so that an offer can be taken back and
 //! given to another domain. Called by the engine through `Streams`, and by the transport server.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 
 use haypile_engine::{Datagram, Instant, Progress, SocketId, SocketOptions, Streams};
@@ -136,6 +136,8 @@ pub struct Store {
     by_id: Vec<Option<(SocketId, Key)>>,
     /// Listeners by the name that all servers call them.
     pub(crate) listeners: OwnMap<ListenerName, Key>,
+    /// Those that the shard has forgotten and given the place of, before it was heard.
+    superseded: VecDeque<(SocketId, Key)>,
     /// A cookie can be claimed in several domains, because claims are not trusted.
     by_cookie: HashMap<u64, Vec<Key>>,
     unclaimed_bytes: u64,
@@ -187,6 +189,7 @@ impl Store {
             domains: Domains::default(),
             by_id: Vec::new(),
             listeners: OwnMap::default(),
+            superseded: VecDeque::new(),
             by_cookie: HashMap::new(),
             unclaimed_bytes: 0,
             unclaimed_max,
@@ -201,7 +204,7 @@ impl Store {
     pub fn key_of(&self, id: SocketId) -> Option<Key> {
         match self.by_id.get(id.index() as usize) {
             Some(Some((current, key))) if *current == id => Some(*key),
-            _ => None,
+            _ => self.superseded.iter().find(|(old, _)| *old == id).map(|(_, key)| *key),
         }
     }
 
@@ -211,12 +214,16 @@ impl Store {
         if self.by_id.len() <= index {
             self.by_id.resize(index + 1, None);
         }
-        if let Some((_, old)) = self.by_id[index].replace((id, key))
-            && let Some(stale) = self.sockets.get(old).filter(|stale| stale.stream.is_none())
-            && stale.accepting.is_some()
+        if let Some((old_id, old)) = self.by_id[index].replace((id, key))
+            && let Some(stale) = self.sockets.get(old)
         {
-            // The shard gave a half-open connection up whose first bytes had come already.
-            self.remove(old);
+            if stale.stream.is_none() && stale.accepting.is_some() {
+                // The shard gave a half-open connection up whose first bytes had come already.
+                self.remove(old);
+            } else if stale.id == Some(old_id) {
+                // The shard has given the place to another; that it has is still to be heard.
+                self.superseded.push_back((old_id, old));
+            }
         }
         if let Some(socket) = self.sockets.get_mut(key) {
             socket.id = Some(id);
@@ -228,9 +235,12 @@ impl Store {
         let Some(socket) = self.sockets.get_mut(key) else { return };
         if let Some(id) = socket.id.take()
             && let Some(entry) = self.by_id.get_mut(id.index() as usize)
-            && entry.is_some_and(|(current, _)| current == id)
         {
-            *entry = None;
+            if entry.is_some_and(|(current, _)| current == id) {
+                *entry = None;
+            } else if let Some(at) = self.superseded.iter().position(|(old, _)| *old == id) {
+                self.superseded.remove(at);
+            }
         }
     }
 

@@ -58,6 +58,23 @@ fn a_connect_ends_in_a_connection() {
     assert_eq!(app.ask(&mut world, name, again).err(), Some(libc::EISCONN));
 }
 
+/// The shard gives the place of a closed connection to the next one before it is heard that the first is
+/// released.
+#[test]
+fn a_connection_closed_in_the_turn_of_the_next_connect_is_forgotten() {
+    let mut world = World::new();
+    let app = world.app();
+    world.peer_listens(7);
+    for _ in 0..10 {
+        let refused = app.connect(&mut world, PEER, 9).unwrap();
+        app.say(&refused, RequestBody::Close { abort: false });
+        let next = app.connect(&mut world, PEER, 7).unwrap();
+        assert_eq!(world.server.core.store.sockets.len(), 1);
+        app.tell(&mut world, &next, RequestBody::Close { abort: true });
+        assert_eq!(world.server.core.store.sockets.len(), 0);
+    }
+}
+
 #[test]
 fn a_refused_connect_leaves_its_error_and_may_be_repeated() {
     let mut world = World::new();
