@@ -15,6 +15,7 @@ pub mod offload;
 pub mod random;
 pub mod replay;
 pub mod scenario;
+pub mod steered;
 pub mod world;
 
 pub use fault::FaultPlan;

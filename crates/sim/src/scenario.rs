@@ -7,10 +7,13 @@ use crate::fault::FaultPlan;
 use crate::host::Host;
 use crate::random::Random;
 use crate::world::World;
+use haypile_engine::steering::{Rule, Steering};
 use haypile_engine::{
     Cidr, Limits, ListenOptions, Offloads, Route, Shard, ShardConfig, SocketOptions, SocketState,
+    Steered,
 };
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 
 /// What is drawn from a seed.
 #[derive(Clone, Debug)]
@@ -89,7 +92,7 @@ impl Scenario {
         }
     }
 
-    fn draw_script(&self, random: &mut Random) -> Script {
+    pub(crate) fn draw_script(&self, random: &mut Random) -> Script {
         let abort = random.chance(60_000);
         Script {
             send_bytes: random.between(0, self.bytes_max),
@@ -122,8 +125,31 @@ pub fn build_host(number: usize, mtu: u16, seed: u64) -> Host {
     build_host_with(number, mtu, seed, Offloads::default())
 }
 
+/// The servers of a service that has the addresses of host `number`, and who owns what among them.
+///
+/// # Panics
+/// As [`build_host`].
+pub fn build_service(
+    number: usize,
+    mtu: u16,
+    seed: u64,
+    servers: u16,
+    rule: Rule,
+) -> (Vec<Host>, Arc<Steering>) {
+    let steering = Arc::new(Steering::new(seed, rule, servers));
+    let member = |server| {
+        let steered = Some(Steered { server, steering: Arc::clone(&steering) });
+        build(number, mtu, seed ^ u64::from(server) << 48, Offloads::default(), steered)
+    };
+    ((0..servers).map(member).collect(), Arc::clone(&steering))
+}
+
 /// The same with a link that does some of its work.
 fn build_host_with(number: usize, mtu: u16, seed: u64, offloads: Offloads) -> Host {
+    build(number, mtu, seed, offloads, None)
+}
+
+fn build(number: usize, mtu: u16, seed: u64, offloads: Offloads, steered: Option<Steered>) -> Host {
     let mac = [2, 0, 0, 0, 0, number as u8 + 1];
     let addresses = vec![
         Cidr { addr: host_address(number, false), prefix_len: 24 },
@@ -141,7 +167,7 @@ fn build_host_with(number: usize, mtu: u16, seed: u64, offloads: Offloads) -> Ho
         secret,
         seed: random.next_u64(),
         offloads,
-        steered: None,
+        steered,
     };
     let start = haypile_engine::Instant::from_us(1_000_000);
     let shard = Shard::new(config, start).expect("a host of the simulation is well configured");
@@ -205,7 +231,7 @@ fn open_connections(
 }
 
 /// Keep-alive is on: an end whose peer's RST was lost would otherwise wait for ever, as TCP allows.
-fn socket_options() -> SocketOptions {
+pub(crate) fn socket_options() -> SocketOptions {
     SocketOptions { keep_alive: true, keep_idle_s: 120, ..SocketOptions::default() }
 }
 

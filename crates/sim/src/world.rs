@@ -4,18 +4,34 @@
 use crate::fault::{FaultPlan, Path};
 use crate::host::Host;
 use crate::random::Random;
-use haypile_engine::Instant;
+use haypile_engine::steering::{Destination, SPEAKER, Steering};
+use haypile_engine::{Forward, Instant};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::ops::Range;
+use std::sync::Arc;
 
 /// A frame on its way: time, tie-breaker, receiving host, bytes.
 type InFlight = Reverse<(u64, u64, usize, Vec<u8>)>;
+
+/// Several hosts of the list that are the servers of one service: one port on the switch, one Ethernet address.
+struct Service {
+    /// Their places, in the order of their numbers.
+    members: Range<usize>,
+    steering: Arc<Steering>,
+    /// A packet that one hands to another is lost.
+    handing_loss_ppm: u32,
+}
+
+/// Rounds in which members hand packets to each other at one moment.
+const HANDING_ROUNDS: usize = 100;
 
 /// Hosts, paths and the clock.
 pub struct World {
     /// The hosts; a host's place in the list is its port on the switch.
     pub hosts: Vec<Host>,
     paths: Vec<Path>,
+    services: Vec<Service>,
     in_flight: BinaryHeap<InFlight>,
     sent: u64,
     now_us: u64,
@@ -28,6 +44,7 @@ impl World {
         World {
             hosts: Vec::new(),
             paths: Vec::new(),
+            services: Vec::new(),
             in_flight: BinaryHeap::new(),
             sent: 0,
             now_us: 1_000_000,
@@ -40,6 +57,29 @@ impl World {
         self.hosts.push(host);
         self.paths.push(Path::new(plan));
         self.hosts.len() - 1
+    }
+
+    /// Adds the servers of a service, in the order of their numbers, with one Ethernet address; `plan` is as for
+    /// [`World::add`], and packets that they hand to each other are lost with this chance. Returns the first's place.
+    pub fn add_service(
+        &mut self,
+        members: Vec<Host>,
+        steering: Arc<Steering>,
+        plan: &FaultPlan,
+        handing_loss_ppm: u32,
+    ) -> usize {
+        let first = self.hosts.len();
+        for member in members {
+            self.add(member, plan.clone());
+        }
+        let members = first..self.hosts.len();
+        self.services.push(Service { members, steering, handing_loss_ppm });
+        first
+    }
+
+    /// Puts a frame on the switch as if the host at place `sender` had sent it.
+    pub fn inject(&mut self, sender: usize, frame: Vec<u8>) {
+        self.forward(sender, frame);
     }
 
     /// The virtual time.
@@ -121,20 +161,92 @@ impl World {
                 break;
             }
             if let Some(Reverse((_, _, host, frame))) = self.in_flight.pop() {
-                arrived[host].push(frame);
+                self.receive(host, frame, &mut arrived);
             }
         }
         for (host, frames) in self.hosts.iter_mut().zip(arrived) {
             host.handle_frames(now, frames);
         }
-        let mut frames = Vec::new();
-        for sender in 0..self.hosts.len() {
-            self.hosts[sender].turn(now, &mut self.random, &mut frames)?;
-            for frame in frames.drain(..) {
-                self.forward(sender, frame);
+        for host in 0..self.hosts.len() {
+            self.turn_of(host)?;
+        }
+        for _ in 0..HANDING_ROUNDS {
+            let woken = self.hand_over();
+            if woken.is_empty() {
+                return Ok(());
+            }
+            for host in woken {
+                self.turn_of(host)?;
             }
         }
+        Err("servers hand packets to each other for ever".into())
+    }
+
+    fn turn_of(&mut self, host: usize) -> Result<(), String> {
+        let (now, mut frames) = (self.now(), Vec::new());
+        self.hosts[host].turn(now, &mut self.random, &mut frames)?;
+        for frame in frames {
+            self.forward(host, frame);
+        }
         Ok(())
+    }
+
+    /// A frame has arrived at a port: at a host, or at a service, whose steering says whose it is.
+    fn receive(&self, host: usize, frame: Vec<u8>, arrived: &mut [Vec<Vec<u8>>]) {
+        let Some(service) = self.services.iter().find(|one| one.members.contains(&host)) else {
+            return arrived[host].push(frame);
+        };
+        match service.steering.destination(&frame) {
+            Destination::Server(server) => {
+                arrived[service.members.start + usize::from(server)].push(frame);
+            }
+            Destination::Everyone => {
+                service.members.clone().for_each(|member| arrived[member].push(frame.clone()));
+            }
+        }
+    }
+
+    /// Carries what members of services have for each other; who has got something.
+    fn hand_over(&mut self) -> Vec<usize> {
+        let (now, mut woken) = (self.now(), Vec::new());
+        for at in 0..self.services.len() {
+            let Service { members, handing_loss_ppm, .. } = &self.services[at];
+            let (members, loss_ppm) = (members.clone(), *handing_loss_ppm);
+            let speaker = members.start + usize::from(SPEAKER);
+            for member in members.clone() {
+                while let Some(Forward { to, kind, packet }) =
+                    self.hosts[member].shard.poll_forward()
+                {
+                    let place = members.start + usize::from(to);
+                    if !self.random.chance(loss_ppm) {
+                        let Host { shard, memory, .. } = &mut self.hosts[place];
+                        shard.handle_forwarded(now, kind, &packet, memory);
+                        woken.push(place);
+                    }
+                    self.hosts[member].shard.recycle(packet);
+                }
+                if let Some(groups) = self.hosts[member].shard.poll_memberships() {
+                    let server = (member - members.start) as u16;
+                    self.hosts[speaker].shard.set_memberships(now, server, &groups);
+                    woken.push(speaker);
+                }
+            }
+            if let Some(update) = self.hosts[speaker].shard.poll_network_update() {
+                for member in members.filter(|member| *member != speaker) {
+                    self.hosts[member].shard.adopt_network_update(now, &update);
+                    woken.push(member);
+                }
+            }
+        }
+        woken.sort_unstable();
+        woken.dedup();
+        woken
+    }
+
+    /// The port of the switch that a host is at: servers of a service share one.
+    fn port_of(&self, host: usize) -> usize {
+        let service = self.services.iter().find(|one| one.members.contains(&host));
+        service.map_or(host, |service| service.members.start)
     }
 
     /// The switch: unicast goes to the host that has the address, everything else to all others.
@@ -142,7 +254,9 @@ impl World {
         let Some(destination) = frame.get(..6) else { return };
         let group = destination[0] & 1 == 1;
         for receiver in 0..self.hosts.len() {
-            if receiver == sender || !(group || self.hosts[receiver].mac == *destination) {
+            let port = self.port_of(receiver);
+            let elsewhere = port == receiver && port != self.port_of(sender);
+            if !elsewhere || !(group || self.hosts[receiver].mac == *destination) {
                 continue;
             }
             let arrivals = self.paths[sender].send(self.now_us, &frame, &mut self.random);
