@@ -117,15 +117,17 @@ fn fate(home: &Attachment, listener: &Socket) -> Fate {
     if !listener.has(flag::EVERYWHERE) {
         return home.fate();
     }
-    let fate_at = |server| attach::of(server).map_or(Fate::Over, |attachment| attachment.fate());
+    let mut best = Fate::Over;
     // All of them, so that all are attached to again.
-    let fates: Vec<Fate> = attach::all_from_home().map(fate_at).collect();
-    let has = |fate| fates.contains(&fate);
-    match () {
-        () if has(Fate::Alive) => Fate::Alive,
-        () if has(Fate::Awaited) || has(Fate::Replaced) => Fate::Awaited,
-        () => Fate::Over,
+    for server in attach::all_from_home() {
+        let fate = attach::of(server).map_or(Fate::Over, |attachment| attachment.fate());
+        best = match (best, fate) {
+            (Fate::Alive, _) | (_, Fate::Alive) => Fate::Alive,
+            (Fate::Over, Fate::Over) => Fate::Over,
+            _ => Fate::Awaited,
+        };
     }
+    best
 }
 
 /// Whether no server will ever offer a connection of this listener.

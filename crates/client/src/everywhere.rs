@@ -239,21 +239,21 @@ fn undo(socket: &Socket) {
 pub(crate) fn restore(attachment: &Attachment, socket: &Socket) {
     let request = ControlRequest::Restore { shared: socket.has(flag::SHARED) };
     let placeholder = socket.number();
-    match ask(attachment, &request, placeholder) {
-        Ok((slot, generation, SocketKind::Listener)) => {
-            socket.set_further(attachment, slot, generation);
+    for _ in 0..crate::restore::TRIES {
+        let held = ask(attachment, &request, placeholder);
+        if let Ok((slot, generation, SocketKind::Listener)) = held {
+            return socket.set_further(attachment, slot, generation);
         }
-        _ => {
-            if open_at(attachment, socket, listen_again(socket, socket.backlog())).is_err() {
-                return socket.set_further(attachment, NO_SLOT, 0);
-            }
+        if open_at(attachment, socket, listen_again(socket, socket.backlog())).is_ok() {
             if socket.has(flag::SHARED)
                 && let Some(name) = socket.name_in(attachment)
             {
                 let _: Result<(), Errno> = show(attachment, name, placeholder);
             }
+            return;
         }
     }
+    socket.set_further(attachment, NO_SLOT, 0);
 }
 
 /// Tells a server that others may hold the socket, and shows it the placeholder.

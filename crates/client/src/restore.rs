@@ -14,7 +14,7 @@ use crate::entry::{self, Phase, Pinned, SOCKETS, flag};
 use crate::{accept, datagram, everywhere, options};
 
 /// Attempts to have a port that a sibling of ours may be opening at the same moment.
-const TRIES: u32 = 3;
+pub(crate) const TRIES: u32 = 3;
 
 /// All sockets of the process.
 pub(crate) fn all(attachment: &Attachment) {

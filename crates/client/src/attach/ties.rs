@@ -361,7 +361,7 @@ fn attach_child() -> Result<Current, Errno> {
         let behind_times = is_behind_times(&attachment);
         settle((attachment, servers));
         crate::fork::attached_in_child();
-        arrive(server, behind_times)?;
+        arrive(server)?;
         behind_times
     };
     if behind_times {
@@ -392,7 +392,7 @@ fn attach_to(server: u16) -> Result<Current, Errno> {
         let attachment = greet_by_name(server, reach(server).map_err(|_| SERVICE_GONE)?)?;
         let behind_times = is_behind_times(&attachment);
         publish(*attachment);
-        arrive(server, behind_times)?;
+        arrive(server)?;
         behind_times
     };
     if behind_times {
@@ -418,13 +418,12 @@ fn is_behind_times(attachment: &Attachment) -> bool {
     before.is_some_and(|before| before.epoch() != attachment.epoch())
 }
 
-/// A child or a process is attached to a server for the first time.
-fn arrive(server: u16, behind_times: bool) -> Result<(), Errno> {
+/// A child or a process is attached to a server for the first time. What the server does not know
+/// because it is not the one that an ancestor knew, or was dead when it was to be told, it hears now.
+fn arrive(server: u16) -> Result<(), Errno> {
     let attachment = tie(server).link().ok_or(TO_KERNEL)?;
     crate::fork::attached_to(&attachment);
-    if behind_times {
-        crate::restore::all(&attachment);
-    }
+    crate::restore::all(&attachment);
     Ok(())
 }
 
