@@ -4,6 +4,7 @@
 
 mod accepting;
 mod datagrams;
+mod elsewhere;
 mod farewell;
 mod homes;
 mod hostile;
