@@ -332,12 +332,21 @@ fn settle((attachment, servers): Found) {
 fn tell_of_new_program() {
     let message = ControlRequest::NewProgram { name: NAME[0].load(Ordering::Relaxed) }.encode();
     for server in (0..servers()).filter(|server| *server != home()) {
-        if let Some(path) = path(server)
+        // The next server knows nothing of it.
+        if is_up(server)
+            && let Some(path) = path(server)
             && let Ok(control) = sys::unix_connect_seqpacket(&path)
         {
             let _: Result<(), Errno> = control::send(control.raw(), &message, &[]);
         }
     }
+}
+
+/// Whether a server lives, as the supervisor says.
+fn is_up(server: u16) -> bool {
+    let home = tie(home()).link();
+    let epoch = home.and_then(|home| home.memory().now().of(server));
+    epoch.is_some_and(|epoch| epoch::is_up(epoch.get()))
 }
 
 /// Attaches a forked child to its home. What it is told of the connections that it has from its
@@ -374,15 +383,14 @@ fn attach_child() -> Result<Current, Errno> {
 #[cold]
 fn attach_to(server: u16) -> Result<Current, Errno> {
     // A child goes home first, for its name.
-    let home = current()?;
+    drop(current()?);
     if server >= servers() {
         return Err(Errno::EPROTO);
     }
     // Nobody would answer in the place of a dead server.
-    if !home.memory().now().of(server).is_some_and(|epoch| epoch::is_up(epoch.get())) {
+    if !is_up(server) {
         return Err(SERVICE_GONE);
     }
-    drop(home);
     let behind_times = {
         let _one = ATTACHING.lock()?;
         let tie = tie(server);
