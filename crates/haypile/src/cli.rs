@@ -113,6 +113,20 @@ the files.")]
   haypile status
   haypile status --json | jq .drops")]
     Status(StatusArgs),
+    /// Show how connections are shared among applications, and change the rules while they come.
+    #[command(after_help = "Examples:
+  haypile balance
+  haypile balance --watch
+  haypile balance --scheme filtered --tariff 4
+  haypile balance --estimator peak-ewma --json
+
+A connection manager gives a new connection to one of its own applications or to one that another
+manager offers. Weights are 1/estimate, and 1/(tariff * estimate) for offers. Schemes: naive (own
+ones only), unfiltered (all), filtered (only offers that beat its own in spite of the tariff) and
+tournament (filtered, in three rounds, with two watermarks). Estimators: median (of the last 128
+service times, from offer to close), outstanding (connections) and peak-ewma. Changes hold until the
+server is started again.")]
+    Balance(BalanceArgs),
     /// Look up a name, or the names of an address, with the service's own resolver.
     #[command(after_help = "Examples:
   haypile resolve www.example.org
@@ -524,6 +538,35 @@ pub struct SsArgs {
     #[arg(long, short)]
     pub all: bool,
     /// One JSON object instead of the table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `haypile balance`.
+#[derive(Debug, Args)]
+pub struct BalanceArgs {
+    /// The service to ask.
+    #[command(flatten)]
+    pub control: ControlArgs,
+    /// From now on: naive, unfiltered, filtered or tournament
+    #[arg(long, value_name = "SCHEME")]
+    pub scheme: Option<String>,
+    /// From now on: by how much another manager's application counts as slower than it is, 1 to 1000
+    #[arg(long, value_name = "N")]
+    pub tariff: Option<f64>,
+    /// From now on: median, outstanding or peak-ewma
+    #[arg(long, value_name = "KIND")]
+    pub estimator: Option<String>,
+    /// From now on: the tournament lets an offer in that is better by this factor, tariff included
+    #[arg(long, value_name = "FACTOR")]
+    pub high_watermark: Option<f64>,
+    /// From now on: and sends it away when it is no more better by this one
+    #[arg(long, value_name = "FACTOR")]
+    pub low_watermark: Option<f64>,
+    /// Again every second, until interrupted
+    #[arg(long)]
+    pub watch: bool,
+    /// One JSON object a look instead of the tables
     #[arg(long)]
     pub json: bool,
 }

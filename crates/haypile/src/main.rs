@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+mod balance;
 mod bench;
 mod capture;
 mod claim;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         Command::Server => server_process::run(),
         Command::Ss(arguments) => ss::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
+        Command::Balance(arguments) => balance::run(&arguments),
         Command::Resolve(arguments) => resolve::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),

@@ -16,16 +16,23 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::config::BalanceChange;
 use crate::error::Error;
 
 /// What can be asked for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
     /// Version of the program and of the shared layouts.
     Version {},
     /// Servers, link, memory, processes, drop reasons.
     Status {},
+    /// How connections are balanced, after this change.
+    Balance {
+        /// What is to be different; nothing that is left out.
+        #[serde(default)]
+        change: BalanceChange,
+    },
     /// TCP and UDP sockets.
     Ss {
         /// Listeners only.

@@ -353,6 +353,10 @@ impl<P: Port> Service<P> {
         Some(match request {
             Request::Resolve { name } => return self.begin_lookup(client, &name),
             Request::Status {} => control::acceptance(self.server.status(&self.facts, now())),
+            Request::Balance { change } => match self.server.core.balance(now(), &change) {
+                Ok(report) => control::acceptance(report),
+                Err(error) => control::refusal(&error.to_string()),
+            },
             Request::Ss { listening, all, tcp, udp } => {
                 let choice = SocketChoice { listening, all, tcp, udp };
                 control::acceptance(self.server.core.socket_rows(&choice))

@@ -9,6 +9,7 @@
 
 pub mod accepting;
 pub mod attach;
+pub mod balance;
 pub mod config;
 pub mod control;
 pub mod conversation;

@@ -65,6 +65,7 @@ impl Supervisor {
                     Request::Version {} | Request::Resolve { .. } => spec.transport == Some(0),
                     Request::Trace { server, .. } => spec.transport == Some(*server),
                     Request::Fail { server, .. } => spec.number == *server,
+                    Request::Balance { .. } => spec.manager.is_some(),
                     Request::Ss { .. } => spec.transport.is_some(),
                     Request::CaptureStart { .. } | Request::CaptureStop {} => spec.link.is_some(),
                     _ => true,

@@ -227,3 +227,80 @@ fn more_connections_than_the_ring_holds_all_arrive() {
     }
     assert_eq!(sockets.len(), 600);
 }
+
+#[test]
+fn service_times_are_measured_and_shown() {
+    let mut world = World::new();
+    let mut app = world.app();
+    let listener = app.listen(&mut world, 80);
+    for _ in 0..3 {
+        let peer = world.dial(80);
+        let socket = app.accept(&mut world).unwrap();
+        world.run_for(30_000);
+        app.tell(&mut world, &socket, RequestBody::Close { abort: false });
+        let now = world.now;
+        world.peer.close(now, peer);
+        world.run_for(1_000_000);
+    }
+    let now = world.now;
+    let unchanged = crate::config::BalanceChange::default();
+    let report = world.server.core.balance(now, &unchanged).unwrap();
+    let [manager] = &report.managers[..] else { panic!("{report:?}") };
+    assert_eq!((manager.local, manager.remote, manager.offers_sent), (3, 0, 0));
+    let [queue] = &manager.queues[..] else { panic!("{report:?}") };
+    assert_eq!(queue.queue, "0.0.0.0:80");
+    let [acceptor] = &queue.acceptors[..] else { panic!("{report:?}") };
+    assert_eq!((acceptor.assigned, acceptor.open, acceptor.unclaimed), (3, 0, 0));
+    assert!(acceptor.ready && acceptor.offered_by.is_none());
+    let estimate = acceptor.estimate_us.unwrap();
+    assert!((30_000..40_000).contains(&estimate), "{estimate}");
+    // Rules change while it runs, and wrong ones do not.
+    let mut change = crate::config::BalanceChange {
+        scheme: Some("filtered".into()),
+        tariff: Some(4.0),
+        ..unchanged
+    };
+    let report = world.server.core.balance(now, &change).unwrap();
+    assert_eq!(report.managers[0].balance.scheme.as_deref(), Some("filtered"));
+    assert_eq!(report.managers[0].balance.tariff, Some(4.0));
+    change.tariff = Some(0.0);
+    assert!(world.server.core.balance(now, &change).unwrap_err().to_string().contains("1 to 1000"));
+    app.tell(&mut world, &listener, RequestBody::Close { abort: false });
+    assert!(world.server.core.manager.is_empty());
+}
+
+#[test]
+fn sockets_that_share_an_address_are_one_accept_queue() {
+    let mut world = World::new();
+    let mut first = world.app();
+    let mut second = first.fork(&mut world);
+    let mut listeners = Vec::new();
+    for (app, cookie) in [(&mut first, 101), (&mut second, 102)] {
+        let (listener, _) = app.bind_with(&mut world, "0.0.0.0:80", true).unwrap();
+        let body = RequestBody::Listen { backlog: 50, v6only: false, reuse_port: true, cookie };
+        app.ask(&mut world, (listener.slot, listener.generation), body).unwrap();
+        app.tell(&mut world, &listener, RequestBody::Acceptor);
+        listeners.push(listener);
+    }
+    // The hash of the flow sends them anywhere; they are dealt out in turn all the same.
+    for _ in 0..10 {
+        world.dial(80);
+    }
+    let mut taken = [0; 2];
+    for (app, count) in [&mut first, &mut second].into_iter().zip(&mut taken) {
+        while app.accept(&mut world).is_some() {
+            *count += 1;
+        }
+    }
+    assert_eq!(taken, [5, 5]);
+    // One socket goes: the other gets everything that comes to it.
+    second.tell(&mut world, &listeners[1], RequestBody::Close { abort: false });
+    for _ in 0..4 {
+        world.dial(80);
+    }
+    let mut more = 0;
+    while first.accept(&mut world).is_some() {
+        more += 1;
+    }
+    assert_eq!(more, 4);
+}
