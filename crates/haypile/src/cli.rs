@@ -337,11 +337,27 @@ impl ServiceArgs {
         } = self;
         let mut words: Vec<OsString> = Vec::new();
         let mut flag = |name: &str, value: OsString| words.extend([name.into(), value]);
-        if let Some(path) = config {
-            flag("--config", path.into());
+        config.iter().for_each(|path| flag("--config", path.into()));
+        let single = [
+            ("--link", link),
+            ("--offload", offload),
+            ("--plan", plan),
+            ("--steer", steer),
+            ("--balance", scheme),
+            ("--estimator", estimator),
+            ("--fault", fault),
+        ];
+        for (name, word) in single {
+            word.iter().for_each(|word| flag(name, word.into()));
         }
-        if let Some(link) = link {
-            flag("--link", link.into());
+        let numbers = [
+            ("--mtu", mtu.map(|number| number.to_string())),
+            ("--queues", queues.map(|number| number.to_string())),
+            ("--tariff", tariff.map(|number| number.to_string())),
+            ("--fault-seed", fault_seed.map(|number| number.to_string())),
+        ];
+        for (name, number) in numbers {
+            number.iter().for_each(|number| flag(name, number.into()));
         }
         let lists = [
             ("--addr", addresses),
@@ -352,35 +368,8 @@ impl ServiceArgs {
         for (name, values) in lists {
             values.iter().for_each(|value| flag(name, value.into()));
         }
-        if let Some(mtu) = mtu {
-            flag("--mtu", mtu.to_string().into());
-        }
-        if let Some(offload) = offload {
-            flag("--offload", offload.into());
-        }
-        if let Some(queues) = queues {
-            flag("--queues", queues.to_string().into());
-        }
         for core in host_cores {
             flag("--host-core", core.to_string().into());
-        }
-        if let Some(plan) = plan {
-            flag("--plan", plan.into());
-        }
-        if let Some(steer) = steer {
-            flag("--steer", steer.into());
-        }
-        for (name, word) in [("--balance", scheme), ("--estimator", estimator)] {
-            word.iter().for_each(|word| flag(name, word.into()));
-        }
-        if let Some(tariff) = tariff {
-            flag("--tariff", tariff.to_string().into());
-        }
-        if let Some(fault) = fault {
-            flag("--fault", fault.into());
-        }
-        if let Some(seed) = fault_seed {
-            flag("--fault-seed", seed.to_string().into());
         }
         if let Some(user) = user {
             flag("--user", user.into());

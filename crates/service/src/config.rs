@@ -8,8 +8,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
-use haypile_engine::control::balancer::{Balance, Scheme};
-use haypile_engine::control::estimator::EstimatorKind;
+use haypile_engine::control::balancer::Balance;
 use haypile_engine::steering::Rule;
 use haypile_engine::{Cidr, Route};
 use haypile_link::fault::FaultSpec;
@@ -18,6 +17,8 @@ use haypile_link::tap::Offload;
 use haypile_link::wire;
 use serde::{Deserialize, Serialize};
 
+pub use self::balance::BalanceChange;
+use self::balance::FileBalance;
 use crate::error::Error;
 use crate::link_server::MTU_MAX;
 use crate::plan::Plan;
@@ -246,16 +247,6 @@ struct File {
     limits: FileLimits,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FileBalance {
-    scheme: Option<String>,
-    tariff: Option<f64>,
-    estimator: Option<String>,
-    high_watermark: Option<f64>,
-    low_watermark: Option<f64>,
-}
-
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct FileRoute {
@@ -390,14 +381,15 @@ impl File {
             fault: fault.map(parse_fault).transpose()?.map(|spec| (spec, seed)),
             balance: self.balance.into_balance(flags)?,
             limits: self.limits.into_limits()?,
-            control_dir: flags
-                .control_dir
-                .clone()
-                .or(self.control_dir)
-                .unwrap_or_else(|| control_dir.to_path_buf()),
+            control_dir: choose_directory(flags, self.control_dir, control_dir),
             confine: choose_confinement(flags, self.user, self.cores, self.sandbox),
         })
     }
+}
+
+/// The control directory: by flags, file and default.
+fn choose_directory(flags: &Flags, file: Option<PathBuf>, default: &Path) -> PathBuf {
+    flags.control_dir.clone().or(file).unwrap_or_else(|| default.to_path_buf())
 }
 
 /// How servers are confined: by flags, file and default.
@@ -412,88 +404,6 @@ fn choose_confinement(
         cores: if flags.cores.is_empty() { cores } else { flags.cores.clone() },
         filter: !flags.no_sandbox && sandbox.unwrap_or(true),
     }
-}
-
-impl FileBalance {
-    fn into_balance(self, flags: &Flags) -> Result<Balance, Error> {
-        let change = BalanceChange {
-            scheme: flags.scheme.clone().or(self.scheme),
-            tariff: flags.tariff.or(self.tariff),
-            estimator: flags.estimator.clone().or(self.estimator),
-            high_watermark: self.high_watermark,
-            low_watermark: self.low_watermark,
-        };
-        change.apply(Balance::default())
-    }
-}
-
-/// What is to be different about balancing; nothing that is left out.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct BalanceChange {
-    /// The scheme, by its name.
-    pub scheme: Option<String>,
-    /// The tariff.
-    pub tariff: Option<f64>,
-    /// The estimator, by its name.
-    pub estimator: Option<String>,
-    /// Where an offer is let in.
-    pub high_watermark: Option<f64>,
-    /// Where it is sent away again.
-    pub low_watermark: Option<f64>,
-}
-
-impl BalanceChange {
-    /// Whether nothing is to be different.
-    pub fn is_empty(&self) -> bool {
-        *self == BalanceChange::default()
-    }
-
-    /// The change that makes `balance` of anything.
-    pub fn all_of(balance: &Balance) -> BalanceChange {
-        BalanceChange {
-            scheme: Some(balance.scheme.name().into()),
-            tariff: Some(balance.tariff),
-            estimator: Some(balance.estimator.name().into()),
-            high_watermark: Some(balance.high_watermark),
-            low_watermark: Some(balance.low_watermark),
-        }
-    }
-
-    /// `balance` with the change.
-    ///
-    /// # Errors
-    /// Which word or number is wrong, and what is right.
-    pub fn apply(&self, balance: Balance) -> Result<Balance, Error> {
-        let scheme = self.scheme.as_deref().map(|word| {
-            let names = Scheme::ALL.map(Scheme::name);
-            word.parse().map_err(|()| unknown_word("balance scheme", word, &names))
-        });
-        let estimator = self.estimator.as_deref().map(|word| {
-            let names = EstimatorKind::ALL.map(EstimatorKind::name);
-            word.parse().map_err(|()| unknown_word("estimator", word, &names))
-        });
-        let changed = Balance {
-            scheme: scheme.transpose()?.unwrap_or(balance.scheme),
-            tariff: self.tariff.unwrap_or(balance.tariff),
-            estimator: estimator.transpose()?.unwrap_or(balance.estimator),
-            high_watermark: self.high_watermark.unwrap_or(balance.high_watermark),
-            low_watermark: self.low_watermark.unwrap_or(balance.low_watermark),
-        };
-        if changed.is_sound() {
-            return Ok(changed);
-        }
-        let Balance { tariff, high_watermark, low_watermark, .. } = changed;
-        Err(Error::new(
-            format_args!("tariff {tariff}, watermarks {high_watermark} and {low_watermark}"),
-            "out of range",
-            "choose a tariff of 1 to 1000 and watermarks of 0.1 to 10, the low one not above the high",
-        ))
-    }
-}
-
-fn unknown_word(what: &str, word: &str, names: &[&str]) -> Error {
-    Error::new(format_args!("{what} \"{word}\""), "unknown", format!("choose {}", names.join(", ")))
 }
 
 impl FileLimits {
@@ -810,6 +720,7 @@ pub fn check_mtu(mtu: u16) -> Result<u16, Error> {
     Err(Error::new(format_args!("mtu {mtu}"), why, remedy))
 }
 
+pub mod balance;
 pub mod text;
 
 #[cfg(test)]

@@ -303,17 +303,11 @@ impl<P: Port> Server<P> {
             shard.start_slaac(now);
         }
         shard.set_trace(config.limits.trace_records as usize);
-        let mut manager = ConnectionManager::new(
-            config.limits.claim_timeout_us,
-            config.balance,
-            foundation.seed.rotate_left(31),
-        );
-        manager.set_peers(roles.manager_count() > 1);
         let core = Core {
             shard,
             store: Store::new(config.limits.unclaimed_bytes),
             managers: Managers::of(roles.plan(), &roles.own()),
-            manager,
+            manager: manager(config, &roles, foundation.seed),
             listener_names: ListenerNames::new(&foundation.secret),
             processes: Processes::default(),
             counters: Counters::default(),
@@ -527,6 +521,14 @@ pub fn random<const N: usize>() -> Result<[u8; N], Errno> {
     let mut bytes = [0; N];
     sys::random_bytes(&mut bytes)?;
     Ok(bytes)
+}
+
+/// The connection manager, which only a server of that role uses.
+fn manager(config: &Config, roles: &Roles, seed: u64) -> ConnectionManager {
+    let timeout_us = config.limits.claim_timeout_us;
+    let mut manager = ConnectionManager::new(timeout_us, config.balance, seed.rotate_left(31));
+    manager.set_peers(roles.manager_count() > 1);
+    manager
 }
 
 fn refused(errno: Errno) -> Error {

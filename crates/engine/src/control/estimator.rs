@@ -8,8 +8,8 @@
 //!
 //! **Long-lived connections** close seldom, so a median alone would say for hours what it said
 //! before they came. The first connection that was claimed since the last close counts with its
-//! age once that is clearly more than the median ([`CLEARLY`] times, which chance seldom makes), and at most [`AGE_MAX`]
-//! times: one idle connection must not look like a dead application.
+//! age once that is clearly more than the median ([`CLEARLY`] times, which chance seldom makes), and
+//! at most [`AGE_MAX`] times: one idle connection must not look like a dead application.
 
 use std::str::FromStr;
 
