@@ -62,6 +62,8 @@ struct Neighbour {
     mac: [u8; 6],
     state: State,
     confirmed_at: Instant,
+    /// Another address was claimed since: only an answer tells who is right, no hint does.
+    contested: bool,
     used_at: Instant,
     pending: VecDeque<Vec<u8>>,
     waiting: List,
@@ -271,7 +273,7 @@ impl Neighbours {
     pub fn confirm(&mut self, now: Instant, addr: IpAddr) {
         let Some(name) = self.find(addr) else { return };
         let Some(entry) = self.entries.get_mut(name) else { return };
-        if !matches!(entry.state, State::Incomplete { .. }) {
+        if !matches!(entry.state, State::Incomplete { .. }) && !entry.contested {
             self.probing -= u32::from(entry.state.is_probing());
             entry.state = State::Reachable;
             entry.confirmed_at = now;
@@ -375,12 +377,15 @@ impl Neighbours {
         let locked = now.since(entry.confirmed_at) < LOCK_US;
         if incomplete || (entry.mac != mac && !locked) {
             self.learn(now, name, mac, State::Stale, counters);
-        } else if entry.mac != mac && entry.state == State::Reachable {
+        } else if entry.mac != mac {
             // Two claim it within a second. Perhaps the neighbour was exchanged: whoever we know is
             // asked soon, instead of being believed for as long as he was last confirmed.
-            entry.state = State::Delay;
-            self.probing += 1;
-            self.wheel.schedule(name.index(), now.plus_us(LOCK_US));
+            entry.contested = true;
+            if entry.state == State::Reachable {
+                entry.state = State::Delay;
+                self.probing += 1;
+                self.wheel.schedule(name.index(), now.plus_us(LOCK_US));
+            }
         }
     }
 
@@ -401,6 +406,7 @@ impl Neighbours {
         }
         self.probing -= u32::from(entry.state.is_probing());
         entry.mac = mac;
+        entry.contested = false;
         entry.state = state;
         if state == State::Reachable {
             entry.confirmed_at = now;
@@ -425,6 +431,7 @@ impl Neighbours {
             mac: [0; 6],
             state: State::Incomplete { tries: 1 },
             confirmed_at: Instant::default(),
+            contested: false,
             used_at: now,
             pending: VecDeque::new(),
             waiting: List::new(),

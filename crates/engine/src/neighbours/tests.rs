@@ -202,6 +202,8 @@ fn a_neighbour_exchanged_within_the_lock_is_found_soon() {
     // Another asks for us with the same address, once, and waits for what we send.
     cache.neighbours.hear_request(cache.now, ip(1), B, &mut cache.counters);
     assert_eq!(cache.resolve(1), Resolution::Known(A), "not believed so soon");
+    // What it acknowledges came by the old address.
+    cache.neighbours.confirm(cache.now, ip(1));
     cache.wait(2);
     let probe = cache.neighbours.poll_request();
     assert_eq!(probe, Some(Request { addr: ip(1), probe: Some(A) }), "who we knew is asked");

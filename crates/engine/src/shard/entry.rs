@@ -58,8 +58,6 @@ pub(super) struct Entry {
     pub turn: u32,
     /// A progress event is queued.
     pub event_queued: bool,
-    /// Highest acknowledged position that was told to the neighbour cache.
-    pub acked_hint: u64,
     /// When it was opened.
     pub opened_at: Instant,
     /// Seconds to wait for data before it is accepted.

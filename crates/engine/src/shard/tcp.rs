@@ -83,6 +83,8 @@ impl Shard {
         let Some(entry) = self.sockets.get_mut(id).and_then(Socket::connection_mut) else {
             return Err(DropReason::TcpNoFlow);
         };
+        let hints = self.neighbours.wants_hints();
+        let acked = if hints { entry.connection.progress().tx_acked } else { 0 };
         let counters = &mut self.counters.tcp;
         let disposition = entry.connection.handle_segment(self.now, id, segment, streams, counters);
         match disposition {
@@ -107,7 +109,9 @@ impl Shard {
             }
         }
         self.settle(id);
-        self.hint_neighbour(id);
+        if hints {
+            self.hint_neighbour(id, acked);
+        }
         Ok(())
     }
 
@@ -312,7 +316,6 @@ impl Shard {
             unreachable: false,
             turn: 0,
             event_queued: false,
-            acked_hint: 0,
             opened_at: self.now,
             defer_accept_s: options.defer_accept_s,
             type_of_service: options.type_of_service,
@@ -334,17 +337,13 @@ impl Shard {
         self.reply_segment(key, &reset, 0, super::headers::HOP_LIMIT);
     }
 
-    /// Data that the peer acknowledges anew proves that it hears us (RFC 4861 section 7.3.1).
-    fn hint_neighbour(&mut self, id: SocketId) {
-        if !self.neighbours.wants_hints() {
-            return;
-        }
-        let Some(entry) = self.sockets.get_mut(id).and_then(Socket::connection_mut) else { return };
-        let acked = entry.connection.progress().tx_acked;
-        if acked > entry.acked_hint
+    /// Data that the peer acknowledges anew, beyond `acked`, proves that it hears us (RFC 4861 section
+    /// 7.3.1).
+    fn hint_neighbour(&mut self, id: SocketId, acked: u64) {
+        let Some(entry) = self.sockets.get(id).and_then(Socket::connection) else { return };
+        if entry.connection.progress().tx_acked > acked
             && let NextHop::Neighbour(hop) = entry.next_hop
         {
-            entry.acked_hint = acked;
             self.neighbours.confirm(self.now, hop);
         }
     }
