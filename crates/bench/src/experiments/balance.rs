@@ -76,7 +76,7 @@ fn draw_estimates(
         ("figure-6b-estimates", "What the connection managers believe of them (paper: figure 6b)"),
     ];
     for (which, (file, title)) in plots.into_iter().enumerate() {
-        let mut plot = Plot::lines(title, "simulated", labels, [Scale::Linear; 2]);
+        let mut plot = Plot::lines(title, "simulated", labels, [Scale::Linear, Scale::Log]);
         for worker in 0..setup.workers {
             let of = outcome.samples.iter().filter(|sample| sample.worker == worker);
             let point = |sample: &crate::simulation::outcome::Sample| {

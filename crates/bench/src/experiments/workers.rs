@@ -55,12 +55,12 @@ pub fn run(options: &Options, topology: &[Core], report: &mut Report) -> Result<
         stage.set_delays(delays);
         cases.push(frame::measure(&mut stage, &format!("balance, {title}"), &spec, rounds)?);
     }
-    publish(report, table(&cases, &spec));
+    publish(report, table(options, &cases, &spec));
     let mut plot = Plot::lines(
         "Service times with one slow worker of four (paper: figures 5 and 7)",
         &format!(
             "measured, {:.0} connections/s, 20 % load, the delay for half of the time",
-            rate()
+            rate(options)
         ),
         ["percentile of connections", "service time at the client, us"],
         [Scale::Tail, Scale::Log],
@@ -90,9 +90,10 @@ fn sides(options: &Options) -> Vec<(&'static str, Kind)> {
     sides
 }
 
-/// Connections a second at which undisturbed workers are busy for the share of the paper.
-fn rate() -> f64 {
-    LOAD * WORKERS as f64 / (BASE_US as f64 / 1e6)
+/// Connections a second: what was asked for, or that at which undisturbed workers are busy for a fifth
+/// of their time.
+fn rate(options: &Options) -> f64 {
+    options.rate.unwrap_or(LOAD * WORKERS as f64 / (BASE_US as f64 / 1e6))
 }
 
 fn spec(options: &Options) -> Spec {
@@ -101,11 +102,7 @@ fn spec(options: &Options) -> Spec {
         // Each side puts its own server here.
         target: std::net::SocketAddr::from(([0, 0, 0, 0], 0)),
         work: Work::Short,
-        pace: Pace::Open {
-            rate: options.rate.unwrap_or_else(rate),
-            spread: Spread::Poisson,
-            seed: SCHEDULE_SEED,
-        },
+        pace: Pace::Open { rate: rate(options), spread: Spread::Poisson, seed: SCHEDULE_SEED },
         connections: SESSIONS,
         warmup_s: options.warmup_s,
         duration_s: seconds,
@@ -124,7 +121,7 @@ fn together(case: &Case) -> Vec<Latencies> {
     case.runs.iter().map(all).collect()
 }
 
-fn table(cases: &[Case], spec: &Spec) -> Table {
+fn table(options: &Options, cases: &[Case], spec: &Spec) -> Table {
     let mut rows = Vec::new();
     let mut figures = Vec::new();
     for (case, which) in cases.iter().zip(["undisturbed", "one slow"]) {
@@ -149,7 +146,7 @@ fn table(cases: &[Case], spec: &Spec) -> Table {
         title: format!(
             "measured: {WORKERS} workers that sleep {BASE_US} us, {:.0} connections/s open loop, {} s; the \
              last worker twenty times slower for half of the time",
-            rate(),
+            rate(options),
             spec.duration_s
         ),
         header,
