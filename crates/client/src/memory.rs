@@ -9,10 +9,10 @@ use std::sync::{Arc, OnceLock};
 
 use haypile_shm::limits::{self, slot_table};
 use haypile_shm::messages::{ControlReply, ControlRequest};
-use haypile_shm::{AppStream, Chunks, EpochReader, Errno, Segment};
+use haypile_shm::{AppStream, Chunks, EpochReader, Errno, Segment, StreamError};
 
 use crate::attach::{self, Attachment};
-use crate::errno::SERVICE_GONE;
+use crate::errno::{SERVICE_GONE, of_stream};
 
 /// Tables a process can map: 8 million sockets.
 const TABLES: usize = 64;
@@ -177,6 +177,15 @@ pub(crate) struct Record {
 }
 
 impl Record {
+    /// Why a call on the stream did nothing. Memory that cannot be mapped any more went with its
+    /// server.
+    pub(crate) fn errno_of(&self, error: StreamError) -> Errno {
+        match error {
+            StreamError::Unmapped(_) if self.is_dead() => SERVICE_GONE,
+            error => of_stream(error),
+        }
+    }
+
     /// Whether the server that kept it is gone; its connection has then failed, and says so.
     pub(crate) fn is_dead(&self) -> bool {
         let dead = self.memory.is_past();

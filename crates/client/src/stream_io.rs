@@ -18,7 +18,7 @@ use haypile_shm::{CHUNK_SIZE, Errno};
 use crate::attach::{self, Current};
 use crate::datagram;
 use crate::entry::{self, Phase, Pinned, flag};
-use crate::errno::{TO_KERNEL, of_stream};
+use crate::errno::TO_KERNEL;
 use crate::memory::Record;
 
 /// Longest sleep before the life of the service is looked at again.
@@ -272,7 +272,7 @@ fn look(
     }
     // The state comes first: what is found missing after it was ended is missing for ever.
     let state = stream.status();
-    let outcome = step().map_err(of_stream)?;
+    let outcome = step().map_err(|error| stream.errno_of(error))?;
     if outcome.kick {
         socket.tell(RequestBody::KickRx)?;
     }
@@ -480,7 +480,8 @@ fn write_some(
     done: usize,
     write: &mut impl FnMut(&Record, usize) -> Result<Written, StreamError>,
 ) -> Result<(usize, bool), Errno> {
-    let Written { outcome, is_last } = write(stream, done).map_err(of_stream)?;
+    let Written { outcome, is_last } =
+        write(stream, done).map_err(|error| stream.errno_of(error))?;
     report(socket, stream, &outcome)?;
     let spins = socket.attachment()?.spin_us() > 0;
     let granted = (outcome.room_beyond && spins)
@@ -489,7 +490,7 @@ fn write_some(
     if !granted {
         return Ok((outcome.bytes, is_last));
     }
-    let more = write(stream, done + outcome.bytes).map_err(of_stream)?;
+    let more = write(stream, done + outcome.bytes).map_err(|error| stream.errno_of(error))?;
     report(socket, stream, &more.outcome)?;
     Ok((outcome.bytes + more.outcome.bytes, more.is_last))
 }

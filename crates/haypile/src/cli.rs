@@ -136,8 +136,13 @@ Asks the name servers given with --nameserver, then those learned from DHCP and 
     Resolve(ResolveArgs),
     /// Show what a plan means and whether it runs here.
     #[command(after_help = "Examples:
-  haypile plan TS1LS1CM1
-  haypile plan TS8LS8+CM2 --json")]
+  haypile plan TS2LS2CM2                     two servers, each all three
+  haypile plan TS8LS8+CM2 --json             eight, and two connection managers apart
+  haypile plan TS2+LS1+CM1 --link wire:x     on a link with one queue
+
+TS is a transport server (owns connections and sockets), LS a link server (owns queues of the link), CM a
+connection manager (brings connections and accepting processes together). What is written together
+without a + runs in the same servers.")]
     Plan(PlanArgs),
     /// Show what happened to connections: segments, states, windows, timers, drops.
     #[command(after_help = "Examples:
@@ -591,6 +596,12 @@ pub struct PlanArgs {
     /// The plan, in the notation TS1LS1CM1
     #[arg(default_value = "TS1LS1CM1")]
     pub plan: String,
+    /// The processor of a server; may be repeated, one for each server [default: chosen]
+    #[arg(long = "core", value_name = "N")]
+    pub cores: Vec<u32>,
+    /// The link, as for `haypile serve` [default: tap:]
+    #[arg(long, value_name = "LINK", default_value = "tap:", hide_default_value = true)]
+    pub link: String,
     /// One JSON object instead of the table
     #[arg(long)]
     pub json: bool,

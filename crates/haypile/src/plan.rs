@@ -1,38 +1,56 @@
-//! `haypile plan`: what a plan means, and whether this version runs it. Called by `main`.
+//! `haypile plan`: which server of a plan gets which processor, which queues and which components, and
+//! why; and whether the plan runs here. Called by `main`; read `haypile_service::plan`.
 
 use std::process::ExitCode;
 
 use haypile_service::error::Error;
-use haypile_service::plan::Plan;
+use haypile_service::plan::{Component, Plan, ServerSpec};
+use haypile_service::sandbox;
+use haypile_shm::sys::privilege;
+use serde::Serialize;
 use serde_json::json;
 
 use crate::cli::PlanArgs;
 use crate::table;
 
-/// Prints the plan's groups. Exit status 1 if it does not run here.
+/// One server of a plan.
+#[derive(Debug, Serialize)]
+struct Row {
+    server: u16,
+    /// The processor, if it is known before the start.
+    processor: Option<u32>,
+    transport: Option<u16>,
+    link: Option<u16>,
+    manager: Option<u16>,
+    /// The queue of the link that it owns.
+    queue: Option<u16>,
+    /// The link server that sends for it.
+    sends_over: Option<u16>,
+    /// The connection manager that it tells of its connections.
+    tells: Option<u16>,
+}
+
+/// Prints the servers of a plan. Exit status 1 if it does not run here.
 ///
 /// # Errors
 /// When the text is no plan.
 pub fn run(arguments: &PlanArgs) -> Result<ExitCode, Error> {
     let plan: Plan = arguments.plan.parse()?;
     let runnable = plan.check_runnable();
+    let runnable = runnable.and_then(|()| plan.check_link(arguments.link.starts_with("tap")));
+    let rows: Vec<Row> =
+        plan.servers().iter().map(|spec| row(&plan, spec, &arguments.cores)).collect();
+    let reasons = reasons(&plan, rows.len(), &arguments.cores);
     if arguments.json {
-        let groups: Vec<_> = plan.groups().iter().map(group_json).collect();
         table::print(&json!({
             "plan": plan.to_string(),
-            "groups": groups,
+            "servers": rows,
+            "reasons": reasons,
             "runs": runnable.is_ok(),
         }));
     } else {
-        for group in plan.groups() {
-            let servers = group.members.iter().map(|member| member.1).max().unwrap_or(0);
-            let parts: Vec<_> = group
-                .members
-                .iter()
-                .map(|(component, count)| format!("{count} {}", component.name()))
-                .collect();
-            table::say(&format!("{servers} server(s): {}", parts.join(", ")));
-        }
+        show(&rows);
+        reasons.iter().for_each(|reason| table::say(reason));
     }
     match runnable {
         Ok(()) => Ok(ExitCode::SUCCESS),
@@ -43,11 +61,72 @@ pub fn run(arguments: &PlanArgs) -> Result<ExitCode, Error> {
     }
 }
 
-fn group_json(group: &haypile_service::plan::Group) -> serde_json::Value {
-    group
-        .members
-        .iter()
-        .map(|(component, count)| (component.notation().to_string(), json!(count)))
-        .collect::<serde_json::Map<_, _>>()
-        .into()
+fn row(plan: &Plan, spec: &ServerSpec, cores: &[u32]) -> Row {
+    Row {
+        server: spec.number,
+        processor: cores.get(usize::from(spec.number) % cores.len().max(1)).copied(),
+        transport: spec.transport,
+        link: spec.link,
+        manager: spec.manager,
+        queue: spec.link,
+        sends_over: spec.transport.map(|transport| plan.link_of(transport)),
+        tells: spec.transport.map(|transport| plan.manager_of(transport)),
+    }
+}
+
+fn show(rows: &[Row]) {
+    let number = |number: Option<u16>| number.map_or("-".to_string(), |number| number.to_string());
+    let cells = |row: &Row| {
+        vec![
+            row.server.to_string(),
+            row.processor.map_or("chosen".to_string(), |core| core.to_string()),
+            number(row.transport),
+            number(row.link),
+            number(row.manager),
+            number(row.queue),
+            number(row.sends_over),
+            number(row.tells),
+        ]
+    };
+    let rows: Vec<Vec<String>> = rows.iter().map(cells).collect();
+    let header = ["Server", "Processor", "TS", "LS", "CM", "Queue", "Sends over LS", "Tells CM"];
+    table::show(&header, &rows, &[0, 1, 2, 3, 4, 5, 6, 7]);
+    table::say("");
+}
+
+/// Why it is so.
+fn reasons(plan: &Plan, servers: usize, cores: &[u32]) -> Vec<String> {
+    let allowed = privilege::allowed_processors().unwrap_or_default().len();
+    let mut reasons = vec![match cores {
+        [] if allowed < sandbox::FEW_CORES => format!(
+            "Processors: any, since this machine gives {allowed} and the scheduler knows better."
+        ),
+        [] => {
+            format!("Processors: one after the other of the {allowed} here, from a random one on.")
+        }
+        _ => "Processors: those given, dealt out in turn.".to_string(),
+    }];
+    let own = match cores {
+        [] => allowed,
+        cores => cores.len(),
+    };
+    if own > 0 && servers > own {
+        reasons.push(format!(
+            "{servers} servers share {own} processors: more than one wait for each."
+        ));
+    }
+    let links = plan.count(Component::Link);
+    reasons.push(match links {
+        1 => "Queues: one link server has them all.".to_string(),
+        links => format!(
+            "Queues: one for each of {links} link servers; flows are spread by the servers' own rule, \
+             so that most frames come to the server that owns them."
+        ),
+    });
+    reasons.push(
+        "A transport server sends over the link server, and tells the connection manager, in its own \
+         process; those without one there are dealt out in turn."
+            .to_string(),
+    );
+    reasons
 }

@@ -60,6 +60,9 @@ impl ServerSpec {
     }
 }
 
+/// The most servers of one component that run.
+pub const RUNNING_MAX: u16 = haypile_shm::epoch::EPOCH_SERVERS;
+
 /// The most servers of one component that a plan may name.
 pub const SERVERS_MAX: u16 = 1024;
 
@@ -122,21 +125,37 @@ impl Plan {
         own.and_then(|server| server.link).unwrap_or(dealt)
     }
 
-    /// Says yes to the plans that this version runs.
+    /// Whether such a plan can run anywhere.
     ///
     /// # Errors
-    /// Names the plan and the ones that run.
+    /// When there are more servers of a component than applications and messages can name.
     pub fn check_runnable(&self) -> Result<(), Error> {
-        let single = self.groups.len() == 1
-            && self.groups[0].members.len() == 3
-            && self.groups[0].members.iter().all(|&(_, count)| count == 1);
-        if single {
+        for component in [Component::Transport, Component::Link, Component::Manager] {
+            let count = self.count(component);
+            if count > RUNNING_MAX {
+                return Err(Error::new(
+                    format_args!("plan {self}"),
+                    format_args!("{component}{count} is more than a service can have"),
+                    format_args!("use at most {component}{RUNNING_MAX}"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether it can run on a link, which has one queue or as many as are wanted.
+    ///
+    /// # Errors
+    /// When link servers would have to share a queue.
+    pub fn check_link(&self, many_queues: bool) -> Result<(), Error> {
+        let links = self.count(Component::Link);
+        if links <= 1 || many_queues {
             return Ok(());
         }
         Err(Error::new(
             format_args!("plan {self}"),
-            "valid, but this version runs only plans of one server with all three components",
-            "use TS1LS1CM1",
+            format_args!("the link has one queue, which {links} link servers cannot share"),
+            "use one link server (LS1), or a TAP",
         ))
     }
 }
@@ -299,9 +318,18 @@ mod tests {
 
     #[test]
     fn says_which_plans_run() {
-        assert!(Plan::combined().check_runnable().is_ok());
-        assert!("CM1TS1LS1".parse::<Plan>().unwrap().check_runnable().is_ok());
-        let error = "TS2LS2CM2".parse::<Plan>().unwrap().check_runnable().unwrap_err();
-        assert!(error.to_string().contains("TS1LS1CM1"));
+        let check = |text: &str| text.parse::<Plan>().unwrap().check_runnable();
+        for text in ["CM1TS1LS1", "TS2LS2CM2", "TS64+LS64+CM64", "TS4LS1+CM2"] {
+            assert!(check(text).is_ok(), "{text}");
+        }
+        for (text, most) in [("TS65LS1CM1", "TS64"), ("TS1+LS1+CM65", "CM64")] {
+            let error = check(text).unwrap_err().to_string();
+            assert!(error.contains(most), "{error}");
+        }
+        let plan: Plan = "TS2LS2CM1".parse().unwrap();
+        assert!(plan.check_link(true).is_ok());
+        let error = plan.check_link(false).unwrap_err().to_string();
+        assert!(error.contains("one queue") && error.contains("LS1"), "{error}");
+        assert!("TS2+LS1+CM1".parse::<Plan>().unwrap().check_link(false).is_ok());
     }
 }

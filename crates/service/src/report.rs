@@ -366,7 +366,7 @@ impl<P: Port> Server<P> {
             pid: std::process::id(),
             uptime_s: self.load.uptime_us(now) / 1_000_000,
             plan: facts.plan.clone(),
-            link: port.describe(),
+            link: self.core.rings.roles().link().map(|_| port.describe()).unwrap_or_default(),
             addresses: self.core.usable_addresses(),
             network: self.core.network(&facts.name_servers),
             host_addresses: facts.host_addresses.clone(),

@@ -104,7 +104,7 @@ pub fn choose_core(given: &[u32], server: u32, spread: u32) -> Option<u32> {
 }
 
 /// Below so many processors a server is not tied to one.
-const FEW_CORES: usize = 4;
+pub const FEW_CORES: usize = 4;
 
 /// Gives up everything that a server does not need. The process has one thread. `channel` is told
 /// of forbidden system calls.

@@ -117,15 +117,8 @@ fn attach_paths(config: &Config) -> Vec<PathBuf> {
 
 /// Each link server has queues of its own.
 fn share_link(config: &mut Config) -> Result<(), Error> {
-    let links = config.plan.count(Component::Link);
-    if links > 1 && !matches!(config.link, LinkChoice::Tap(_)) {
-        return Err(Error::new(
-            format_args!("plan {}", config.plan),
-            format_args!("the link has one queue, which {links} link servers cannot share"),
-            "use one link server (LS1), or a TAP",
-        ));
-    }
-    config.queues = config.queues.max(links);
+    config.plan.check_link(matches!(config.link, LinkChoice::Tap(_)))?;
+    config.queues = config.queues.max(config.plan.count(Component::Link));
     Ok(())
 }
 

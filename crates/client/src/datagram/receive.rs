@@ -18,7 +18,7 @@ use haypile_shm::{DatagramHeader, Errno};
 use super::World;
 use crate::addresses::{to_application, to_service};
 use crate::entry::{Pinned, flag};
-use crate::errno::{SERVICE_GONE, TO_KERNEL, of_stream};
+use crate::errno::{SERVICE_GONE, TO_KERNEL};
 use crate::memory::Record;
 use crate::poll;
 use crate::stream_io::{self, Wait};
@@ -146,7 +146,7 @@ fn look(
     } else {
         stream.read_record(out, &*stream.memory)
     };
-    if let Some(read) = read.map_err(of_stream)? {
+    if let Some(read) = read.map_err(|error| stream.errno_of(error))? {
         return arrival(socket, &read).map(Some);
     }
     if state & status::CLOSED != 0 || stream.is_dead() {
@@ -222,7 +222,9 @@ pub(crate) fn next_len(socket: &Pinned) -> Result<usize, Errno> {
         return Err(TO_KERNEL);
     }
     let next = match socket.stream() {
-        Some(stream) => stream.peek_record(&mut [], &*stream.memory).map_err(of_stream)?,
+        Some(stream) => {
+            stream.peek_record(&mut [], &*stream.memory).map_err(|error| stream.errno_of(error))?
+        }
         None => None,
     };
     match next {

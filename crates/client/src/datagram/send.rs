@@ -15,7 +15,7 @@ use super::routes::{self, Route};
 use super::{World, bind_implicitly};
 use crate::addresses::to_service;
 use crate::entry::{Phase, Pinned, flag};
-use crate::errno::{SERVICE_GONE, TO_KERNEL, of_stream};
+use crate::errno::{SERVICE_GONE, TO_KERNEL};
 use crate::memory::Record;
 use crate::stream_io::{self, Wait};
 
@@ -256,7 +256,9 @@ fn write(
     let mut wait: Option<Wait<'_>> = None;
     let mut granted: Option<Wait<'_>> = None;
     loop {
-        let outcome = stream.write_record(header, data, &*stream.memory).map_err(of_stream)?;
+        let outcome = stream
+            .write_record(header, data, &*stream.memory)
+            .map_err(|error| stream.errno_of(error))?;
         report(socket, stream, &outcome)?;
         if outcome.bytes > 0 {
             return Ok(());

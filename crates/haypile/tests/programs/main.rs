@@ -18,6 +18,7 @@ mod hostile;
 mod join;
 mod kinds_of_servers;
 mod load;
+mod many_servers;
 mod other_programs;
 mod packet_port;
 mod reach;

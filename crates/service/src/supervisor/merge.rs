@@ -92,24 +92,34 @@ fn add_process(rows: &mut Vec<ProcessRow>, row: ProcessRow) {
     }
 }
 
-/// A listener is open at every transport server: one row, with what waits at all of them.
+/// A listener is open at every transport server: one row, with what waits at all of them. A server
+/// that was started again does not know whose it is until its process speaks.
 fn merge_sockets(mut first: Sockets, other: Sockets) -> Sockets {
     let same = |a: &SocketRow, b: &SocketRow| {
         let listener = a.state == "LISTEN" && b.state == "LISTEN" && a.protocol == b.protocol;
-        listener && a.local == b.local && a.pid == b.pid && a.program == b.program
+        let owner =
+            a.pid.is_none() || b.pid.is_none() || (a.pid, &a.program) == (b.pid, &b.program);
+        listener && owner && a.local == b.local
     };
     let own = first.sockets.len();
     let mut taken = vec![false; own];
     for row in other.sockets {
         let known = (0..own).find(|at| !taken[*at] && same(&first.sockets[*at], &row));
-        match known {
-            Some(at) => {
-                taken[at] = true;
-                first.sockets[at].recv_queue += row.recv_queue;
-            }
-            None => first.sockets.push(row),
+        let Some(at) = known else {
+            first.sockets.push(row);
+            continue;
+        };
+        taken[at] = true;
+        let known = &mut first.sockets[at];
+        known.recv_queue += row.recv_queue;
+        if known.pid.is_none() {
+            (known.pid, known.program) = (row.pid, row.program);
         }
     }
+    let key = |row: &SocketRow| {
+        (row.protocol.clone(), row.state.clone(), row.local.clone(), row.remote.clone())
+    };
+    first.sockets.sort_by_key(key);
     first
 }
 
@@ -137,7 +147,7 @@ mod tests {
         let merged = merge(&ss, answers);
         let rows = merged["sockets"].as_array().unwrap();
         assert_eq!(rows.len(), 3, "{merged}");
-        assert_eq!((&rows[0]["recv_queue"], &merged["ok"]), (&json!(5), &json!(true)));
+        assert_eq!((&rows[2]["recv_queue"], &merged["ok"]), (&json!(5), &json!(true)));
     }
 
     #[test]
