@@ -34,8 +34,9 @@ use crate::memory::Memory;
 pub use greeting::AttachError;
 use greeting::Identity;
 pub(crate) use ties::{
-    Current, all, all_from_home, current, existing, hold_for_fork, home, is_forked_from, is_gone,
-    of, present, present_of, present_serial, release_after_fork, servers, set_forked,
+    Current, all, all_from_home, current, existing, hold, hold_for_fork, home, is_between,
+    is_forked_from, is_gone, of, present, present_of, present_serial, release_after_fork, servers,
+    set_forked,
 };
 pub use ties::{attach, domain, is_attached};
 

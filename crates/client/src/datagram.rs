@@ -28,12 +28,12 @@ use haypile_shm::stream::status;
 use haypile_shm::sys;
 
 use crate::addresses::{is_wildcard, to_service, unspecified};
-use crate::attach;
+use crate::attach::{self, Fate};
 use crate::descriptors::{self, Owner};
 use crate::entry::{self, Phase, Pinned, Socket, flag};
-use crate::errno::TO_KERNEL;
+use crate::errno::{SERVICE_GONE, TO_KERNEL};
 use crate::lock::Lock;
-use crate::{epoll, placeholder, socket};
+use crate::{epoll, placeholder, restore, socket};
 pub(crate) use routes::{hold_for_fork, release_after_fork};
 
 use routes::Route;
@@ -67,7 +67,12 @@ pub(crate) struct State {
     cork: Lock<Option<send::Cork>>,
     /// Groups joined before there was a record: group and interface.
     groups: Lock<Vec<(IpAddr, IpAddr)>>,
+    /// What the record of a dead server said, until it is done again on another.
+    names: Lock<Option<Names>>,
 }
+
+/// Own address and peer, as a record says them.
+type Names = (Option<SocketAddr>, Option<SocketAddr>);
 
 impl Default for State {
     fn default() -> State {
@@ -83,6 +88,7 @@ impl Default for State {
             turn: AtomicU32::new(0),
             cork: Lock::new(None),
             groups: Lock::new(Vec::new()),
+            names: Lock::new(None),
         }
     }
 }
@@ -101,6 +107,13 @@ impl State {
         }
         if let Ok(mut groups) = self.groups.lock() {
             groups.clear();
+        }
+        self.keep_names(None);
+    }
+
+    fn keep_names(&self, names: Option<Names>) {
+        if let Ok(mut place) = self.names.lock() {
+            *place = names;
         }
     }
 }
@@ -181,7 +194,7 @@ fn is_dual(address: &SocketAddr) -> bool {
 
 /// Binds in the service and, with a dual address and `both`, in the kernel.
 fn bind_to(socket: &Pinned, fd: RawFd, address: SocketAddr, both: bool) -> Result<(), Errno> {
-    bind_at(attach::current()?, socket, fd, address, both)
+    bind_at(attach::present()?, socket, fd, address, both)
 }
 
 /// As [`bind_to`], asking this server first.
@@ -205,7 +218,12 @@ fn bind_at(
             }
             errno => return Err(Errno(errno)),
         }
-        socket.open_record(&attachment, reply.slot, reply.generation)?;
+        if let Err(errno) = socket.open_record(&attachment, reply.slot, reply.generation) {
+            // Nobody else knows of it.
+            let close = RequestBody::Close { abort: true };
+            let _: Result<(), Errno> = attachment.tell(reply.slot, reply.generation, close);
+            return Err(errno);
+        }
         let port = reply.local.map_or(address.port(), |local| local.port());
         let bound = match both && is_dual(&address) {
             true => sys::bind(fd, &SocketAddr::new(address.ip(), port)),
@@ -252,19 +270,76 @@ fn bind_by_kernel(socket: &Pinned, fd: RawFd, address: &SocketAddr) -> Result<()
     }
 }
 
-/// The server is another: binds and connects to where the record of the dead one says.
+// --- another server ----------------------------------------------------------------------------
+
+/// The server is another: binds and connects to where the record of the dead one says. Where it
+/// cannot be bound the record stays that of the dead server, so that it can be tried again.
+///
+/// # Errors
+/// The service's; `EAGAIN` while a thread looks at the old record.
 pub(crate) fn reopen(socket: &Pinned) -> Result<(), Errno> {
-    let names = socket.stream().map(|old| (old.local_address(), old.remote_address()));
-    let (local, remote) = names.unwrap_or_default();
     let (fd, attachment) = (socket.number(), socket.attachment()?);
-    socket.forget_record();
+    let kept = socket.datagram.names.lock()?.take();
+    let of_record = || socket.stream().map(|old| (old.local_address(), old.remote_address()));
+    let names = kept.or_else(of_record).unwrap_or_default();
+    socket.datagram.keep_names(Some(names));
+    let (local, remote) = names;
     if let Some(local) = local.filter(|local| local.port() != 0) {
         // The kernel's half, if there is one, has kept its name.
         bind_at(attachment, socket, fd, local, false)?;
     }
-    match remote {
-        Some(remote) => connect(socket, fd, remote),
-        None => Ok(()),
+    if let Some(remote) = remote {
+        connect_by_service(socket, fd, remote)?;
+    }
+    socket.datagram.keep_names(None);
+    Ok(())
+}
+
+/// A call has found the server of the socket's record dead: waits until the socket is open on
+/// another, for which the call must not hold its record. `deadline_ns`: of the call, if it has one.
+///
+/// # Errors
+/// `ECONNRESET` when there will be no other; `EAGAIN` when the call does not block or its time is
+/// over; `EBADF` when the descriptor was closed; why it could not be opened.
+pub(crate) fn come_back(
+    socket: &Pinned,
+    fd: RawFd,
+    blocking: bool,
+    deadline_ns: Option<u64>,
+) -> Result<(), Errno> {
+    while !is_back(socket)? {
+        if !blocking || deadline_ns.is_some_and(|at| sys::clock_monotonic_ns() >= at) {
+            return Err(Errno::EAGAIN);
+        }
+        attach::sleep_ms(2);
+        if !socket.is_behind(fd) {
+            return Err(Errno::EBADF);
+        }
+    }
+    Ok(())
+}
+
+/// Opens a socket at the server that has come after its own, once there is one.
+fn is_back(socket: &Pinned) -> Result<bool, Errno> {
+    let server = socket.server();
+    let attachment = match attach::of(server) {
+        // A child that has yet to attach can do so only when the server is back.
+        Err(_) if attach::is_between(server) => return Ok(false),
+        other => other?,
+    };
+    match attachment.fate() {
+        Fate::Over => return Err(SERVICE_GONE),
+        Fate::Awaited | Fate::Replaced => return Ok(false),
+        Fate::Alive => {}
+    }
+    let outcome = restore::late(&attachment, socket);
+    if attachment.fate() != Fate::Alive {
+        return Ok(false);
+    }
+    match outcome {
+        Ok(()) => Ok(true),
+        Err(Errno::EAGAIN) => Ok(!socket.is_behind_times(&attachment)),
+        Err(errno) => Err(errno),
     }
 }
 
@@ -432,6 +507,12 @@ pub(crate) fn readiness(socket: &Socket, wanted: u32) -> u32 {
     let state = stream.status();
     if state & status::CLOSED != 0 {
         return IN | OUT | ERR | HUP | RDHUP;
+    }
+    if stream.memory.is_past() {
+        // It comes back by itself; a socket that has not come back with the others does so when
+        // it is read.
+        let late = attach::of(socket.server()).is_ok_and(|attachment| !attachment.is_gone());
+        return if late || stream.readable() > 0 { IN } else { 0 };
     }
     let mut bits = 0;
     if stream.has_error() || state & status::ERRORS != 0 {

@@ -9,7 +9,7 @@
 
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
-use std::sync::{RwLock, RwLockReadGuard};
+use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use haypile_shm::Errno;
 use haypile_shm::limits::NO_SLOT;
@@ -260,7 +260,7 @@ impl Socket {
     pub(crate) fn set_record(&self, record: Record) -> Result<(), Errno> {
         let (slot, generation) = (record.slot(), record.generation());
         let life = record.memory.life();
-        let Ok(mut place) = self.stream.try_write() else { return Err(Errno::EAGAIN) };
+        let mut place = self.stream_to_replace()?;
         *place = Some(record);
         drop(place);
         // Nobody may take the new name for one of the old life.
@@ -269,6 +269,22 @@ impl Socket {
         self.generation.store(generation, Ordering::Release);
         self.slot.store(slot, Ordering::Release);
         Ok(())
+    }
+
+    /// The place of the record. Threads that wait with the record of a dead server leave it soon.
+    fn stream_to_replace(&self) -> Result<RwLockWriteGuard<'_, Option<Record>>, Errno> {
+        /// Milliseconds.
+        const PATIENCE: u32 = 100;
+        for _ in 0..PATIENCE {
+            match self.stream.try_write() {
+                Ok(place) => return Ok(place),
+                Err(_) if self.stream().is_some_and(|old| old.memory.is_past()) => {
+                    attach::sleep_ms(1);
+                }
+                Err(_) => return Err(Errno::EAGAIN),
+            }
+        }
+        Err(Errno::EAGAIN)
     }
 
     /// Gives a record up that came to nothing.

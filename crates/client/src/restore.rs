@@ -9,9 +9,9 @@ use haypile_shm::Errno;
 use haypile_shm::limits::NO_SLOT;
 use haypile_shm::messages::{ControlRequest, RequestBody, SocketKind};
 
-use crate::attach::Attachment;
+use crate::attach::{self, Attachment};
 use crate::entry::{self, Phase, Pinned, SOCKETS, flag};
-use crate::{accept, datagram, everywhere, options};
+use crate::{accept, datagram, everywhere, options, placeholder};
 
 /// Attempts to have a port that a sibling of ours may be opening at the same moment.
 pub(crate) const TRIES: u32 = 3;
@@ -41,9 +41,8 @@ pub(crate) fn all(attachment: &Attachment) {
 pub(crate) fn one(attachment: &Attachment, socket: &Pinned) {
     let listens = socket.phase() == Phase::Listening;
     if socket.has(flag::DATAGRAM) {
-        if datagram::reopen(socket).is_err() {
-            socket.forget_name();
-        }
+        // What does not come back now does so when it is next used.
+        let _: Result<(), Errno> = datagrams(attachment, socket);
         return;
     }
     if !(listens || socket.phase() == Phase::Bound) {
@@ -61,6 +60,49 @@ pub(crate) fn one(attachment: &Attachment, socket: &Pinned) {
         }
     }
     socket.forget_name();
+}
+
+/// A UDP socket that did not come back when this process attached.
+///
+/// # Errors
+/// `EAGAIN` while another thread is at it; why it could not be opened.
+pub(crate) fn late(attachment: &Attachment, socket: &Pinned) -> Result<(), Errno> {
+    let _one = attach::hold()?;
+    if !socket.is_behind_times(attachment) {
+        return Ok(());
+    }
+    datagrams(attachment, socket)
+}
+
+/// A UDP socket: one that several processes have is opened by the first of them, and the others are
+/// shown it by its placeholder.
+fn datagrams(attachment: &Attachment, socket: &Pinned) -> Result<(), Errno> {
+    let shared = socket.has(flag::SHARED);
+    let mut outcome = Err(Errno::EAGAIN);
+    for _ in 0..TRIES {
+        if shared && adopt(attachment, socket).is_ok() {
+            return Ok(());
+        }
+        outcome = datagram::reopen(socket);
+        if outcome != Err(Errno::EADDRINUSE) || !shared {
+            break;
+        }
+        attach::sleep_ms(2);
+    }
+    if outcome.is_ok() && socket.clear(flag::SHARED) {
+        placeholder::share(socket)?;
+    }
+    outcome
+}
+
+/// The socket that a sibling has opened.
+fn adopt(attachment: &Attachment, socket: &Pinned) -> Result<(), Errno> {
+    match everywhere::ask(attachment, &ControlRequest::Adopt, socket.number())? {
+        (slot, generation, SocketKind::Datagram) => {
+            socket.open_record(attachment, slot, generation)
+        }
+        _ => Err(Errno::ENOENT),
+    }
 }
 
 /// The listener that the server has held for the placeholder.

@@ -16,7 +16,7 @@ use haypile_shm::{Errno, control};
 use super::greeting::{AttachError, Greeting, Identity, greet};
 use super::{Attachment, DomainToken, Fate, sleep_ms};
 use crate::errno::{SERVICE_GONE, TO_KERNEL};
-use crate::lock::Lock;
+use crate::lock::{Guard, Lock};
 use crate::memory::Memory;
 use crate::placeholder;
 
@@ -240,6 +240,20 @@ pub(crate) fn present_serial() -> u32 {
 /// Whether a server is dead.
 pub(crate) fn is_gone(server: u16) -> bool {
     tie(server).link().is_some_and(|attachment| attachment.is_gone())
+}
+
+/// Keeps other threads from attaching anew.
+///
+/// # Errors
+/// `EAGAIN` when this thread is at that itself.
+pub(crate) fn hold() -> Result<Guard<'static, ()>, Errno> {
+    ATTACHING.lock()
+}
+
+/// Whether a server is dead and another is expected in its place, without a look at it.
+pub(crate) fn is_between(server: u16) -> bool {
+    let now = tie(home()).link().and_then(|home| home.memory().now().of(server));
+    now.is_some_and(|epoch| epoch::is_between(epoch.get()))
 }
 
 /// Whether this process is a child that has yet to attach.

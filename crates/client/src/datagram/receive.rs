@@ -94,6 +94,12 @@ pub fn receive_from(
         if let Some(received) = look(&socket, &stream, out, flags, blocking, kernel)? {
             return Ok(received);
         }
+        if stream.memory.is_past() {
+            drop(stream);
+            wait = None;
+            super::come_back(&socket, fd, blocking, deadline_ns)?;
+            continue;
+        }
         if !blocking {
             return Err(Errno::EAGAIN);
         }
@@ -124,6 +130,8 @@ fn look(
 ) -> Result<Option<Received>, Errno> {
     match stream.take_error() {
         0 => {}
+        // Not of the socket, which lives on.
+        _ if stream.memory.is_past() => {}
         errno => return Err(Errno(errno)),
     }
     let both = socket.world() == World::Both;
@@ -149,7 +157,7 @@ fn look(
     if let Some(read) = read.map_err(|error| stream.errno_of(error))? {
         return arrival(socket, &read).map(Some);
     }
-    if state & status::CLOSED != 0 || stream.is_dead() {
+    if state & status::CLOSED != 0 {
         return Err(SERVICE_GONE);
     }
     if both && let Some(received) = by_kernel()? {

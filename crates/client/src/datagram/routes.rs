@@ -94,7 +94,7 @@ pub(super) fn interface() -> u32 {
 
 fn ask(destination: IpAddr) -> Result<Route, Errno> {
     let body = RequestBody::Route { remote: destination };
-    match attach::current()?.ask_option(NO_SLOT, 0, body) {
+    match attach::present()?.ask_option(NO_SLOT, 0, body) {
         Ok(reply) => match RouteAnswer::decode(reply.bytes()) {
             Ok(answer) => Ok(Route::Haypile(answer)),
             Err(_) => Err(Errno::EPROTO),

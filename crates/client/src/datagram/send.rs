@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use haypile_shm::datagram::record_bytes;
 use haypile_shm::messages::RequestBody;
 use haypile_shm::stream::{WriteOutcome, status};
+use haypile_shm::sys;
 use haypile_shm::{CHUNK_SIZE, DatagramHeader, Errno};
 
 use super::control::SendControl;
@@ -29,6 +30,8 @@ const HEADERS_V6: usize = 48;
 const SEGMENTS_MAX: usize = 128;
 /// How long the memory that there is may take to be granted, even for a call that does not block.
 const GRANT_US: u64 = 100_000;
+/// How long a call that blocks waits for another server when its own has died.
+const SERVER_WAIT_NS: u64 = 2_000_000_000;
 
 /// Data that `UDP_CORK` or `MSG_MORE` holds back.
 #[derive(Debug)]
@@ -57,10 +60,32 @@ pub fn send_to(
     if len > usize::from(u16::MAX) {
         return Err(Errno::EMSGSIZE);
     }
-    let route = choose(&socket, fd, remote)?;
+    loop {
+        match try_send(&socket, fd, data, flags, remote, control) {
+            Err(SERVICE_GONE) if socket.stream().is_some_and(|one| one.memory.is_past()) => {
+                let blocking = flags & libc::MSG_DONTWAIT == 0 && !socket.has(flag::NONBLOCKING);
+                let until_ns = sys::clock_monotonic_ns() + SERVER_WAIT_NS;
+                super::come_back(&socket, fd, blocking, Some(until_ns))?;
+            }
+            other => return other,
+        }
+    }
+}
+
+/// `SERVICE_GONE` where the server is dead.
+fn try_send(
+    socket: &Pinned,
+    fd: RawFd,
+    data: &[IoSlice<'_>],
+    flags: i32,
+    remote: Option<SocketAddr>,
+    control: &SendControl,
+) -> Result<usize, Errno> {
+    let len: usize = data.iter().map(|part| part.len()).sum();
+    let route = choose(socket, fd, remote)?;
     check_source(control)?;
     let Some(stream) = socket.stream() else { return Err(Errno::EAGAIN) };
-    check_state(&socket, &stream)?;
+    check_state(socket, &stream)?;
     let header = DatagramHeader {
         len: len as u16,
         remote: remote.map(to_service),
@@ -75,10 +100,10 @@ pub fn send_to(
     };
     let corks = flags & libc::MSG_MORE != 0 || socket.datagram.corked.load(Ordering::Relaxed);
     if corks || socket.has(flag::MORE) {
-        return cork(&socket, fd, &stream, &header, data, flags, corks);
+        return cork(socket, fd, &stream, &header, data, flags, corks);
     }
-    check_size(&socket, &stream, &header, route)?;
-    write(&socket, fd, &stream, &header, data, flags)?;
+    check_size(socket, &stream, &header, route)?;
+    write(socket, fd, &stream, &header, data, flags)?;
     Ok(len)
 }
 
@@ -132,13 +157,15 @@ fn choose(socket: &Pinned, fd: RawFd, remote: Option<SocketAddr>) -> Result<Opti
 fn check_state(socket: &Pinned, stream: &Record) -> Result<(), Errno> {
     match stream.take_error() {
         0 => {}
+        // Not of the socket, which lives on.
+        _ if stream.memory.is_past() => {}
         errno => return Err(Errno(errno)),
     }
     let state = stream.status();
     if state & status::TX_SHUT != 0 || socket.has(flag::SHUT_WRITE) {
         return Err(Errno::EPIPE);
     }
-    if state & status::CLOSED != 0 || stream.is_dead() {
+    if state & status::CLOSED != 0 || stream.memory.is_past() {
         return Err(SERVICE_GONE);
     }
     Ok(())

@@ -7,7 +7,7 @@ use crate::support::{PATIENCE, content, http, inspect, nginx, python, setting, w
 use serde_json::Value;
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -158,6 +158,83 @@ fn programs_outlive_their_server() {
         }
         let row = server_row(stage);
         assert_eq!(row["restarts"].as_u64(), Some(times_ms.len() as u64), "{row}");
+    });
+}
+
+/// Echoes datagrams on port 8083 in blocking calls, on 8084 with a time limit, on 8085 with an epoll set, and on
+/// 8086 in two processes that share a socket. Each in a process of its own.
+const DATAGRAMS: &str = "
+import os, selectors, socket
+def bound(port):
+    one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    one.bind(('198.18.0.2', port))
+    return one
+def answer(one):
+    data, sender = one.recvfrom(9000)
+    one.sendto(data, sender)
+def patiently(one):
+    one.settimeout(60)
+    while True:
+        answer(one)
+def by_epoll(one):
+    one.setblocking(False)
+    waiting = selectors.EpollSelector()
+    waiting.register(one, selectors.EVENT_READ)
+    while True:
+        for _ in waiting.select():
+            try:
+                answer(one)
+            except BlockingIOError:
+                pass
+def blocking(one):
+    while True:
+        answer(one)
+for port, way in ((8083, blocking), (8084, patiently), (8085, by_epoll)):
+    if os.fork() == 0:
+        way(bound(port))
+shared = bound(8086)
+os.fork()
+print('ready', flush=True)
+blocking(shared)
+";
+
+/// Says something by a datagram until it is heard again.
+#[track_caller]
+fn wait_for_answer(address: SocketAddr) {
+    let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+    socket.set_read_timeout(Some(Duration::from_millis(50))).expect("set a limit");
+    wait_until(&format!("{address} answers by a datagram"), PATIENCE, || {
+        socket.send_to(b"hello", address).ok()?;
+        let mut heard = [0; 100];
+        let (len, from) = socket.recv_from(&mut heard).ok()?;
+        (from == address && heard[..len] == *b"hello").then_some(())
+    });
+}
+
+#[test]
+fn sockets_of_datagrams_outlive_their_server() {
+    on_stage("sockets_of_datagrams_outlive_their_server", &["python3"], |stage| {
+        let service_process = stage.serve();
+        let mut program = stage.run(&[python(), "-c", DATAGRAMS]);
+        program.wait_for_output("ready");
+        let ports = [8083, 8084, 8085, 8086];
+        for _ in 0..4 {
+            ports.iter().for_each(|port| wait_for_answer(service(*port)));
+            let server = server_of(service_process.pid());
+            send_signal("KILL", &server.to_string());
+            wait_until("the server is gone", PATIENCE, || {
+                (!inspect::is_alive(server)).then_some(())
+            });
+            ports.iter().for_each(|port| wait_for_answer(service(*port)));
+            program.assert_alive();
+        }
+        // Each is there once, whoever opened it first.
+        let listed = inspect::sockets(stage);
+        assert_eq!(listed.len(), ports.len(), "{listed:?}");
+        drop(program);
+        wait_until("the sockets end with their programs", PATIENCE, || {
+            inspect::sockets(stage).is_empty().then_some(())
+        });
     });
 }
 
