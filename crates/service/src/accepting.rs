@@ -20,6 +20,9 @@ impl Core {
     // A row of docs/cost.md.
     #[inline(never)]
     pub(crate) fn run_manager(&mut self, now: Instant) {
+        if self.manager.is_quiet(now) {
+            return;
+        }
         self.manager.handle_timers(now);
         while let Some(action) = self.manager.poll_action(now) {
             let (ToTransport::Offer { connection, .. } | ToTransport::Revoke { connection, .. }) =

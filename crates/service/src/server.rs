@@ -10,7 +10,7 @@ use std::collections::{HashSet, VecDeque};
 use std::os::fd::{AsRawFd, RawFd};
 
 use haypile_engine::steering::SPEAKER;
-use haypile_engine::{Close, Instant, Limits, Shard, ShardConfig};
+use haypile_engine::{Close, Instant, Limits, Shard, ShardConfig, Steered};
 use haypile_link::port::Port;
 use haypile_shm::{EpochWriter, Errno, Fd, Message, ServiceStatus, epoch, sys};
 
@@ -274,35 +274,12 @@ impl<P: Port> Server<P> {
         now: Instant,
         foundation: Foundation,
     ) -> Result<Self, Error> {
+        let number = foundation.roles.own().number;
+        let plan = foundation.roles.plan();
+        let switching = Switching::of(plan, config.steer, &foundation.secret, number);
+        let ports = Ports::new(foundation.seed.rotate_left(17));
+        let shard = make_shard(config, &port, now, &foundation, switching.steered)?;
         let roles = foundation.roles;
-        let number = roles.own().number;
-        let switching = Switching::of(roles.plan(), config.steer, &foundation.secret, number);
-        // Others have no addresses and answer nothing.
-        let addresses = roles.transport().map(|_| config.addresses.clone());
-        let shard_config = ShardConfig {
-            mac: port.mac(),
-            mtu: port.mtu(),
-            addresses: addresses.unwrap_or_default(),
-            routes: config.routes.clone(),
-            limits: Limits::default(),
-            secret: foundation.secret,
-            seed: foundation.seed,
-            offloads: link_server::offloads(port.features()),
-            steered: switching.steered,
-        };
-        let ports = Ports::new(shard_config.seed.rotate_left(17));
-        let mut shard = Shard::new(shard_config, now).map_err(|error| {
-            Error::new("set up the network", error, "correct the addresses and routes")
-        })?;
-        // The first transport server finds addresses for all.
-        let speaks = roles.transport() == Some(SPEAKER);
-        if speaks && config.automatic.dhcp {
-            shard.start_dhcp(now);
-        }
-        if speaks && config.automatic.slaac {
-            shard.start_slaac(now);
-        }
-        shard.set_trace(config.limits.trace_records as usize);
         let core = Core {
             shard,
             store: Store::new(config.limits.unclaimed_bytes),
@@ -521,6 +498,43 @@ pub fn random<const N: usize>() -> Result<[u8; N], Errno> {
     let mut bytes = [0; N];
     sys::random_bytes(&mut bytes)?;
     Ok(bytes)
+}
+
+/// The shard, with addresses where the server owns flows.
+fn make_shard(
+    config: &Config,
+    port: &impl Port,
+    now: Instant,
+    foundation: &Foundation,
+    steered: Option<Steered>,
+) -> Result<Shard, Error> {
+    let transport = foundation.roles.transport();
+    // Others have no addresses and answer nothing.
+    let addresses = transport.map(|_| config.addresses.clone());
+    let shard_config = ShardConfig {
+        mac: port.mac(),
+        mtu: port.mtu(),
+        addresses: addresses.unwrap_or_default(),
+        routes: config.routes.clone(),
+        limits: Limits::default(),
+        secret: foundation.secret,
+        seed: foundation.seed,
+        offloads: link_server::offloads(port.features()),
+        steered,
+    };
+    let mut shard = Shard::new(shard_config, now).map_err(|error| {
+        Error::new("set up the network", error, "correct the addresses and routes")
+    })?;
+    // The first transport server finds addresses for all.
+    let speaks = transport == Some(SPEAKER);
+    if speaks && config.automatic.dhcp {
+        shard.start_dhcp(now);
+    }
+    if speaks && config.automatic.slaac {
+        shard.start_slaac(now);
+    }
+    shard.set_trace(config.limits.trace_records as usize);
+    Ok(shard)
 }
 
 /// The connection manager, which only a server of that role uses.

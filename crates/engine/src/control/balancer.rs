@@ -1,8 +1,8 @@
 //! To whom the next connection goes: the applications of this connection manager against the
 //! *offers* of the others (PIKA paper, section 3.3 and figure 2).
 //!
-//! Pure choices over costs: [`Filter`] says which offers compete, [`choose`] draws. Who is local, what
-//! each costs and who has room is the business of [`queue`](super::queue). Weights are 1/s for local
+//! Pure choices over costs: [`choose`] draws among those that the scheme lets compete. Who is local,
+//! what each costs and who has room is the business of `queue`. Weights are 1/s for local
 //! applications and 1/(tariff * s) for offers, s being the cost.
 
 use std::str::FromStr;

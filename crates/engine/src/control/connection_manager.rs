@@ -438,6 +438,20 @@ impl ConnectionManager {
         }
     }
 
+    /// Whether `handle_timers`, `poll_action` and `poll_offer` have nothing to do now.
+    #[inline]
+    pub fn is_quiet(&self, now: Instant) -> bool {
+        let later = |due: Option<&Reverse<(Instant, ListenerName, Taker)>>| {
+            due.is_none_or(|&Reverse((due, ..))| due > now)
+        };
+        self.actions.is_empty()
+            && self.to_assign.is_empty()
+            && self.to_announce.is_empty()
+            && self.ended.is_empty()
+            && later(self.looks.peek())
+            && later(self.retries.peek())
+    }
+
     /// When `handle_timers` or `poll_offer` has something to do next.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let look = self.looks.peek().map(|Reverse((due, _, _))| *due);

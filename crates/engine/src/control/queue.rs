@@ -7,7 +7,7 @@
 //! and not by lot (start-time fair queueing), so that equals take strict turns. Whoever has no
 //! estimate yet and no connection is tried first; with a connection out it counts as the best.
 //!
-//! **Offers** compete as [`balancer`](super::balancer) says. A queue without local applications passes all
+//! **Offers** compete as `balancer` says. A queue without local applications passes all
 //! its connections on, under every scheme.
 
 use std::collections::VecDeque;
