@@ -155,10 +155,10 @@ pub(crate) fn register(listener: &Socket) -> Result<(), Errno> {
     let Some((slot, generation)) = listener.name_in(&attachment) else { return Ok(()) };
     attachment.offers().lock()?.open((slot, generation));
     if listener.set_acceptor(attachment.serial()) != attachment.serial() {
-        attachment.tell(slot, generation, RequestBody::Acceptor)?;
+        let told = attachment.tell(slot, generation, RequestBody::Acceptor);
         // An option that nobody has: the answer comes after the offers, as rings keep their order.
         let barrier = RequestBody::GetOption { option: 0 };
-        let answer = attachment.ask_option(slot, generation, barrier);
+        let answer = told.and_then(|()| attachment.ask_option(slot, generation, barrier));
         if answer.err() == Some(SERVICE_GONE) && !attachment.is_awaited() {
             return Err(SERVICE_GONE);
         }
@@ -232,8 +232,7 @@ fn accept_now(
 ) -> Result<Option<Accepted>, Errno> {
     let claimed = match listener.has(flag::EVERYWHERE) {
         true => claim_anywhere(listener, flags)?,
-        false if attachment.is_gone() => None,
-        false => claim(attachment, listener, flags)?,
+        false => claim_of_living(attachment, listener, flags)?,
     };
     if claimed.is_some() {
         return Ok(claimed);
@@ -248,15 +247,28 @@ fn claim_anywhere(listener: &Pinned, flags: i32) -> Result<Option<Accepted>, Err
     let turn = listener.turn.load(Relaxed) as usize % servers;
     for server in attach::all_from_home().cycle().skip(turn).take(servers) {
         let Some(attachment) = attach::existing(server) else { continue };
-        if attachment.is_gone() {
-            continue;
-        }
-        if let Some(accepted) = claim(&attachment, listener, flags)? {
+        if let Some(accepted) = claim_of_living(&attachment, listener, flags)? {
             listener.turn.fetch_add(1, Relaxed);
             return Ok(Some(accepted));
         }
     }
     Ok(None)
+}
+
+/// Claims an offer of a server that lives; the death of one in the middle of it is no error of the
+/// listener's.
+fn claim_of_living(
+    attachment: &Attachment,
+    listener: &Pinned,
+    flags: i32,
+) -> Result<Option<Accepted>, Errno> {
+    if attachment.is_gone() {
+        return Ok(None);
+    }
+    match claim(attachment, listener, flags) {
+        Err(SERVICE_GONE) if attachment.is_awaited() => Ok(None),
+        other => other,
+    }
 }
 
 /// Claims an offer. The descriptor comes first, because a claim cannot be taken back for want of
@@ -324,7 +336,11 @@ fn enter(
             socket.forget_record();
             return Err(Errno::ENFILE);
         }
-        attachment.tell(slot, generation, RequestBody::Claim)?;
+        match attachment.tell(slot, generation, RequestBody::Claim) {
+            // It is ours and has failed already, which its first use says.
+            Err(SERVICE_GONE) => {}
+            told => told?,
+        }
         placeholder::born(&socket);
         Ok(())
     });

@@ -33,6 +33,7 @@ use crate::descriptors::{self, Owner};
 use crate::entry::{self, Phase, Pinned, Socket, flag};
 use crate::errno::{SERVICE_GONE, TO_KERNEL};
 use crate::lock::Lock;
+use crate::memory::Record;
 use crate::{epoll, placeholder, restore, socket};
 pub(crate) use routes::{hold_for_fork, release_after_fork};
 
@@ -317,6 +318,16 @@ pub(crate) fn come_back(
         }
     }
     Ok(())
+}
+
+/// Whether a call that failed with [`SERVICE_GONE`] did so by the death of the server that keeps the
+/// record. The epoch says so a moment later than the server's end of a channel.
+fn has_lost_server(socket: &Socket, record: &Record) -> bool {
+    let is_dying = |server| {
+        attach::existing(server)
+            .is_some_and(|now| now.life() != record.memory.life() || now.is_gone())
+    };
+    record.memory.is_past() || is_dying(socket.server())
 }
 
 /// Opens a socket at the server that has come after its own, once there is one.

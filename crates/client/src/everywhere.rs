@@ -18,6 +18,7 @@ use crate::attach::{self, Attachment};
 use crate::entry::{Socket, flag};
 use crate::errno::SERVICE_GONE;
 use crate::options;
+use crate::restore::Patience;
 
 /// The record of a listener at one server.
 #[derive(Debug)]
@@ -239,18 +240,23 @@ fn undo(socket: &Socket) {
 pub(crate) fn restore(attachment: &Attachment, socket: &Socket) {
     let request = ControlRequest::Restore { shared: socket.has(flag::SHARED) };
     let placeholder = socket.number();
-    for _ in 0..crate::restore::TRIES {
+    let mut patience = Patience::new(socket);
+    loop {
         let held = ask(attachment, &request, placeholder);
         if let Ok((slot, generation, SocketKind::Listener)) = held {
             return socket.set_further(attachment, slot, generation);
         }
-        if open_at(attachment, socket, listen_again(socket, socket.backlog())).is_ok() {
+        let opened = open_at(attachment, socket, listen_again(socket, socket.backlog()));
+        let Err(errno) = opened else {
             if socket.has(flag::SHARED)
                 && let Some(name) = socket.name_in(attachment)
             {
                 let _: Result<(), Errno> = show(attachment, name, placeholder);
             }
             return;
+        };
+        if attachment.is_gone() || !patience.is_left(errno) {
+            break;
         }
     }
     socket.set_further(attachment, NO_SLOT, 0);

@@ -10,11 +10,8 @@ use haypile_shm::limits::NO_SLOT;
 use haypile_shm::messages::{ControlRequest, RequestBody, SocketKind};
 
 use crate::attach::{self, Attachment};
-use crate::entry::{self, Phase, Pinned, SOCKETS, flag};
+use crate::entry::{self, Phase, Pinned, SOCKETS, Socket, flag};
 use crate::{accept, datagram, everywhere, options, placeholder};
-
-/// Attempts to have a port that a sibling of ours may be opening at the same moment.
-pub(crate) const TRIES: u32 = 3;
 
 /// All sockets of the process.
 pub(crate) fn all(attachment: &Attachment) {
@@ -53,13 +50,46 @@ pub(crate) fn one(attachment: &Attachment, socket: &Pinned) {
         socket.forget_name();
         return;
     }
-    for _ in 0..TRIES {
+    let mut patience = Patience::new(socket);
+    loop {
         let found = if listens { ask(attachment, socket) } else { Err(Errno::ENOENT) };
-        if found.is_ok() || open(attachment, socket, listens).is_ok() {
+        let Err(errno) = found.or_else(|_| open(attachment, socket, listens)) else { return };
+        if attachment.is_gone() {
+            // It has died, too: the one after it is asked.
             return;
         }
+        if !patience.is_left(errno) {
+            return socket.forget_name();
+        }
     }
-    socket.forget_name();
+}
+
+/// How often it is tried to have a port that a sibling may be opening at the same moment: until the
+/// sibling has shown what it has opened.
+#[derive(Debug)]
+pub(crate) struct Patience {
+    tries: u32,
+    shared: bool,
+}
+
+impl Patience {
+    pub(crate) fn new(socket: &Socket) -> Patience {
+        Patience { tries: 0, shared: socket.has(flag::SHARED) }
+    }
+
+    /// After a failure: whether to try again, after a moment where it is worth one.
+    pub(crate) fn is_left(&mut self, errno: Errno) -> bool {
+        /// Attempts of a process that is alone.
+        const ALONE: u32 = 3;
+        /// Attempts beside a sibling: half a second.
+        const BESIDE: u32 = 250;
+        self.tries += 1;
+        if !self.shared || errno != Errno::EADDRINUSE {
+            return self.tries < ALONE;
+        }
+        attach::sleep_ms(2);
+        self.tries < BESIDE
+    }
 }
 
 /// A UDP socket that did not come back when this process attached.
@@ -78,21 +108,21 @@ pub(crate) fn late(attachment: &Attachment, socket: &Pinned) -> Result<(), Errno
 /// shown it by its placeholder.
 fn datagrams(attachment: &Attachment, socket: &Pinned) -> Result<(), Errno> {
     let shared = socket.has(flag::SHARED);
-    let mut outcome = Err(Errno::EAGAIN);
-    for _ in 0..TRIES {
+    let mut patience = Patience::new(socket);
+    loop {
         if shared && adopt(attachment, socket).is_ok() {
             return Ok(());
         }
-        outcome = datagram::reopen(socket);
-        if outcome != Err(Errno::EADDRINUSE) || !shared {
-            break;
+        match datagram::reopen(socket) {
+            Ok(()) => break,
+            Err(Errno::EADDRINUSE) if patience.is_left(Errno::EADDRINUSE) => {}
+            Err(errno) => return Err(errno),
         }
-        attach::sleep_ms(2);
     }
-    if outcome.is_ok() && socket.clear(flag::SHARED) {
+    if socket.clear(flag::SHARED) {
         placeholder::share(socket)?;
     }
-    outcome
+    Ok(())
 }
 
 /// The socket that a sibling has opened.

@@ -296,7 +296,21 @@ fn memory_of(server: u16) -> Option<Arc<Memory>> {
 /// HELLO to a server, without a home.
 fn knock(server: u16, domain: DomainToken) -> Result<Greeting, AttachError> {
     let control = reach(server).map_err(AttachError::Unreachable)?;
-    greet(control, domain, Identity::default(), memory_of(server).as_ref())
+    let greeting = greet(control, domain, Identity::default(), memory_of(server).as_ref());
+    note_end(server, greeting)
+}
+
+/// A server that dies at the sight of a forked child is not reached over its parent's connection
+/// again.
+fn note_end(server: u16, greeting: Result<Greeting, AttachError>) -> Result<Greeting, AttachError> {
+    let ended = [Errno::EPIPE, Errno::ECONNRESET].map(AttachError::Refused);
+    if greeting.as_ref().is_err_and(|error| ended.contains(error))
+        && is_forked_from(server)
+        && let Some(parent) = tie(server).link()
+    {
+        parent.note_gone();
+    }
+    greeting
 }
 
 type Found = (Box<Attachment>, u16);
@@ -326,6 +340,23 @@ fn find_home(domain: DomainToken) -> Result<Found, AttachError> {
     let ancestors = (1..servers()).filter(|server| is_forked_from(*server));
     let mut found = ancestors.filter_map(|server| welcomed(knock(server, domain).ok()?));
     found.next().ok_or(error)
+}
+
+/// As [`find_home`]; when a server has died in the middle of it, or was dead before, the next one is
+/// waited for.
+fn find_home_patiently(domain: DomainToken) -> Result<Found, AttachError> {
+    let until_us = sys::clock_monotonic_us() + PATIENCE_US;
+    loop {
+        let error = match find_home(domain) {
+            Ok(found) => return Ok(found),
+            Err(error) => error,
+        };
+        let awaited = tie(home()).link().is_some_and(|ancestors| ancestors.is_awaited());
+        if !awaited || sys::clock_monotonic_us() >= until_us {
+            return Err(error);
+        }
+        sleep_ms(2);
+    }
 }
 
 /// Makes this process at home with an attachment.
@@ -376,7 +407,7 @@ fn attach_child() -> Result<Current, Errno> {
             return tie(home()).link().ok_or(TO_KERNEL);
         }
         let domain = domain().ok_or(TO_KERNEL)?;
-        let (attachment, servers) = find_home(domain).map_err(|_| SERVICE_GONE)?;
+        let (attachment, servers) = find_home_patiently(domain).map_err(|_| SERVICE_GONE)?;
         if attachment.domain != domain {
             return Err(SERVICE_GONE);
         }
@@ -427,7 +458,8 @@ fn attach_to(server: u16) -> Result<Current, Errno> {
 fn greet_by_name(server: u16, control: Fd) -> Result<Box<Attachment>, Errno> {
     let domain = domain().ok_or(TO_KERNEL)?;
     let [name, proof] = [0, 1].map(|at| NAME[at].load(Ordering::Relaxed));
-    let greeting = greet(control, domain, Identity { name, proof }, memory_of(server).as_ref());
+    let identity = Identity { name, proof };
+    let greeting = note_end(server, greet(control, domain, identity, memory_of(server).as_ref()));
     let found = welcomed(greeting.map_err(|_| SERVICE_GONE)?);
     // In another domain our sockets would not be found.
     let right = |one: &Attachment| one.domain == domain && one.server() == server;

@@ -91,13 +91,20 @@ pub fn receive_from(
     let mut wait: Option<Wait<'_>> = None;
     loop {
         let Some(stream) = socket.stream() else { return Err(Errno::EAGAIN) };
-        if let Some(received) = look(&socket, &stream, out, flags, blocking, kernel)? {
-            return Ok(received);
-        }
-        if stream.memory.is_past() {
+        let lost = match look(&socket, &stream, out, flags, blocking, kernel) {
+            Ok(Some(received)) => return Ok(received),
+            Ok(None) => stream.memory.is_past(),
+            Err(SERVICE_GONE) if super::has_lost_server(&socket, &stream) => true,
+            Err(errno) => return Err(errno),
+        };
+        if lost {
             drop(stream);
             wait = None;
             super::come_back(&socket, fd, blocking, deadline_ns)?;
+            if socket.world() == World::Kernel {
+                // The service has its address no more.
+                return Err(TO_KERNEL);
+            }
             continue;
         }
         if !blocking {
@@ -169,7 +176,11 @@ fn look(
 
 fn arrival(socket: &Pinned, read: &RecordRead) -> Result<Received, Errno> {
     if read.kick {
-        socket.tell(RequestBody::KickRx)?;
+        match socket.tell(RequestBody::KickRx) {
+            // What was read is the program's all the same.
+            Err(SERVICE_GONE) => {}
+            told => told?,
+        }
     }
     let (domain, header) = (socket.domain(), read.header);
     Ok(Received::Datagram(Arrival {

@@ -62,7 +62,7 @@ pub fn send_to(
     }
     loop {
         match try_send(&socket, fd, data, flags, remote, control) {
-            Err(SERVICE_GONE) if socket.stream().is_some_and(|one| one.memory.is_past()) => {
+            Err(SERVICE_GONE) if is_lost(&socket) => {
                 let blocking = flags & libc::MSG_DONTWAIT == 0 && !socket.has(flag::NONBLOCKING);
                 let until_ns = sys::clock_monotonic_ns() + SERVER_WAIT_NS;
                 super::come_back(&socket, fd, blocking, Some(until_ns))?;
@@ -70,6 +70,11 @@ pub fn send_to(
             other => return other,
         }
     }
+}
+
+/// Whether the server of a socket has died.
+fn is_lost(socket: &Pinned) -> bool {
+    socket.stream().is_some_and(|record| super::has_lost_server(socket, &record))
 }
 
 /// `SERVICE_GONE` where the server is dead.
