@@ -16,6 +16,7 @@ mod death;
 mod guardian;
 mod hostile;
 mod join;
+mod kills_under_load;
 mod kinds_of_servers;
 mod load;
 mod many_servers;

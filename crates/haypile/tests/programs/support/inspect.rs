@@ -11,7 +11,7 @@ pub fn own_namespace() -> u64 {
 }
 
 /// All processes of the machine.
-fn all_processes() -> Vec<u32> {
+pub fn all_processes() -> Vec<u32> {
     let entries = fs::read_dir("/proc").expect("read /proc");
     let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
     names.filter_map(|name| name.parse().ok()).collect()

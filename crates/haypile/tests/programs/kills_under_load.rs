@@ -1,0 +1,574 @@
+//! Random kills under load: clients, workers, servers of datagrams, server processes and supervisors die by -9, some
+//! processes are stopped for a moment. Whoever was not killed lives on or hears a clear error, requests are answered
+//! again, and nothing leaks: interfaces, processes, descriptors, mappings, memory, sockets, files.
+//!
+//! `HAYPILE_E2E_KILLS=100 HAYPILE_E2E_SEED=7` chooses how many and which. The load is in `kills_under_load/load.rs`,
+//! the programs are `scripts/under_fire.py`, what is counted when all is quiet is in `kills_under_load/census.rs`.
+
+mod census;
+mod load;
+
+use crate::support::process::{Process, send_signal};
+use crate::support::random::Random;
+use crate::support::stage::{HOST, SERVICE, Stage, on_stage, service};
+use crate::support::{content, inspect, nginx, python, script, setting, wait_until};
+use census::Census;
+use load::{EchoServers, Kind, Load, PAGE_BYTES, Targets, now_us};
+use std::collections::BTreeMap;
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Everything is as before a kill within this time, on the slowest machine.
+const RECOVERY: Duration = Duration::from_secs(60);
+/// Programs have heard of the death of their supervisor, and nothing of it is left.
+const OBITUARY: Duration = Duration::from_secs(60);
+/// Children of the prefork server.
+const CHILDREN: usize = 6;
+/// A census after so many kills.
+const CENSUS_EVERY: usize = 6;
+
+/// Who is killed.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Victim {
+    /// A client on Haypile, of the kernel's servers or of those on Haypile.
+    Client,
+    /// A worker of nginx.
+    NginxWorker,
+    /// A child that accepts in blocking calls.
+    PreforkChild,
+    /// The server of datagrams.
+    DatagramServer,
+    /// The service's server process.
+    Server,
+    /// The service's supervisor.
+    Supervisor,
+    /// Nobody dies: somebody is stopped for a moment.
+    Nobody,
+}
+
+/// Of twenty kills so many are of this kind.
+const SHARES: [(Victim, usize); 6] = [
+    (Victim::Client, 4),
+    (Victim::NginxWorker, 4),
+    (Victim::PreforkChild, 3),
+    (Victim::DatagramServer, 3),
+    (Victim::Server, 4),
+    (Victim::Supervisor, 2),
+];
+
+/// What may go wrong, and with whom, when a victim dies: anything else is a failure of the test.
+fn is_explained(victim: Victim, kind: Kind, what: &str) -> bool {
+    if what.contains("WRONG") || what == "SILENCE" {
+        return false;
+    }
+    // The end of a process: what it had accepted is reset, or was cut short by its close.
+    let ended = ["ConnectionReset", "UnexpectedEof", "BrokenPipe"].contains(&what);
+    let lost = what == "datagram lost";
+    match (victim, kind) {
+        // Datagrams may always be lost on a busy machine.
+        (_, Kind::Datagram) if lost => true,
+        (Victim::NginxWorker, Kind::HttpKept | Kind::HttpShort)
+        | (Victim::PreforkChild, Kind::Echo) => ended,
+        // Nobody has the port until the next one is there.
+        (Victim::DatagramServer, Kind::Datagram) => what == "ConnectionRefused",
+        (Victim::Server, Kind::Datagram) => what == "ConnectionRefused",
+        (Victim::Server, _) => ended || what == "cut off by a death",
+        // The interface goes, and with it the way there.
+        (Victim::Supervisor, _) => true,
+        _ => false,
+    }
+}
+
+/// The order of the victims: each has its share, and at least one place.
+fn deck(kills: usize, random: &mut Random) -> Vec<Victim> {
+    let mut deck: Vec<Victim> = Vec::new();
+    for (victim, share) in SHARES {
+        deck.extend(std::iter::repeat_n(victim, (kills * share / 20).max(1)));
+    }
+    while deck.len() < kills {
+        deck.push(SHARES[random.below(SHARES.len() as u64) as usize].0);
+    }
+    for place in (1..deck.len()).rev() {
+        deck.swap(place, random.below(place as u64 + 1) as usize);
+    }
+    deck.truncate(kills.max(1));
+    deck
+}
+
+/// A client on Haypile and what it said.
+struct Client {
+    process: Process,
+    target: (String, u16, u16),
+}
+
+impl Client {
+    fn start(stage: &Stage, target: &(String, u16, u16)) -> Client {
+        let (address, port, udp) = (&target.0, target.1.to_string(), target.2.to_string());
+        let words = [python(), &script("under_fire.py"), "client", address, &port, &udp];
+        Client { process: stage.run(&words), target: target.clone() }
+    }
+
+    /// No byte was wrong, and no call was left without an answer or an error.
+    fn check(&self) {
+        let said = [self.lines("wrong"), self.lines("error")].concat();
+        let bad = |line: &&String| line.starts_with("wrong") || line.ends_with("TIMEOUT");
+        let bad: Vec<&String> = said.iter().filter(bad).collect();
+        assert!(bad.is_empty(), "the client of {:?}: {bad:?}", self.target);
+    }
+
+    fn end(self) {
+        self.check();
+        self.process.signal("TERM");
+        drop(self.process.finish(OBITUARY));
+    }
+
+    /// Lines that start so.
+    fn lines(&self, start: &str) -> Vec<String> {
+        let said = self.process.out();
+        said.lines().filter(|line| line.starts_with(start)).map(str::to_string).collect()
+    }
+}
+
+/// A service with everything that runs on it.
+struct Life<'a> {
+    stage: &'a Stage,
+    supervisor: Process,
+    nginx: Process,
+    nginx_master: u32,
+    prefork: Process,
+    datagrams: Process,
+    clients: Vec<Client>,
+    targets: Vec<(String, u16, u16)>,
+    /// What there is when all is quiet.
+    quiet: Option<Census>,
+}
+
+impl<'a> Life<'a> {
+    fn start(stage: &'a Stage, echo_port: u16) -> Life<'a> {
+        let supervisor = stage.serve();
+        let nginx = nginx::start(stage, 8080);
+        let nginx_master = nginx::master(stage, "nginx-8080");
+        let address = SERVICE.to_string();
+        let words = [python(), &script("under_fire.py"), "prefork", &address, "8083"];
+        let mut prefork = stage.run(&words);
+        prefork.wait_for_output("ready");
+        let datagrams = start_datagrams(stage);
+        let targets = vec![(HOST.to_string(), echo_port, echo_port), (address, 8083, 8084)];
+        let mut life = Life {
+            stage,
+            supervisor,
+            nginx,
+            nginx_master,
+            prefork,
+            datagrams,
+            clients: Vec::new(),
+            targets,
+            quiet: None,
+        };
+        life.start_clients();
+        life
+    }
+
+    fn start_clients(&mut self) {
+        let stage = self.stage;
+        self.clients = self.targets.iter().map(|target| Client::start(stage, target)).collect();
+    }
+
+    fn server(&self) -> u32 {
+        wait_until("a server runs", RECOVERY, || {
+            let is_server = |pid: &u32| inspect::program_of(*pid).starts_with("haypile-srv");
+            inspect::children_of(self.supervisor.pid()).into_iter().find(is_server)
+        })
+    }
+
+    fn prefork_children(&self) -> Vec<u32> {
+        wait_until("all children of the prefork server are there", RECOVERY, || {
+            let mut children = inspect::children_of(self.prefork.pid());
+            children.retain(|pid| inspect::is_alive(*pid));
+            (children.len() == CHILDREN).then_some(children)
+        })
+    }
+
+    fn assert_alive(&mut self) {
+        self.supervisor.assert_alive();
+        self.nginx.assert_alive();
+        self.prefork.assert_alive();
+        self.datagrams.assert_alive();
+        self.clients.iter_mut().for_each(|client| client.process.assert_alive());
+    }
+
+    /// Who is stopped for a moment.
+    fn stop_for_a_moment(&self, random: &mut Random) -> String {
+        let (who, pid) = match random.below(4) {
+            0 => ("the server process", self.server()),
+            1 => ("the supervisor", self.supervisor.pid()),
+            2 => ("a worker of nginx", nginx::workers(self.nginx_master)[0]),
+            _ => ("a child of the prefork server", self.prefork_children()[0]),
+        };
+        send_signal("STOP", &pid.to_string());
+        thread::sleep(Duration::from_millis(20 + random.below(150)));
+        send_signal("CONT", &pid.to_string());
+        who.to_string()
+    }
+}
+
+fn start_datagrams(stage: &Stage) -> Process {
+    let address = SERVICE.to_string();
+    let words = [python(), &script("under_fire.py"), "udp", &address, "8084"];
+    let mut server = stage.run(&words);
+    server.wait_for_output("ready");
+    server
+}
+
+/// What was seen of the kills of one kind.
+#[derive(Default)]
+struct Tally {
+    recoveries_ms: Vec<u64>,
+    failures: BTreeMap<String, u64>,
+}
+
+/// A kill.
+struct Struck {
+    /// When the signal was sent.
+    at_us: u64,
+    /// When the victim was seen to be dead: what is asked later is not answered by it.
+    dead_us: u64,
+}
+
+impl Struck {
+    fn down(victim: u32) -> Struck {
+        let at_us = now_us();
+        send_signal("KILL", &victim.to_string());
+        wait_until("the victim is dead", RECOVERY, || (!inspect::is_alive(victim)).then_some(()));
+        Struck { at_us, dead_us: now_us() }
+    }
+}
+
+struct Run<'a> {
+    stage: &'a Stage,
+    life: Life<'a>,
+    echo: EchoServers,
+    load: Load,
+    random: Random,
+    tally: BTreeMap<Victim, Tally>,
+    /// When nothing was left of a killed supervisor, and when the programs had all heard of it.
+    gone_ms: Vec<u64>,
+    heard_ms: Vec<u64>,
+    /// Right answers to programs on Haypile that have ended.
+    censuses: usize,
+}
+
+impl<'a> Run<'a> {
+    fn new(stage: &'a Stage, seed: u64) -> Run<'a> {
+        let echo = EchoServers::start();
+        let life = Life::start(stage, echo.port);
+        let targets =
+            Targets { http: service(8080), echo: service(8083), datagrams: service(8084) };
+        let load = Load::start(targets, seed);
+        let random = Random::for_test(4242);
+        let (tally, gone_ms, heard_ms) = (BTreeMap::new(), Vec::new(), Vec::new());
+        Run { stage, life, echo, load, random, tally, gone_ms, heard_ms, censuses: 0 }
+    }
+
+    /// Kills somebody and waits until all is as it was. `what` is for messages.
+    fn kill(&mut self, victim: Victim, what: &str) {
+        // The moment is the point of the test, nothing is waited for.
+        thread::sleep(Duration::from_millis(10 + self.random.below(100)));
+        self.explain(Victim::Nobody, what);
+        let struck = match victim {
+            Victim::Client => self.kill_client(),
+            Victim::NginxWorker => {
+                let workers = nginx::workers(self.life.nginx_master);
+                let worker = workers[self.random.below(2) as usize];
+                let struck = Struck::down(worker);
+                inspect::wait_until_disowned(self.stage, worker);
+                nginx::workers(self.life.nginx_master);
+                struck
+            }
+            Victim::PreforkChild => {
+                let child = self.life.prefork_children()[self.random.below(6) as usize];
+                let struck = Struck::down(child);
+                inspect::wait_until_disowned(self.stage, child);
+                self.life.prefork_children();
+                struck
+            }
+            Victim::DatagramServer => {
+                let server = self.life.datagrams.pid();
+                let struck = Struck::down(server);
+                inspect::wait_until_disowned(self.stage, server);
+                self.life.datagrams = start_datagrams(self.stage);
+                struck
+            }
+            Victim::Server => {
+                let server = self.life.server();
+                self.load.note_death();
+                let struck = Struck::down(server);
+                // What was asked before is cut off, too.
+                self.load.note_death();
+                if self.random.below(2) == 0 {
+                    // Somebody comes while nobody is there.
+                    let place = self.random.below(2) as usize;
+                    let target = self.life.clients[place].target.clone();
+                    let newcomer = Client::start(self.stage, &target);
+                    std::mem::replace(&mut self.life.clients[place], newcomer).end();
+                }
+                struck
+            }
+            Victim::Supervisor => self.kill_supervisor(),
+            Victim::Nobody => {
+                let who = self.life.stop_for_a_moment(&mut self.random);
+                self.wait_for_answers(now_us(), &format!("{what}: {who} stopped"));
+                return self.explain(Victim::Nobody, &format!("{what}: {who} stopped"));
+            }
+        };
+        let recovered_us = self.wait_for_answers(struck.dead_us, what);
+        self.life.assert_alive();
+        let tally = self.tally.entry(victim).or_default();
+        tally.recoveries_ms.push(recovered_us.saturating_sub(struck.at_us) / 1000);
+        self.explain(victim, what);
+    }
+
+    fn kill_client(&mut self) -> Struck {
+        let place = self.random.below(2) as usize;
+        let victim = self.life.clients[place].process.pid();
+        let struck = Struck::down(victim);
+        self.life.clients[place].check();
+        let target = self.life.clients[place].target.clone();
+        self.life.clients[place] = Client::start(self.stage, &target);
+        inspect::wait_until_disowned(self.stage, victim);
+        struck
+    }
+
+    /// Waits until every thread and every client was answered anew; when the last of them was.
+    fn wait_for_answers(&mut self, since_us: u64, what: &str) -> u64 {
+        let turns: Vec<usize> =
+            self.life.clients.iter().map(|client| client.lines("turn").len()).collect();
+        let mut last_us = 0;
+        let started = Instant::now();
+        for strand in &self.load.strands {
+            last_us = last_us.max(loop {
+                if let Some(answered_us) = strand.answered_since(since_us) {
+                    break answered_us;
+                }
+                if started.elapsed() > RECOVERY {
+                    self.show();
+                    panic!(
+                        "{what}: {:?} is not answered: {:?}",
+                        strand.kind,
+                        strand.take_failures()
+                    );
+                }
+                thread::sleep(Duration::from_millis(1));
+            });
+        }
+        for (place, before) in turns.into_iter().enumerate() {
+            let started = Instant::now();
+            // The first may have begun before.
+            while self.life.clients[place].lines("turn").len() < before + 2 {
+                let client = &mut self.life.clients[place];
+                client.process.assert_alive();
+                if started.elapsed() > RECOVERY {
+                    let target = client.target.clone();
+                    self.show();
+                    panic!("{what}: the client of {target:?} does not go on");
+                }
+                thread::sleep(Duration::from_millis(2));
+            }
+        }
+        last_us
+    }
+
+    /// What a failure needs to be understood.
+    fn show(&self) {
+        // They tell where they are.
+        let programs = [&self.life.prefork, &self.life.datagrams];
+        for process in programs.into_iter().chain(self.life.clients.iter().map(|one| &one.process))
+        {
+            self.stage.say(&format!("asking {}", inspect::describe(process.pid())));
+            process.signal("USR1");
+        }
+        for child in inspect::children_of(self.life.prefork.pid()) {
+            send_signal("USR1", &child.to_string());
+        }
+        thread::sleep(Duration::from_millis(500));
+        self.stage.say(&format!("sockets: {:?}", self.stage.ask("ss", &["--all"])));
+        self.stage.say(&format!("status: {:?}", self.stage.ask("status", &[])));
+    }
+
+    /// Takes what went wrong and fails if the victim's death does not explain it.
+    fn explain(&mut self, victim: Victim, what: &str) {
+        let tally = self.tally.entry(victim).or_default();
+        for strand in &self.load.strands {
+            for (failure, count) in strand.take_failures() {
+                let explained = is_explained(victim, strand.kind, &failure);
+                assert!(explained, "{what}: {:?}: {failure} ({count} times)", strand.kind);
+                *tally.failures.entry(format!("{:?} {failure}", strand.kind)).or_default() += count;
+            }
+        }
+    }
+
+    /// The supervisor dies: its programs hear of it and end when asked, nothing of it is left, and a new one
+    /// with new programs takes its place.
+    fn kill_supervisor(&mut self) -> Struck {
+        let supervisor = self.life.supervisor.pid();
+        let before: Vec<usize> =
+            self.life.clients.iter().map(|client| client.lines("error").len()).collect();
+        let service_processes = inspect::children_of(supervisor);
+        self.load.note_death();
+        let struck = Struck::down(supervisor);
+        let died = Instant::now();
+        wait_until("nothing of the killed supervisor is left", OBITUARY, || {
+            let mut left = service_processes.iter().filter(|pid| inspect::is_alive(**pid));
+            let clean = self.stage.interfaces().is_empty() && !self.stage.control().exists();
+            (left.next().is_none() && clean && self.life.supervisor.ended().is_some()).then_some(())
+        });
+        self.gone_ms.push(died.elapsed().as_millis() as u64);
+        self.wait_for_obituaries(&before);
+        self.heard_ms.push(died.elapsed().as_millis() as u64);
+        self.end_programs();
+        wait_until("no process of the programs is left", OBITUARY, || {
+            self.stage.processes().into_iter().all(|pid| !inspect::is_alive(pid)).then_some(())
+        });
+        self.life = Life::start(self.stage, self.echo.port);
+        // Who was cut off by the interface's end.
+        self.load.note_death();
+        struck
+    }
+
+    /// Waits until every program on Haypile has been told that its service is gone.
+    fn wait_for_obituaries(&mut self, before: &[usize]) {
+        let clear = ["ECONNRESET", "EPIPE"];
+        let is_clear = |line: &String| clear.iter().any(|name| line.ends_with(name));
+        for (client, before) in self.life.clients.iter().zip(before) {
+            let why = wait_until("a client hears of the death of its service", OBITUARY, || {
+                client.lines("error").get(*before).cloned()
+            });
+            assert!(is_clear(&why), "the client of {:?}: {why}", client.target);
+        }
+        for (what, server) in [("prefork", &self.life.prefork), ("udp", &self.life.datagrams)] {
+            let why = wait_until(&format!("{what} hears of the death"), OBITUARY, || {
+                let said = server.out();
+                said.lines().find(|line| line.starts_with("over")).map(str::to_string)
+            });
+            assert!(is_clear(&why), "{what}: {why}");
+        }
+        wait_until("nginx hears of the death", OBITUARY, || {
+            self.life.nginx.err().contains("Connection reset by peer").then_some(())
+        });
+    }
+
+    /// All programs end when they are asked to.
+    fn end_programs(&mut self) {
+        for client in self.life.clients.drain(..) {
+            client.end();
+        }
+        for program in [&mut self.life.nginx, &mut self.life.prefork, &mut self.life.datagrams] {
+            program.signal("TERM");
+            wait_until("a program ends when it is told to", OBITUARY, || program.ended());
+        }
+    }
+
+    /// Halts the load and the clients, counts what there is, compares it with the first time of this service, and
+    /// goes on.
+    fn take_census(&mut self, what: &str) {
+        self.load.halt();
+        for client in self.life.clients.drain(..) {
+            client.end();
+        }
+        let people = census::People {
+            supervisor: self.life.supervisor.pid(),
+            server: self.life.server(),
+            lasting: vec![self.life.nginx_master, self.life.prefork.pid()],
+        };
+        // Supervisor, server, guardian; nginx and its workers; prefork and its children; the datagram server.
+        let processes = 3 + 3 + 1 + CHILDREN + 1;
+        let before = self.life.quiet.as_ref();
+        let census = census::take(self.stage, &people, processes, before, what);
+        match &self.life.quiet {
+            None => self.life.quiet = Some(census),
+            Some(before) => {
+                self.stage.say(&format!("{what}: {}", before.beside(&census)));
+            }
+        }
+        self.censuses += 1;
+        self.life.start_clients();
+        self.load.go_on();
+        self.wait_for_answers(now_us(), what);
+    }
+
+    fn report(&self) {
+        for (victim, tally) in &self.tally {
+            let mut times = tally.recoveries_ms.clone();
+            times.sort_unstable();
+            let middle = times.get(times.len() / 2).copied().unwrap_or(0);
+            let (least, most) = (times.first().unwrap_or(&0), times.last().unwrap_or(&0));
+            let failures: Vec<String> =
+                tally.failures.iter().map(|(what, count)| format!("{what} {count}")).collect();
+            self.stage.say(&format!(
+                "{:<15} {:>3} kills, all answered again after {least} / {middle} / {most} ms; {}",
+                format!("{victim:?}"),
+                times.len(),
+                failures.join(", ")
+            ));
+        }
+        let right: BTreeMap<Kind, u64> =
+            self.load.strands.iter().fold(BTreeMap::new(), |mut sums, strand| {
+                *sums.entry(strand.kind).or_default() +=
+                    strand.right.load(std::sync::atomic::Ordering::Relaxed);
+                sums
+            });
+        self.stage.say(&format!("right answers: {right:?}; {} censuses", self.censuses));
+        self.stage.say(&format!(
+            "supervisors: nothing left after {:?} ms, programs told after {:?} ms",
+            self.gone_ms, self.heard_ms
+        ));
+    }
+
+    fn end(mut self) {
+        let stage = self.stage;
+        self.load.stop();
+        self.life.assert_alive();
+        self.end_programs();
+        self.echo.end();
+        self.life.supervisor.signal("TERM");
+        let status = self.life.supervisor.finish(RECOVERY).status;
+        assert_eq!(status.code(), Some(0), "the service ends cleanly");
+        let left = census::ours(&stage.path(""));
+        assert!(left.is_empty(), "processes are left: {left:?}");
+    }
+}
+
+#[test]
+fn whoever_is_killed_under_load_the_others_live() {
+    let needs = ["nginx", "python3"];
+    on_stage("whoever_is_killed_under_load_the_others_live", &needs, |stage| {
+        content::write(&stage.served("page"), PAGE_BYTES as u64);
+        let seed = setting("HAYPILE_E2E_SEED", 1);
+        let kills = setting("HAYPILE_E2E_KILLS", 20) as usize;
+        stage.say(&format!("HAYPILE_E2E_SEED={seed} HAYPILE_E2E_KILLS={kills}"));
+        let started = Instant::now();
+        let mut run = Run::new(stage, seed);
+        run.wait_for_answers(now_us(), "the start");
+        run.take_census("the first census");
+        let deck = deck(kills, &mut run.random);
+        for (number, victim) in deck.into_iter().enumerate() {
+            let what = format!("seed {seed}, kill {number} of {victim:?}");
+            if run.life.quiet.is_none() {
+                run.take_census(&format!("{what}, before"));
+            }
+            run.kill(victim, &what);
+            if run.random.below(5) == 0 {
+                run.kill(Victim::Nobody, &format!("{what}, then a stop"));
+            }
+            if number % CENSUS_EVERY == CENSUS_EVERY - 1 && run.life.quiet.is_some() {
+                run.take_census(&what);
+            }
+        }
+        run.take_census("the last census");
+        run.report();
+        stage.say(&format!("{kills} kills in {:.1} s", started.elapsed().as_secs_f64()));
+        run.end();
+        drop(fs::remove_dir_all(stage.path("nginx-8080")));
+    });
+}
