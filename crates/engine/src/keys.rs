@@ -1,5 +1,6 @@
 //! Values that a stranger must not guess, from keyed hashes: initial sequence numbers (RFC 6528),
-//! timestamp offsets (RFC 7323 section 5.4) and the choice of local ports (RFC 6056).
+//! timestamp offsets (RFC 7323 section 5.4), the choice of local ports (RFC 6056) and SYN cookies
+//! (RFC 4987).
 //!
 //! Also the seeded, fast hash of the tables, which needs no more than to spread well for those who
 //! do not know the seed. Called by the shard when it opens connections.
@@ -20,6 +21,7 @@ const FOR_TIMESTAMPS: u8 = 2;
 const FOR_PORT_OFFSET: u8 = 3;
 const FOR_PORT_COUNTER: u8 = 4;
 const FOR_NUMBERS: u8 = 5;
+const FOR_COOKIES: u8 = 6;
 
 /// The secret of a shard.
 #[derive(Debug)]
@@ -57,6 +59,23 @@ impl Keys {
         keyed(&self.sequence, FOR_TIMESTAMPS, local, remote) as u32
     }
 
+    /// The hash of a SYN cookie: of a flow, the peer's initial sequence number, a period of time, and
+    /// what the cookie tells.
+    pub fn cookie(
+        &self,
+        local: SocketAddr,
+        remote: SocketAddr,
+        peer_iss: u32,
+        period: u64,
+        told: [u8; 2],
+    ) -> u64 {
+        let mut hasher = hasher_of(&self.sequence, FOR_COOKIES, local, remote);
+        hasher.write(&peer_iss.to_be_bytes());
+        hasher.write(&period.to_be_bytes());
+        hasher.write(&told);
+        hasher.finish()
+    }
+
     /// A number that nobody else can foresee: the keyed hash of a counter.
     pub fn draw(&mut self) -> u64 {
         self.drawn += 1;
@@ -76,13 +95,17 @@ impl Keys {
 }
 
 fn keyed(key: &[u8; 16], purpose: u8, local: SocketAddr, remote: SocketAddr) -> u64 {
+    hasher_of(key, purpose, local, remote).finish()
+}
+
+fn hasher_of(key: &[u8; 16], purpose: u8, local: SocketAddr, remote: SocketAddr) -> SipHasher24 {
     let mut hasher = SipHasher24::new_with_key(key);
     hasher.write_u8(purpose);
     hasher.write(&address_bits(local.ip()).to_be_bytes());
     hasher.write(&address_bits(remote.ip()).to_be_bytes());
     hasher.write(&local.port().to_be_bytes());
     hasher.write(&remote.port().to_be_bytes());
-    hasher.finish()
+    hasher
 }
 
 /// An address as 128 bits; IPv4 as its v4-mapped form, which no packet on the wire may carry.

@@ -41,6 +41,7 @@ mod rate_limit;
 mod reassembly;
 mod routing;
 mod slab;
+mod syn_cookies;
 mod time_wait_table;
 mod timer_wheel;
 

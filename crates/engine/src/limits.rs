@@ -1,6 +1,7 @@
 //! All sizes and times of a shard in one file, with compile-time checks of their relations.
 //!
-//! Who pays, and what gives way first: half-open connections (the oldest is evicted), TIME-WAIT
+//! Who pays, and what gives way first: half-open connections (SYNs beyond their limit are answered
+//! with a cookie, and nothing is kept of them), TIME-WAIT
 //! records (the oldest is forgotten), neighbours (the longest unused is forgotten), fragments (the
 //! oldest datagram is dropped), queued replies (the newest is dropped), datagrams to send (their
 //! sender has to wait). An established connection
@@ -71,7 +72,7 @@ pub struct Limits {
     /// Half-open connections of the whole shard.
     pub half_open: u32,
     /// Half-open connections a listener may have if its backlog is smaller. More than clients open
-    /// at once in earnest, because the oldest, given up for a newer one, is reset at its next ACK.
+    /// at once in earnest, because a cookie keeps less than a half-open connection does.
     pub half_open_per_listener: u32,
     /// TIME-WAIT records.
     pub time_wait: u32,

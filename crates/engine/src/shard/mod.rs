@@ -8,6 +8,7 @@
 
 mod arp;
 mod commands;
+mod cookies;
 mod dhcp;
 mod elsewhere;
 mod entry;
@@ -142,6 +143,8 @@ pub struct Shard {
     time_wait: TimeWaitTable,
     /// Connections in SYN-RECEIVED.
     half_open: u32,
+    /// Until then a SYN cookie of ours may come back.
+    cookies_until: Instant,
     /// Places of connections in their listeners' queues.
     queue_links: Links,
     /// Connections that have something to send, in order of their turns.
@@ -219,6 +222,7 @@ impl Shard {
             ports: Ports::new(seed),
             time_wait: TimeWaitTable::new(limits.time_wait as usize, 2 * limits.msl_us),
             half_open: 0,
+            cookies_until: Instant::default(),
             queue_links: Links::default(),
             ready: List::new(),
             ready_links: Links::default(),

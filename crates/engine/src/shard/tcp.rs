@@ -26,6 +26,15 @@ use crate::tcp::{
 /// TIME-WAIT, when its own would not lie there: more than any window it could have had in flight.
 const PAST_OLD_CONNECTION: u32 = 65_535 + 2;
 
+/// What a SYN gets.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+enum Admission {
+    /// A half-open connection.
+    Connection,
+    /// A cookie: there are too many half-open ones.
+    Cookie,
+}
+
 impl Shard {
     /// A TCP segment for one of our addresses.
     // A row of docs/cost.md.
@@ -57,14 +66,14 @@ impl Shard {
         let handled = match owner {
             Some(FlowOwner::Connection(id)) => self.handle_segment(id, &segment, streams),
             Some(FlowOwner::TimeWait(name)) => self.handle_late_segment(name, key, &segment),
-            None => self.handle_stray_segment(key, &segment),
+            None => self.handle_stray_segment(key, &segment, streams),
         };
         self.trace_received(owner, key, &segment, handled.err());
         handled
     }
 
     /// A segment of a connection.
-    fn handle_segment(
+    pub(super) fn handle_segment(
         &mut self,
         id: SocketId,
         segment: &Segment<'_>,
@@ -170,7 +179,10 @@ impl Shard {
                     self.send_reset(&key, segment);
                     return Err(DropReason::TcpNoFlow);
                 };
-                self.check_admission(listener, &key)?;
+                if self.check_admission(listener, &key)? == Admission::Cookie {
+                    // The sequence number has to follow the old connection's, which no cookie does.
+                    self.evict_half_open(listener)?;
+                }
                 self.forget_time_wait(name);
                 self.counters.count(Counter::TcpTimeWaitReused);
                 self.admit(listener, key, segment, Some(snd_nxt))
@@ -183,6 +195,7 @@ impl Shard {
         &mut self,
         key: FlowKey,
         segment: &Segment<'_>,
+        streams: &mut impl Streams,
     ) -> Result<(), DropReason> {
         let flags = segment.flags;
         if self.is_elsewhere(&key) {
@@ -191,26 +204,33 @@ impl Shard {
         if flags.contains(Flags::RST) {
             return Err(DropReason::TcpNoFlowReset);
         }
-        let opens = flags.contains(Flags::SYN) && !flags.contains(Flags::ACK);
-        let listener = if flags.contains(Flags::ACK) { None } else { self.listener_for(&key) };
-        let Some(listener) = listener else {
+        if flags.contains(Flags::ACK) {
+            return self.handle_stray_acknowledgement(key, segment, streams);
+        }
+        let Some(listener) = self.listener_for(&key) else {
             self.send_reset(&key, segment);
             return Err(DropReason::TcpNoFlow);
         };
         // Linux drops SYN with FIN too; neither is anything a sound peer sends.
-        if !opens || flags.contains(Flags::FIN) {
+        if !flags.contains(Flags::SYN) || flags.contains(Flags::FIN) {
             return Err(DropReason::TcpSynMalformed);
         }
-        self.check_admission(listener, &key)?;
-        self.admit(listener, key, segment, None)
+        match self.check_admission(listener, &key)? {
+            Admission::Connection => self.admit(listener, key, segment, None),
+            Admission::Cookie => self.send_cookie(listener, key, segment),
+        }
     }
 
-    fn listener_for(&self, key: &FlowKey) -> Option<SocketId> {
+    pub(super) fn listener_for(&self, key: &FlowKey) -> Option<SocketId> {
         self.listeners.lookup(key.local(), self.flows.hash(key))
     }
 
-    /// Whether a listener can take a SYN now; makes room among its half-open connections.
-    fn check_admission(&mut self, listener_id: SocketId, key: &FlowKey) -> Result<(), DropReason> {
+    /// Whether a listener can take a SYN now, and how.
+    fn check_admission(
+        &mut self,
+        listener_id: SocketId,
+        key: &FlowKey,
+    ) -> Result<Admission, DropReason> {
         let Some(Socket::Listener(listener)) = self.sockets.get(listener_id) else {
             return Err(DropReason::TcpNoFlow);
         };
@@ -222,15 +242,26 @@ impl Shard {
             return Err(DropReason::TcpNoRoute);
         }
         let own_limit = listener.backlog.max(self.limits.half_open_per_listener);
+        let full = self.sockets.is_full();
+        if full && listener.half_open.is_empty() {
+            return Err(DropReason::TcpSocketLimit);
+        }
         let crowded = listener.half_open.len() >= own_limit
             || self.half_open >= self.limits.half_open
-            || self.sockets.is_full();
-        if crowded {
-            let oldest = listener.half_open.first().and_then(|index| self.sockets.id_at(index));
-            let oldest = oldest.ok_or(DropReason::TcpSocketLimit)?;
-            self.counters.count(Counter::TcpHalfOpenEvicted);
-            self.conclude(oldest);
-        }
+            || full;
+        Ok(if crowded { Admission::Cookie } else { Admission::Connection })
+    }
+
+    /// Gives up the oldest half-open connection of a listener for one that has proved its address.
+    pub(super) fn evict_half_open(&mut self, listener_id: SocketId) -> Result<(), DropReason> {
+        let oldest = match self.sockets.get(listener_id) {
+            Some(Socket::Listener(listener)) => listener.half_open.first(),
+            _ => None,
+        };
+        let oldest = oldest.and_then(|index| self.sockets.id_at(index));
+        let oldest = oldest.ok_or(DropReason::TcpSocketLimit)?;
+        self.counters.count(Counter::TcpHalfOpenEvicted);
+        self.conclude(oldest);
         Ok(())
     }
 
@@ -251,14 +282,24 @@ impl Shard {
         let connection = Connection::open_passive(self.now, setup, syn);
         let stage = Stage::HalfOpen(listener_id);
         let entry = self.entry(connection, key, next_hop, stage, &template);
+        let id = self.insert_half_open(listener_id, entry)?;
+        self.settle(id);
+        Ok(())
+    }
+
+    /// Adds a half-open connection to its listener.
+    pub(super) fn insert_half_open(
+        &mut self,
+        listener_id: SocketId,
+        entry: Entry,
+    ) -> Result<SocketId, DropReason> {
         let id = self.insert_connection(entry).ok_or(DropReason::TcpSocketLimit)?;
         if let Some(listener) = self.sockets.get_mut(listener_id).and_then(Socket::listener_mut) {
             self.queue_links.push_back(&mut listener.half_open, id.index());
         }
         self.half_open += 1;
         self.counters.count(Counter::TcpPassiveOpens);
-        self.settle(id);
-        Ok(())
+        Ok(id)
     }
 
     /// Adds a connection to the slab and the flow table.
@@ -324,7 +365,7 @@ impl Shard {
     }
 
     /// Answers a segment of no connection (RFC 9293 section 3.10.7.1).
-    fn send_reset(&mut self, key: &FlowKey, segment: &Segment<'_>) {
+    pub(super) fn send_reset(&mut self, key: &FlowKey, segment: &Segment<'_>) {
         let reset = if segment.flags.contains(Flags::ACK) {
             Outgoing { seq: segment.ack, flags: Flags::RST, ..Outgoing::default() }
         } else {

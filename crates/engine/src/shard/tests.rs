@@ -3,6 +3,7 @@
 mod addresses;
 mod autoconfiguration;
 mod connections;
+mod cookies;
 mod datagrams;
 mod fragments;
 mod harness;

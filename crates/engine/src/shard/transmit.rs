@@ -398,7 +398,7 @@ impl Shard {
         reply: &Outgoing,
         type_of_service: u8,
         hop_limit: u8,
-    ) {
+    ) -> bool {
         let (local, remote) = (key.local(), key.remote());
         let header = IpHeader {
             hop_limit,
@@ -409,7 +409,7 @@ impl Shard {
         let len = header_len(remote.ip()) + reply.header_len();
         if !self.replies.has_room(len) {
             self.counters.count(Counter::RepliesDropped);
-            return;
+            return false;
         }
         let mut packet = self.buffers.take(len);
         let reply = Outgoing { payload_len: 0, ..*reply };
@@ -419,6 +419,7 @@ impl Shard {
             self.counters.count(Counter::TcpResetsSent);
         }
         self.replies.push_back(Destination::Routed(remote.ip()), packet);
+        true
     }
 }
 

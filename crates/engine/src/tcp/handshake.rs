@@ -5,7 +5,7 @@
 
 use super::connection::Connection;
 use super::seam::{Disposition, Setup, State, TcpCounters};
-use super::segment::{Flags, Outgoing, Segment};
+use super::segment::{Flags, Options, Outgoing, Segment};
 use super::sequence_space::{FIRST_DATA, SYN_OFFSET, SequenceSpace};
 use crate::{Instant, SocketError};
 
@@ -31,14 +31,22 @@ impl Connection {
         connection
     }
 
+    /// As [`Connection::open_passive`], of a SYN whose SYN-ACK went out before anything was kept: the
+    /// acknowledgement of that is all that is missing.
+    pub fn open_answered(now: Instant, setup: Setup<'_>, syn: &Segment<'_>) -> Connection {
+        let mut connection = Connection::open_passive(now, setup, syn);
+        connection.send.nxt = FIRST_DATA;
+        connection.syn_due = false;
+        connection
+    }
+
     /// Takes the peer's SYN: its sequence number, its window, its options.
     fn agree(&mut self, now: Instant, syn: &Segment<'_>) {
         self.receive.space = SequenceSpace::new(syn.seq);
         self.receive.nxt = FIRST_DATA;
         self.receive.acked = FIRST_DATA;
         self.receive.edge = FIRST_DATA + u64::from(self.syn_window());
-        let default = if self.ipv6 { MSS_DEFAULT_V6 } else { MSS_DEFAULT_V4 };
-        let mss = syn.options.mss.filter(|&mss| mss > 0).unwrap_or(default);
+        let mss = mss_of_syn(&syn.options, self.ipv6);
         self.send.mss = self.send.mss.min(mss.max(MSS_MIN));
         self.scaling &= syn.options.window_scale.is_some();
         self.send.shift = syn.options.window_scale.filter(|_| self.scaling).unwrap_or(0);
@@ -130,6 +138,12 @@ impl Connection {
         self.arm_keep_alive(now);
         self.changed = true;
     }
+}
+
+/// The segment size that a SYN asks for, said or not.
+pub(crate) fn mss_of_syn(options: &Options, ipv6: bool) -> u16 {
+    let default = if ipv6 { MSS_DEFAULT_V6 } else { MSS_DEFAULT_V4 };
+    options.mss.filter(|&mss| mss > 0).unwrap_or(default)
 }
 
 /// The reset for a segment that acknowledges what we never sent: RFC 9293 section 3.10.7.1.
