@@ -111,5 +111,6 @@ drop_reasons! {
     TcpDeferred => "the listener waits for data before it accepts",
     TcpNoRoute => "no route back to the sender of a SYN",
     TcpSocketLimit => "no room for another connection",
+    TcpCookieAhead => "segment of a SYN cookie's handshake that came before what completes it",
     TcpTimeWait => "segment for a connection in TIME-WAIT",
 }

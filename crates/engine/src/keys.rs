@@ -59,21 +59,22 @@ impl Keys {
         keyed(&self.sequence, FOR_TIMESTAMPS, local, remote) as u32
     }
 
-    /// The hash of a SYN cookie: of a flow, the peer's initial sequence number, a period of time, and
-    /// what the cookie tells.
+    /// The two hashes of a SYN cookie: of a flow, a period of time and what the cookie tells; and of
+    /// these with the peer's initial sequence number.
     pub fn cookie(
         &self,
         local: SocketAddr,
         remote: SocketAddr,
-        peer_iss: u32,
         period: u64,
         told: [u8; 2],
-    ) -> u64 {
+        peer_iss: u32,
+    ) -> (u64, u64) {
         let mut hasher = hasher_of(&self.sequence, FOR_COOKIES, local, remote);
-        hasher.write(&peer_iss.to_be_bytes());
         hasher.write(&period.to_be_bytes());
         hasher.write(&told);
-        hasher.finish()
+        let flow = hasher.finish();
+        hasher.write(&peer_iss.to_be_bytes());
+        (flow, hasher.finish())
     }
 
     /// A number that nobody else can foresee: the keyed hash of a counter.

@@ -4,15 +4,17 @@
 //! tells that a SYN was answered, when, and the class of the peer's segment size:
 //!
 //! ```text
-//! 31                             4 3     1   0
-//!   keyed hash (28 bits)          | class | period's last bit
+//! 31            16 15                 4 3     1   0
+//!   hash of flow  | hash of handshake  | class | period's last bit
 //! ```
 //!
 //! The low bits of our first timestamp, which the peer echoes, hold its window scale and whether it
-//! takes SACK; a peer without timestamps goes on without both. The hash covers addresses, ports, the
-//! peer's initial sequence number, the period, the class and those bits, so that an acknowledgement of
-//! any other handshake is taken with a chance of 16 in 2^32: two periods, eight classes. Pure
-//! functions; called by `shard/cookies.rs`.
+//! takes SACK; a peer without timestamps goes on without both. The keyed hashes cover addresses, ports,
+//! the period, the class and those bits, the second one the peer's initial sequence number too, so that
+//! an acknowledgement of any other handshake is taken with a chance of 16 in 2^32: two periods, eight
+//! classes. The first one alone tells segments that have overtaken the acknowledgement, or follow one
+//! that was lost: to reset these would end a sound connection. Pure functions; called by
+//! `shard/cookies.rs`.
 
 use crate::flow_table::FlowKey;
 use crate::keys::Keys;
@@ -30,7 +32,8 @@ pub const LIFE_US: u64 = 2 * PERIOD_US;
 /// with a tunnel on the way and without, and jumbo frames.
 const MSS_CLASSES: [u16; 8] = [48, 256, 536, 1220, 1360, 1440, 1460, 8940];
 const CLASS_SHIFT: u32 = 1;
-const HASH_SHIFT: u32 = 4;
+const HANDSHAKE_SHIFT: u32 = 4;
+const FLOW_SHIFT: u32 = 16;
 
 /// Bits of a timestamp: four of the window scale, one of SACK. It lies less than 32 ms behind the
 /// clock, so that the next one is never older (RFC 7323 section 5).
@@ -40,6 +43,22 @@ const SACK_BIT: u8 = 1 << 4;
 const NO_SCALE: u8 = 15;
 /// In place of a timestamp's bits: the peer sent none.
 const NO_STAMP: u8 = 0xff;
+
+/// What a segment of no connection is to a cookie.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Recalled<'a> {
+    /// Nothing: it acknowledges none of ours, or one that is too old.
+    Nothing,
+    /// It acknowledges a cookie, but does not begin where the peer's data does.
+    Ahead,
+    /// It completes a handshake.
+    Handshake {
+        /// Our initial sequence number.
+        iss: SeqNumber,
+        /// What was kept of the SYN.
+        syn: Segment<'a>,
+    },
+}
 
 /// A SYN with only those of its options that a cookie can keep.
 pub fn kept_of_syn<'a>(syn: &Segment<'_>, ipv6: bool) -> Segment<'a> {
@@ -74,32 +93,33 @@ pub fn stamped(clock: u32, kept: &Options) -> u32 {
     value.wrapping_sub(if ahead { STAMP_MASK + 1 } else { 0 })
 }
 
-/// Our initial sequence number and what was kept of the SYN, if this is the acknowledgement of a
-/// cookie that is not too old.
+/// What an acknowledgement says of a cookie.
 pub fn recall<'a>(
     keys: &Keys,
     now: Instant,
     flow: &FlowKey,
     acknowledgement: &Segment<'_>,
-) -> Option<(SeqNumber, Segment<'a>)> {
+) -> Recalled<'a> {
     let cookie = before(acknowledgement.ack);
     let period = now.us() / PERIOD_US;
     let periods_ago = (period ^ u64::from(cookie.value())) & 1;
-    let period = period.checked_sub(periods_ago)?;
+    let Some(period) = period.checked_sub(periods_ago) else { return Recalled::Nothing };
     let class = (cookie.value() >> CLASS_SHIFT) as usize % MSS_CLASSES.len();
     let timestamps = acknowledgement.options.timestamps;
     let stamp = timestamps.map_or(NO_STAMP, |timestamps| (timestamps.echo & STAMP_MASK) as u8);
     let seq = before(acknowledgement.seq);
-    if number(keys, flow, seq, period, class, stamp) != cookie {
-        return None;
+    let expected = number(keys, flow, seq, period, class, stamp);
+    if expected != cookie {
+        let same_flow = expected.value() >> FLOW_SHIFT == cookie.value() >> FLOW_SHIFT;
+        return if same_flow { Recalled::Ahead } else { Recalled::Nothing };
     }
     let mut options = Options { mss: Some(MSS_CLASSES[class]), timestamps, ..Options::default() };
     if timestamps.is_some() {
         options.window_scale = Some(stamp & NO_SCALE).filter(|&scale| scale != NO_SCALE);
         options.sack_permitted = stamp & SACK_BIT != 0;
     }
-    let kept = Segment { seq, options, payload: &[], flags: Flags::SYN, ..*acknowledgement };
-    Some((cookie, kept))
+    let syn = Segment { seq, options, payload: &[], flags: Flags::SYN, ..*acknowledgement };
+    Recalled::Handshake { iss: cookie, syn }
 }
 
 /// The largest class that is no larger than `mss`; the least for what is smaller still.
@@ -121,9 +141,11 @@ fn number(
     stamp: u8,
 ) -> SeqNumber {
     let told = [class as u8, stamp];
-    let hash = keys.cookie(flow.local(), flow.remote(), peer_iss.value(), period, told);
-    let hash = (hash as u32) << HASH_SHIFT;
-    SeqNumber::new(hash | (class as u32) << CLASS_SHIFT | (period & 1) as u32)
+    let (of_flow, of_handshake) =
+        keys.cookie(flow.local(), flow.remote(), period, told, peer_iss.value());
+    let hashes =
+        (of_flow as u32) << FLOW_SHIFT | u32::from(of_handshake as u16) >> 4 << HANDSHAKE_SHIFT;
+    SeqNumber::new(hashes | (class as u32) << CLASS_SHIFT | (period & 1) as u32)
 }
 
 /// The sequence number before this one.

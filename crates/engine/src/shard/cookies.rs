@@ -11,7 +11,7 @@ use crate::drop_reason::DropReason;
 use crate::flow_table::FlowKey;
 use crate::socket_id::SocketId;
 use crate::streams::Streams;
-use crate::syn_cookies;
+use crate::syn_cookies::{self, Recalled};
 use crate::tcp::{Connection, Flags, Segment, SeqNumber};
 
 impl Shard {
@@ -56,11 +56,15 @@ impl Shard {
             && let Some(listener) = self.listener_for(&key)
         {
             self.check_accept_queue(listener)?;
-            if let Some((iss, syn)) = syn_cookies::recall(&self.keys, self.now, &key, segment) {
-                let id = self.admit_by_cookie(listener, key, iss, &syn)?;
-                return self.complete(id, segment, streams);
+            match syn_cookies::recall(&self.keys, self.now, &key, segment) {
+                Recalled::Handshake { iss, syn } => {
+                    let id = self.admit_by_cookie(listener, key, iss, &syn)?;
+                    return self.complete(id, segment, streams);
+                }
+                // The peer sends again what is missing, and this.
+                Recalled::Ahead => return Err(DropReason::TcpCookieAhead),
+                Recalled::Nothing => self.counters.count(Counter::TcpCookiesRefused),
             }
-            self.counters.count(Counter::TcpCookiesRefused);
         }
         self.send_reset(&key, segment);
         Err(DropReason::TcpNoFlow)

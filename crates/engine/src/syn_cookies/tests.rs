@@ -59,7 +59,10 @@ fn answer(kept: &Segment<'_>, sent_at: Instant, clock: u32) -> Segment<'static> 
 }
 
 fn recalled(now: Instant, ack: &Segment<'_>) -> Option<(SeqNumber, Segment<'static>)> {
-    recall(&keys(), now, &flow("10.0.0.2:4000"), ack)
+    match recall(&keys(), now, &flow("10.0.0.2:4000"), ack) {
+        Recalled::Handshake { iss, syn } => Some((iss, syn)),
+        Recalled::Ahead | Recalled::Nothing => None,
+    }
 }
 
 proptest! {
@@ -140,14 +143,20 @@ fn a_cookie_is_of_its_flow_and_handshake() {
     let ack = answer(&syn(5, full_options()), NOW, 1000);
     assert!(recalled(NOW, &ack).is_some());
     for other in ["10.0.0.3:4000", "10.0.0.2:4001", "[2001:db8::1]:4000"] {
-        assert!(recall(&keys(), NOW, &flow(other), &ack).is_none(), "{other}");
+        let recalled = recall(&keys(), NOW, &flow(other), &ack);
+        assert_eq!(recalled, Recalled::Nothing, "{other}");
     }
     let elsewhere =
         FlowKey::new("198.18.0.1:81".parse().unwrap(), "10.0.0.2:4000".parse().unwrap());
-    assert!(recall(&keys(), NOW, &elsewhere, &ack).is_none());
+    assert_eq!(recall(&keys(), NOW, &elsewhere, &ack), Recalled::Nothing);
     let stranger = Keys::new(&[8; 32]);
-    assert!(recall(&stranger, NOW, &flow("10.0.0.2:4000"), &ack).is_none());
-    assert!(recalled(NOW, &Segment { seq: ack.seq + 1, ..ack }).is_none());
+    let own = flow("10.0.0.2:4000");
+    assert_eq!(recall(&stranger, NOW, &own, &ack), Recalled::Nothing);
+    // What follows it tells its flow and nothing more.
+    for further in [1, 1460, 1 << 20, u32::MAX] {
+        let later = Segment { seq: ack.seq + further, ..ack };
+        assert_eq!(recall(&keys(), NOW, &own, &later), Recalled::Ahead, "{further}");
+    }
 }
 
 #[test]

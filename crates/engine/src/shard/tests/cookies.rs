@@ -254,15 +254,12 @@ fn a_bad_cookie_is_reset() {
     let mut flooded = Flooded::new(ListenOptions::default());
     let cookie = flooded.cookie(4000);
     let reset = |ack: u32| vec![(SeqNumber::new(ack), SeqNumber::new(0), Flags::RST)];
-    for (port, seq, number) in [
-        (4000, 1000, cookie),
-        (4000, 1000, cookie + 2),
-        (4000, 1001, cookie + 1),
-        (4001, 1000, cookie + 1),
-    ] {
+    for (port, seq, number) in
+        [(4000, 1000, cookie), (4000, 1000, cookie + 2), (4001, 1000, cookie + 1)]
+    {
         assert_eq!(flooded.ask_from(port, &ack(seq, number), &[]), reset(number));
     }
-    assert_eq!(flooded.host.count(Counter::TcpCookiesRefused), 4);
+    assert_eq!(flooded.host.count(Counter::TcpCookiesRefused), 3);
     let with_syn = Outgoing { flags: Flags::ACK | Flags::SYN, ..ack(1000, cookie + 1) };
     assert_eq!(flooded.ask(&with_syn, &[]), reset(cookie + 1));
     let with_reset = Outgoing { flags: Flags::ACK | Flags::RST, ..ack(1000, cookie + 1) };
@@ -271,8 +268,24 @@ fn a_bad_cookie_is_reset() {
     // Two periods later it is worth nothing, and nobody looks at it any more.
     flooded.now = START.plus_us(128 * SECOND_US);
     assert_eq!(flooded.ask(&ack(1000, cookie + 1), &[]), reset(cookie + 1));
-    assert_eq!(flooded.host.count(Counter::TcpCookiesRefused), 4);
+    assert_eq!(flooded.host.count(Counter::TcpCookiesRefused), 3);
     assert_eq!(flooded.host.count(Counter::TcpCookiesValid), 0);
+}
+
+/// To reset what has overtaken the last ACK, or follows a lost one, would end a sound connection.
+#[test]
+fn what_overtakes_the_acknowledgement_is_dropped() {
+    let mut flooded = Flooded::new(ListenOptions::default());
+    let cookie = flooded.cookie(4000);
+    assert!(flooded.ask(&ack(1005, cookie + 1), b" world").is_empty());
+    assert_eq!(flooded.host.dropped(DropReason::TcpCookieAhead), 1);
+    assert!(flooded.host.accepted().is_empty());
+    let _ = flooded.ask(&ack(1000, cookie + 1), b"hello");
+    let _ = flooded.ask(&ack(1005, cookie + 1), b" world");
+    let server = flooded.host.accepted()[0];
+    assert_eq!(flooded.host.memory.received[&server], b"hello world");
+    assert_eq!(flooded.host.count(Counter::TcpCookiesRefused), 0);
+    assert_eq!(flooded.host.count(Counter::TcpResetsSent), 0);
 }
 
 #[test]
@@ -284,8 +297,8 @@ fn a_cookie_whose_listener_is_gone_is_reset() {
     assert_eq!(answers, [(SeqNumber::new(cookie + 1), SeqNumber::new(0), Flags::RST)]);
 }
 
-/// Each has a chance of 2^-28, so that of this many one in 13,000 such tests would see one let in.
-/// The numbers follow a seed: this test does not.
+/// Each has a chance of 2^-28 to be let in, so that one in 13,000 such tests would see that, and of 2^-16
+/// to be taken for one that overtook another. The numbers follow a seed.
 #[test]
 fn acknowledgements_drawn_at_random_open_nothing() {
     let mut flooded = Flooded::new(ListenOptions::default());
@@ -304,9 +317,12 @@ fn acknowledgements_drawn_at_random_open_nothing() {
         let options = Options { timestamps, ..Options::default() };
         let guess = Outgoing { options, ..ack(draw(), draw()) };
         let answers = flooded.ask_from(1 + (draw() >> 16) as u16 % 60_000, &guess, b"x");
-        assert_eq!(answers.len(), 1);
+        assert!(answers.len() <= 1);
     }
-    assert_eq!(flooded.host.count(Counter::TcpCookiesRefused), 20_000);
+    let ahead = flooded.host.dropped(DropReason::TcpCookieAhead);
+    assert!(ahead < 8, "{ahead}");
+    assert_eq!(flooded.host.count(Counter::TcpCookiesRefused), 20_000 - ahead);
+    assert_eq!(flooded.host.count(Counter::TcpCookiesValid), 0);
     assert_eq!(flooded.host.shard.sockets().count(), before);
 }
 
