@@ -125,6 +125,14 @@ pub fn build_host(number: usize, mtu: u16, seed: u64) -> Host {
     build_host_with(number, mtu, seed, Offloads::default())
 }
 
+/// As [`build_host`], with limits of its own.
+///
+/// # Panics
+/// As [`build_host`].
+pub fn build_limited_host(number: usize, mtu: u16, seed: u64, limits: Limits) -> Host {
+    build(number, mtu, seed, limits, Offloads::default(), None)
+}
+
 /// The servers of a service that has the addresses of host `number`, and who owns what among them.
 ///
 /// # Panics
@@ -139,17 +147,25 @@ pub fn build_service(
     let steering = Arc::new(Steering::new(seed, rule, servers));
     let member = |server| {
         let steered = Some(Steered { server, steering: Arc::clone(&steering) });
-        build(number, mtu, seed ^ u64::from(server) << 48, Offloads::default(), steered)
+        let seed = seed ^ u64::from(server) << 48;
+        build(number, mtu, seed, Limits::default(), Offloads::default(), steered)
     };
     ((0..servers).map(member).collect(), Arc::clone(&steering))
 }
 
 /// The same with a link that does some of its work.
 fn build_host_with(number: usize, mtu: u16, seed: u64, offloads: Offloads) -> Host {
-    build(number, mtu, seed, offloads, None)
+    build(number, mtu, seed, Limits::default(), offloads, None)
 }
 
-fn build(number: usize, mtu: u16, seed: u64, offloads: Offloads, steered: Option<Steered>) -> Host {
+fn build(
+    number: usize,
+    mtu: u16,
+    seed: u64,
+    limits: Limits,
+    offloads: Offloads,
+    steered: Option<Steered>,
+) -> Host {
     let mac = [2, 0, 0, 0, 0, number as u8 + 1];
     let addresses = vec![
         Cidr { addr: host_address(number, false), prefix_len: 24 },
@@ -163,7 +179,7 @@ fn build(number: usize, mtu: u16, seed: u64, offloads: Offloads, steered: Option
         mtu,
         addresses,
         routes: Vec::<Route>::new(),
-        limits: Limits::default(),
+        limits,
         secret,
         seed: random.next_u64(),
         offloads,
