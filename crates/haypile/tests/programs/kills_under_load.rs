@@ -545,7 +545,7 @@ fn whoever_is_killed_under_load_the_others_live() {
     on_stage("whoever_is_killed_under_load_the_others_live", &needs, |stage| {
         content::write(&stage.served("page"), PAGE_BYTES as u64);
         let seed = setting("HAYPILE_E2E_SEED", 1);
-        let kills = setting("HAYPILE_E2E_KILLS", 20) as usize;
+        let kills = setting("HAYPILE_E2E_KILLS", 6) as usize;
         stage.say(&format!("HAYPILE_E2E_SEED={seed} HAYPILE_E2E_KILLS={kills}"));
         let started = Instant::now();
         let mut run = Run::new(stage, seed);
