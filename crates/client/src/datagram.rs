@@ -320,6 +320,16 @@ pub(crate) fn come_back(
     Ok(())
 }
 
+/// Before a wait looks at a socket: one that has not come back with the others, although there is
+/// another server, does so now. Else the wait would report something to read, by which a read that
+/// blocks would find nothing. What goes wrong here is the read's to tell.
+pub(crate) fn bring_back(socket: &Pinned) {
+    let past = socket.stream().is_some_and(|record| record.memory.is_past());
+    if past {
+        let _: Result<bool, Errno> = is_back(socket);
+    }
+}
+
 /// Whether a call that failed with [`SERVICE_GONE`] did so by the death of the server that keeps the
 /// record. The epoch says so a moment later than the server's end of a channel.
 fn has_lost_server(socket: &Socket, record: &Record) -> bool {
@@ -520,10 +530,19 @@ pub(crate) fn readiness(socket: &Socket, wanted: u32) -> u32 {
         return IN | OUT | ERR | HUP | RDHUP;
     }
     if stream.memory.is_past() {
-        // It comes back by itself; a socket that has not come back with the others does so when
-        // it is read.
+        if stream.readable() > 0 {
+            return IN;
+        }
+        drop(stream);
+        // It comes back by itself, perhaps with this very look. One that could not (`bring_back`)
+        // tells why when it is read.
         let late = attach::of(socket.server()).is_ok_and(|attachment| !attachment.is_gone());
-        return if late || stream.readable() > 0 { IN } else { 0 };
+        let is_back = || socket.stream().is_some_and(|now| !now.memory.is_past());
+        return match late {
+            true if is_back() => readiness(socket, wanted),
+            true => IN,
+            false => 0,
+        };
     }
     let mut bits = 0;
     if stream.has_error() || state & status::ERRORS != 0 {

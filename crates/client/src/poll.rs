@@ -119,6 +119,7 @@ impl Set {
         }
         let wanted = u32::from(entry.events as u16);
         if socket.has(flag::DATAGRAM) {
+            datagram::bring_back(&socket);
             if socket.world() == World::Kernel {
                 return self.add_kernel(Some(place), entry);
             }
