@@ -1,6 +1,8 @@
 //! When the requests of an open loop are due: fixed before the run starts, so that a slow answer delays no request and
 //! hides none (no coordinated omission). Pure; called by `load`.
 
+use haypile_engine::random::Random;
+
 /// How requests are spread in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -25,40 +27,13 @@ pub fn times_ns(rate: f64, seconds: f64, spread: Spread, seed: u64) -> Vec<u64> 
         at_ns = match spread {
             // Not summed up, so that no rounding adds up.
             Spread::Even => times.len() as f64 * step_ns,
-            Spread::Poisson => at_ns - step_ns * random.unit().ln(),
+            Spread::Poisson => at_ns - step_ns * random.positive_fraction().ln(),
         };
     }
     times
 }
 
 const REQUESTS_MAX: usize = 50_000_000;
-
-/// A small generator of random numbers (SplitMix64), for schedules that repeat.
-#[derive(Clone, Debug)]
-pub struct Random {
-    state: u64,
-}
-
-impl Random {
-    /// A generator that repeats for the same seed.
-    pub fn new(seed: u64) -> Random {
-        Random { state: seed }
-    }
-
-    /// 64 random bits.
-    pub fn bits(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.state;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// Above 0, up to 1.
-    pub fn unit(&mut self) -> f64 {
-        ((self.bits() >> 11) + 1) as f64 / (1_u64 << 53) as f64
-    }
-}
 
 #[cfg(test)]
 mod tests {

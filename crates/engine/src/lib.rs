@@ -17,6 +17,7 @@ pub mod error;
 pub mod event;
 pub mod limits;
 pub mod options;
+pub mod random;
 pub mod resolver;
 pub mod shard;
 pub mod socket_id;

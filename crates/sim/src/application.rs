@@ -2,7 +2,7 @@
 //! pace, and ends by half close, full close or abort. It checks every byte it reads. Driven by [`crate::host`].
 
 use crate::memory::Memory;
-use crate::random::Random;
+use haypile_engine::random::Random;
 use haypile_engine::{Close, Instant, Progress, Shard, SocketId};
 use std::net::SocketAddr;
 

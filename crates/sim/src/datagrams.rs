@@ -4,9 +4,9 @@
 
 use crate::fault::FaultPlan;
 use crate::memory::Received;
-use crate::random::Random;
 use crate::scenario::{Scenario, build_host, host_address};
 use crate::world::World;
+use haypile_engine::random::Random;
 use haypile_engine::{Close, DatagramOptions, PathMtu, SendError, SendTo, SocketId};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

@@ -4,7 +4,7 @@
 use crate::application::{Application, Script, stream_key};
 use crate::memory::Memory;
 use crate::offload;
-use crate::random::Random;
+use haypile_engine::random::Random;
 use haypile_engine::{Event, Instant, RxMeta, Shard, SocketId};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

@@ -12,7 +12,6 @@ pub mod host;
 pub mod memory;
 pub mod model;
 pub mod offload;
-pub mod random;
 pub mod replay;
 pub mod scenario;
 pub mod steered;

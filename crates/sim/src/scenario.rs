@@ -5,8 +5,8 @@
 use crate::application::{Script, Verdict};
 use crate::fault::FaultPlan;
 use crate::host::Host;
-use crate::random::Random;
 use crate::world::World;
+use haypile_engine::random::Random;
 use haypile_engine::steering::{Rule, Steering};
 use haypile_engine::{
     Cidr, Limits, ListenOptions, Offloads, Route, Shard, ShardConfig, SocketOptions, SocketState,

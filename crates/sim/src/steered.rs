@@ -5,11 +5,11 @@
 
 use crate::application::{Script, Verdict};
 use crate::host::Host;
-use crate::random::Random;
 use crate::scenario::{
     Scenario, build_host, build_service, host_address, nothing_left, socket_options,
 };
 use crate::world::World;
+use haypile_engine::random::Random;
 use haypile_engine::steering::{Rule, Steering};
 use haypile_engine::{
     Close, ConnectError, Counter, DatagramOptions, DropReason, ListenError, ListenOptions, SendTo,

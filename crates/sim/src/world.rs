@@ -3,7 +3,7 @@
 
 use crate::fault::{FaultPlan, Path};
 use crate::host::Host;
-use crate::random::Random;
+use haypile_engine::random::Random;
 use haypile_engine::steering::{Destination, SPEAKER, Steering};
 use haypile_engine::{Forward, Instant};
 use std::cmp::Reverse;

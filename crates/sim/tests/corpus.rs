@@ -2,7 +2,7 @@
 //! against the engine. See fuzz/README.md for how to add to them.
 
 use haypile_engine::Counter;
-use haypile_sim::random::Random;
+use haypile_engine::random::Random;
 use haypile_sim::replay::{play, replay};
 
 /// The bytes of a line of hexadecimal digits; comments and empty lines give nothing.

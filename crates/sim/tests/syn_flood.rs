@@ -1,11 +1,11 @@
 //! A flood of SYNs from made-up addresses at a server that others use: they get in and every byte arrives, and nothing
 //! grows with the flood. A failure prints its seed.
 
+use haypile_engine::random::Random;
 use haypile_engine::{Counter, Limits, ListenOptions, SocketOptions};
 use haypile_sim::application::{Script, Verdict};
 use haypile_sim::fault::FaultPlan;
 use haypile_sim::host::Host;
-use haypile_sim::random::Random;
 use haypile_sim::scenario::{build_host, build_limited_host, host_address, nothing_left};
 use haypile_sim::world::World;
 use std::net::{IpAddr, SocketAddr};

@@ -5,10 +5,12 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
+use haypile_engine::random::Random;
+
 use super::costs::Costs;
 use super::outcome::Outcome;
 use super::workload::{Load, Service};
-use crate::schedule::{Random, times_ns};
+use crate::schedule::times_ns;
 
 /// How connections find a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,7 +110,7 @@ impl Model {
 
     fn arrive(&mut self, at_ns: u64) {
         self.outcome.arrived += u64::from(self.counted(at_ns));
-        let queue = (self.random.bits() % self.queues.len() as u64) as usize;
+        let queue = (self.random.next_u64() % self.queues.len() as u64) as usize;
         let wake_ns = self.setup.costs.wake_ns as u64;
         match self.choose(queue) {
             Some(place) => {

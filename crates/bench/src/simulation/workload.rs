@@ -2,9 +2,10 @@
 //! is served, and which workers are slow when (PIKA, figure 6a). Pure; called by `world`, `linux`,
 //! `outcome` and, for real, by `workers`.
 
+use haypile_engine::random::Random;
 use serde::{Deserialize, Serialize};
 
-use crate::schedule::{Random, Spread};
+use crate::schedule::Spread;
 
 /// When connections arrive.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -101,7 +102,7 @@ impl Service {
 
     /// What a worker takes for a connection that it begins now.
     pub fn draw_ns(&self, worker: usize, at_s: f64, random: &mut Random) -> u64 {
-        let jitter = 1.0 + self.jitter * (2.0 * random.unit() - 1.0);
+        let jitter = 1.0 + self.jitter * (2.0 * random.positive_fraction() - 1.0);
         (self.mean_ns(worker, at_s) * jitter) as u64
     }
 

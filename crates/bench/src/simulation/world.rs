@@ -12,6 +12,7 @@ use std::collections::{BinaryHeap, VecDeque};
 use haypile_engine::Instant;
 use haypile_engine::control::messages::{BetweenManagers, ToManager, ToTransport};
 use haypile_engine::control::names::{ConnectionName, ListenerName, ProcessName};
+use haypile_engine::random::Random;
 use haypile_engine::socket_id::SocketId;
 
 use super::control::{Manager, Parameters};
@@ -19,7 +20,7 @@ use super::costs::Costs;
 use super::outcome::{Outcome, Sample};
 use super::shape::Shape;
 use super::workload::{Load, Service};
-use crate::schedule::{Random, Spread};
+use crate::schedule::Spread;
 
 /// The one queue that everybody accepts from.
 pub const LISTENER: ListenerName = ListenerName(1);
@@ -330,7 +331,7 @@ impl World {
 
     fn handle_arrival(&mut self) {
         let transports = self.setup.shape.transports.len() as u64;
-        let transport = (self.random.bits() % transports) as usize;
+        let transport = (self.random.next_u64() % transports) as usize;
         let connection = self.new_connection(transport);
         self.note_arrival(transport);
         let (shape, wire_ns) = (&self.setup.shape, self.setup.costs.wire_ns);
@@ -345,7 +346,7 @@ impl World {
             let gap_ns = 1e9 / rate;
             let next_ns = match spread {
                 Spread::Even => gap_ns,
-                Spread::Poisson => -gap_ns * self.random.unit().ln(),
+                Spread::Poisson => -gap_ns * self.random.positive_fraction().ln(),
             };
             self.after(next_ns, Event::Arrival);
         }

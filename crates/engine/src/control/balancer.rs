@@ -8,6 +8,7 @@
 use std::str::FromStr;
 
 use super::estimator::EstimatorKind;
+use crate::random::Random;
 
 /// How local applications and offers compete.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -149,38 +150,6 @@ fn draw(
         }
     }
     last
-}
-
-/// A stream of numbers from a seed (SplitMix64). No secret hangs on them.
-#[derive(Clone, Debug)]
-pub struct Random {
-    state: u64,
-}
-
-impl Random {
-    /// The stream of this seed.
-    pub fn new(seed: u64) -> Random {
-        Random { state: seed }
-    }
-
-    /// The next number.
-    pub fn next_word(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut word = self.state;
-        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        word ^ (word >> 31)
-    }
-
-    /// At least 0, below 1.
-    pub fn fraction(&mut self) -> f64 {
-        (self.next_word() >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    /// Below `bound`, which is not 0.
-    pub fn below(&mut self, bound: usize) -> usize {
-        ((u128::from(self.next_word()) * bound as u128) >> 64) as usize
-    }
 }
 
 #[cfg(test)]

@@ -17,12 +17,13 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
 use super::OwnMap;
-use super::balancer::{Balance, Random};
+use super::balancer::Balance;
 use super::messages::{ToManager, ToTransport};
 use super::names::{ConnectionName, ListenerName, ProcessName, ServerNumber};
 pub use super::queue::OUTSTANDING_MAX;
 use super::queue::{Acceptor, Queue, Source, Taker};
 use super::summary::{AcceptorSummary, QueueSummary};
+use crate::random::Random;
 use crate::time::Instant;
 
 /// A process attached to a server, as numbered there.

@@ -12,9 +12,10 @@
 
 use std::collections::VecDeque;
 
-use super::balancer::{self, Balance, Local, Random, Scheme};
+use super::balancer::{self, Balance, Local, Scheme};
 use super::estimator::{ClaimTimes, Estimator, EstimatorKind};
 use super::names::{ConnectionName, ListenerName, ProcessName, ServerNumber};
+use crate::random::Random;
 use crate::time::Instant;
 
 /// Offers one acceptor may have out at a time; the others wait for a claim.
@@ -334,8 +335,8 @@ impl Queue {
         if count < 2 {
             return None;
         }
-        let first = random.below(count);
-        let second = (first + 1 + random.below(count - 1)) % count;
+        let first = random.below(count as u64) as usize;
+        let second = (first + 1 + random.below(count as u64 - 1) as usize) % count;
         let (mut one, mut other) = (None, None);
         let able = self.acceptors.iter_mut().enumerate().filter(|(_, acceptor)| able(acceptor));
         for (number, (place, acceptor)) in able.enumerate() {

@@ -6,7 +6,10 @@
 
 use std::collections::VecDeque;
 
+use haypile_engine::random::Random;
+
 use super::spec::PathSpec;
+use crate::port::ETHERNET_HEADER_LEN;
 
 /// How many frames overtake one that is reordered, and how long it waits for them.
 const OVERTAKEN_BY: u32 = 3;
@@ -15,7 +18,6 @@ const HELD_NS: u64 = 5_000_000;
 const FRAMES_MAX: usize = 1 << 16;
 /// Frames that wait for the rate, unless told otherwise.
 const QUEUE_DEFAULT: u32 = 1000;
-const ETHERNET_HEADER_LEN: usize = 14;
 
 /// What happened on one direction. All count upwards.
 #[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
@@ -55,7 +57,7 @@ struct Held {
 #[derive(Debug)]
 pub(super) struct Path {
     spec: PathSpec,
-    random: u64,
+    random: Random,
     travelling: VecDeque<Travelling>,
     held: Option<Held>,
     /// When frames leave that still wait for the rate.
@@ -96,7 +98,7 @@ impl Path {
     pub(super) fn new(spec: PathSpec, seed: u64) -> Path {
         Path {
             spec,
-            random: seed,
+            random: Random::new(seed),
             travelling: VecDeque::new(),
             held: None,
             leaving: VecDeque::new(),
@@ -120,7 +122,8 @@ impl Path {
             self.spec.reorder_ppm,
         ]
         .map(|ppm| self.chance(ppm));
-        let (bit, jitter) = (self.next_random(), self.below(self.spec.jitter_ns.saturating_add(1)));
+        let (bit, jitter) =
+            (self.random.next_u64(), self.random.below(self.spec.jitter_ns.saturating_add(1)));
         if lost {
             self.counters.lost += 1;
             return;
@@ -221,22 +224,8 @@ impl Path {
         bytes
     }
 
-    /// SplitMix64 (Steele, Lea, Flood 2014).
-    fn next_random(&mut self) -> u64 {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.random;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
     fn chance(&mut self, ppm: u32) -> bool {
-        self.below(1_000_000) < u64::from(ppm)
-    }
-
-    /// A number below `limit`, which is not 0.
-    fn below(&mut self, limit: u64) -> u64 {
-        ((u128::from(self.next_random()) * u128::from(limit)) >> 64) as u64
+        self.random.below(1_000_000) < u64::from(ppm)
     }
 }
 

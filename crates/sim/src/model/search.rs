@@ -11,6 +11,8 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 
+use haypile_engine::random::mix;
+
 use super::Shape;
 use super::manager::Manager;
 use super::state::State;
@@ -183,13 +185,6 @@ fn fingerprint<M: Manager>(state: &State<M>) -> u128 {
 struct Fingerprint {
     low: u64,
     high: u64,
-}
-
-/// The finisher of SplitMix64, as in `random`.
-fn mix(word: u64) -> u64 {
-    let mixed = (word ^ (word >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    mixed ^ (mixed >> 31)
 }
 
 impl Hasher for Fingerprint {

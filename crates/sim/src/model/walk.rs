@@ -6,7 +6,7 @@ use super::manager::Manager;
 use super::state::State;
 use super::steps::{Step, apply, check_rest, enabled};
 use super::{Budget, Design, Shape};
-use crate::random::Random;
+use haypile_engine::random::Random;
 
 /// What a walk has seen.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]

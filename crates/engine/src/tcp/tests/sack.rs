@@ -347,13 +347,9 @@ fn random_transfer(seed: u64) -> (Pair, Vec<Event>) {
     if seed.is_multiple_of(2) {
         pair.a.tcp().set_congestion_control(CongestionControl::NewReno);
     }
-    let (start, mut state) = (pair.a.iss + 1, seed);
-    let mut random = move |bound: u64| {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % bound
-    };
+    let start = pair.a.iss + 1;
+    let mut numbers = crate::random::Random::new(seed);
+    let mut random = move |bound: u64| numbers.between(0, bound - 1);
     let percent = 1 + random(6);
     pair.set_fault(move |now, side, _, segment| {
         let draw = random(100);
