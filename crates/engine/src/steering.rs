@@ -14,6 +14,7 @@
 //!
 //! The *speaker* is server 0. Read first: PIKA section 4.1.
 
+pub mod frames;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +23,7 @@ use std::net::{IpAddr, SocketAddr};
 use siphasher::sip::SipHasher24;
 
 use crate::control::names::ServerNumber;
+use frames::*;
 
 /// Number of buckets.
 pub const BUCKETS: usize = 1 << BUCKET_BITS;
@@ -29,39 +31,9 @@ pub const BUCKETS: usize = 1 << BUCKET_BITS;
 pub const BUCKET_BITS: u32 = 12;
 /// An odd multiplier with well-mixed bits: 2^64 divided by the golden ratio.
 pub const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
-/// IPv6 extension headers that are looked at.
-pub const EXTENSIONS_MAX: usize = 8;
-/// VLAN tags that are skipped.
-pub const TAGS_MAX: usize = 2;
 /// The server that answers for all.
 pub const SPEAKER: ServerNumber = 0;
 
-const ETHERNET_HEADER: usize = 14;
-const VLAN_TAG: usize = 4;
-const TYPE_IPV4: u16 = 0x0800;
-const TYPE_ARP: u16 = 0x0806;
-const TYPE_IPV6: u16 = 0x86dd;
-const TYPES_VLAN: [u16; 2] = [0x8100, 0x88a8];
-const IPV6_HEADER: usize = 40;
-const ICMP_HEADER: usize = 8;
-const ICMP: u8 = 1;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const FRAGMENT: u8 = 44;
-const ICMPV6: u8 = 58;
-/// Hop-by-hop options, routing, destination options.
-const EXTENSIONS: [u8; 3] = [0, 43, 60];
-/// Unreachable, time exceeded, parameter problem.
-const ERRORS_V4: [u8; 3] = [3, 11, 12];
-/// Messages of ICMPv6 below are errors.
-const ERRORS_V6_END: u8 = 128;
-/// Router advertisement, neighbour solicitation and advertisement.
-const DISCOVERY: [u8; 3] = [134, 135, 136];
-/// More fragments, or an offset; and the offset alone.
-const FRAGMENT_BITS_V4: u16 = 0x3fff;
-const OFFSET_BITS_V4: u16 = 0x1fff;
-const FRAGMENT_BITS_V6: u16 = 0xfff9;
-const OFFSET_BITS_V6: u16 = 0xfff8;
 /// The speaker's DHCP client hears here before it has an address.
 const DHCP_CLIENT_PORT: u16 = 68;
 
@@ -288,10 +260,10 @@ impl Steering {
     }
 
     fn kind(&self, frame: &[u8]) -> Option<Kind> {
-        let mut ip = ETHERNET_HEADER;
+        let mut ip = ETHERNET_HEADER_LEN;
         for _ in 0..TAGS_MAX {
             if TYPES_VLAN.contains(&half(frame, ip - 2)?) {
-                ip += VLAN_TAG;
+                ip += VLAN_TAG_LEN;
             }
         }
         match half(frame, ip - 2)? {
@@ -313,7 +285,7 @@ impl Steering {
             return self.kind_of_transport(frame, at, protocol, hash, Sender::Peer);
         }
         match frame.get(at)? {
-            kind if ERRORS_V4.contains(kind) => self.kind_of_quote_v4(frame, at + ICMP_HEADER),
+            kind if ERRORS_V4.contains(kind) => self.kind_of_quote_v4(frame, at + ICMP_HEADER_LEN),
             _ => Some(Kind::Other),
         }
     }
@@ -330,7 +302,7 @@ impl Steering {
 
     fn kind_v6(&self, frame: &[u8], ip: usize) -> Option<Kind> {
         let hash = self.hash_v6_at(frame, ip)?;
-        let (mut next, mut at) = (*frame.get(ip + 6)?, ip + IPV6_HEADER);
+        let (mut next, mut at) = (*frame.get(ip + 6)?, ip + IPV6_HEADER_LEN);
         for _ in 0..EXTENSIONS_MAX {
             if EXTENSIONS.contains(&next) {
                 next = *frame.get(at)?;
@@ -340,7 +312,7 @@ impl Steering {
                     return Some(Kind::Fragment(finish(hash, 0)));
                 }
                 next = *frame.get(at)?;
-                at += 8;
+                at += FRAGMENT_HEADER_LEN;
             } else {
                 break;
             }
@@ -349,7 +321,7 @@ impl Steering {
             return self.kind_of_transport(frame, at, next, hash, Sender::Peer);
         }
         match *frame.get(at)? {
-            kind if kind < ERRORS_V6_END => self.kind_of_quote_v6(frame, at + ICMP_HEADER),
+            kind if kind & NO_ERROR_V6 == 0 => self.kind_of_quote_v6(frame, at + ICMP_HEADER_LEN),
             kind if DISCOVERY.contains(&kind) => Some(Kind::Neighbours),
             _ => Some(Kind::Other),
         }
@@ -358,13 +330,13 @@ impl Steering {
     /// What we send has a fragment header and no other extension.
     fn kind_of_quote_v6(&self, frame: &[u8], ip: usize) -> Option<Kind> {
         let hash = self.hash_v6_at(frame, ip)?;
-        let (mut next, mut at) = (*frame.get(ip + 6)?, ip + IPV6_HEADER);
+        let (mut next, mut at) = (*frame.get(ip + 6)?, ip + IPV6_HEADER_LEN);
         if next == FRAGMENT {
             if half(frame, at + 2)? & OFFSET_BITS_V6 != 0 {
                 return Some(Kind::Other);
             }
             next = *frame.get(at)?;
-            at += 8;
+            at += FRAGMENT_HEADER_LEN;
         }
         self.kind_of_transport(frame, at, next, hash, Sender::Us)
     }

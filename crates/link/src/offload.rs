@@ -6,26 +6,12 @@
 #[cfg(test)]
 mod tests;
 
-use crate::port::ETHERNET_HEADER_LEN;
+use haypile_engine::steering::frames::{
+    ETHERNET_HEADER_LEN, EXTENSIONS, EXTENSIONS_MAX, FRAGMENT, FRAGMENT_BITS_V4, IPV6_HEADER_LEN,
+    TAGS_MAX, TCP, TYPE_IPV4, TYPE_IPV6, TYPES_VLAN, UDP, VLAN_TAG_LEN,
+};
 
-const TYPE_IPV4: u16 = 0x0800;
-const TYPE_IPV6: u16 = 0x86dd;
-/// 802.1Q and 802.1ad tags.
-const TYPES_VLAN: [u16; 2] = [0x8100, 0x88a8];
-/// Tags skipped at most.
-const TAGS_MAX: usize = 2;
-const VLAN_TAG_LEN: usize = crate::port::VLAN_TAG_LEN;
 const IPV4_HEADER_LEN: usize = 20;
-const IPV6_HEADER_LEN: usize = 40;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-/// IPv6 extension headers that may stand before the transport header (RFC 8200 section 4.1), and
-/// how many are followed.
-const HOP_BY_HOP: u8 = 0;
-const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
-const DESTINATION_OPTIONS: u8 = 60;
-const EXTENSIONS_MAX: usize = 8;
 /// TCP flags in the 14th byte of the header.
 const FIN_PSH: u8 = 0x09;
 const CWR: u8 = 0x80;
@@ -90,7 +76,7 @@ fn layout_v4(frame: &[u8], ip: usize) -> Option<Layout> {
     let header = frame.get(ip..ip + IPV4_HEADER_LEN)?;
     let header_len = usize::from(header[0] & 0x0f) * 4;
     let end = ip + usize::from(read_u16(header, 2)?);
-    let is_fragment = read_u16(header, 6)? & 0x3fff != 0;
+    let is_fragment = read_u16(header, 6)? & FRAGMENT_BITS_V4 != 0;
     let sound = header[0] >> 4 == 4 && header_len >= IPV4_HEADER_LEN && !is_fragment;
     let layout =
         Layout { ip, is_ipv6: false, protocol: header[9], transport: ip + header_len, end };
@@ -103,7 +89,7 @@ fn layout_v6(frame: &[u8], ip: usize) -> Option<Layout> {
     let (mut protocol, mut transport) = (header[6], ip + IPV6_HEADER_LEN);
     for _ in 0..EXTENSIONS_MAX {
         match protocol {
-            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => {
+            extension if EXTENSIONS.contains(&extension) => {
                 let extension = frame.get(transport..transport + 2)?;
                 protocol = extension[0];
                 transport += (usize::from(extension[1]) + 1) * 8;

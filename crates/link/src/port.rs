@@ -13,11 +13,8 @@ use haypile_shm::pool::{Frame, FramePool};
 /// 18 puts the IP header, 14 bytes into the frame, on a 32-byte boundary of the chunk.
 pub const TX_HEADROOM: usize = 18;
 
-/// Length of an Ethernet header, in bytes (IEEE 802.3; no VLAN tag).
-pub const ETHERNET_HEADER_LEN: usize = 14;
-
-/// Length of an 802.1Q tag, in bytes: a received frame may exceed the MTU by this much.
-pub const VLAN_TAG_LEN: usize = 4;
+/// A received frame may exceed the MTU by both.
+pub use haypile_engine::steering::frames::{ETHERNET_HEADER_LEN, VLAN_TAG_LEN};
 
 /// The largest IP packet of a superframe, in bytes: what its length field can tell (RFC 791 section
 /// 3.1; an IPv6 packet is kept within the same).

@@ -14,38 +14,15 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 pub use haypile_engine::steering::{Rule, Steering};
 
-use crate::port::{ETHERNET_HEADER_LEN, VLAN_TAG_LEN};
 use crate::sys;
 use assembler::{Assembler, Label, Register, Width};
-use haypile_engine::steering::{BUCKET_BITS, BUCKETS, EXTENSIONS_MAX, MULTIPLIER, TAGS_MAX};
+use haypile_engine::steering::frames::*;
+use haypile_engine::steering::{BUCKET_BITS, BUCKETS, MULTIPLIER};
 
 /// Most queues a TAP of Linux has (`MAX_TAP_QUEUES`).
 pub const QUEUES_MAX: u16 = 256;
-
+/// Where a frame says its Ethernet type.
 const TYPE_AT: i32 = 12;
-const TYPE_IPV4: i32 = 0x0800;
-const TYPE_IPV6: i32 = 0x86dd;
-const TYPES_VLAN: [i32; 2] = [0x8100, 0x88a8];
-const ICMP: i32 = 1;
-const TCP: i32 = 6;
-const UDP: i32 = 17;
-const FRAGMENT: i32 = 44;
-const ICMPV6: i32 = 58;
-const IPV6_HEADER_LEN: i32 = 40;
-const ICMP_HEADER_LEN: i32 = 8;
-const FRAGMENT_HEADER_LEN: i32 = 8;
-/// Hop-by-hop options, routing, destination options.
-const EXTENSIONS: [i32; 3] = [0, 43, 60];
-/// ICMP errors: unreachable, time exceeded, parameter problem.
-const ERRORS_V4: [i32; 3] = [3, 11, 12];
-/// Bit of the type of ICMPv6 messages that are no errors.
-const NO_ERROR_V6: i32 = 0x80;
-/// More fragments, or an offset; and the offset alone.
-const FRAGMENT_BITS_V4: i32 = 0x3fff;
-const OFFSET_BITS_V4: i32 = 0x1fff;
-const FRAGMENT_BITS_V6: i32 = 0xfff9;
-const OFFSET_BITS_V6: i32 = 0xfff8;
-
 /// The map from buckets to queues that a program reads. The kernel keeps it as long as the program.
 #[derive(Debug)]
 pub struct SteeringMap {
@@ -166,18 +143,18 @@ fn emit_v4(asm: &mut Assembler, key: u64, ends: &Ends) {
     }
     asm.jump(ends.speaker);
     asm.place(quote);
-    asm.add(AT, ICMP_HEADER_LEN);
+    asm.add(AT, ICMP_HEADER_LEN as i32);
     emit_header_v4(asm, key, OFFSET_BITS_V4, ends.speaker);
     emit_quoted(asm, ends);
 }
 
 /// Hashes the addresses, leaves the protocol in `PART` and goes behind the header; goes elsewhere if any
 /// of these bits of the fragment's place is set.
-fn emit_header_v4(asm: &mut Assembler, key: u64, bits: i32, if_set: Label) {
+fn emit_header_v4(asm: &mut Assembler, key: u64, bits: u16, if_set: Label) {
     asm.set_wide(HASH, key);
     emit_pair(asm, 12, 16);
     asm.load(Width::Half, AT, 6);
-    asm.and(LOADED, bits);
+    asm.and(LOADED, bits.into());
     asm.jump_unless_equal(LOADED, 0, if_set);
     asm.load(Width::Byte, AT, 9);
     asm.copy(PART, LOADED);
@@ -214,9 +191,9 @@ fn emit_v6(asm: &mut Assembler, key: u64, ends: &Ends) {
     asm.jump_if_equal(PART, UDP, ends.udp);
     asm.jump_unless_equal(PART, ICMPV6, ends.speaker);
     asm.load(Width::Byte, AT, 0);
-    asm.and(LOADED, NO_ERROR_V6);
+    asm.and(LOADED, NO_ERROR_V6.into());
     asm.jump_unless_equal(LOADED, 0, ends.speaker);
-    asm.add(AT, ICMP_HEADER_LEN);
+    asm.add(AT, ICMP_HEADER_LEN as i32);
     emit_header_v6(asm, key);
     asm.jump_unless_equal(PART, FRAGMENT, no_fragment);
     emit_fragment_header(asm, OFFSET_BITS_V6, ends.speaker);
@@ -232,16 +209,16 @@ fn emit_header_v6(asm: &mut Assembler, key: u64) {
     }
     asm.load(Width::Byte, AT, 6);
     asm.copy(PART, LOADED);
-    asm.add(AT, IPV6_HEADER_LEN);
+    asm.add(AT, IPV6_HEADER_LEN as i32);
 }
 
-fn emit_fragment_header(asm: &mut Assembler, bits: i32, if_set: Label) {
+fn emit_fragment_header(asm: &mut Assembler, bits: u16, if_set: Label) {
     asm.load(Width::Half, AT, 2);
-    asm.and(LOADED, bits);
+    asm.and(LOADED, bits.into());
     asm.jump_unless_equal(LOADED, 0, if_set);
     asm.load(Width::Byte, AT, 0);
     asm.copy(PART, LOADED);
-    asm.add(AT, FRAGMENT_HEADER_LEN);
+    asm.add(AT, FRAGMENT_HEADER_LEN as i32);
 }
 
 fn emit_quoted(asm: &mut Assembler, ends: &Ends) {

@@ -2,11 +2,11 @@
 //! section 5.1.6, `struct virtio_net_hdr` with `num_buffers`; all fields little-endian), and of which
 //! packet sockets have the first 10 bytes. Called by `tap.rs` and `packet.rs` for each frame; pure.
 
+use haypile_engine::steering::frames::TYPE_IPV6;
+
 use crate::offload::read_u16;
 use crate::port::{ETHERNET_HEADER_LEN, PartialChecksum};
 
-/// Ethernet type of IPv6.
-const TYPE_IPV6: u16 = 0x86dd;
 /// Where the data offset and the flags lie in a TCP header, and the flag CWR.
 const TCP_DATA_OFFSET_AT: usize = 12;
 const TCP_FLAGS_AT: usize = 13;

@@ -1,7 +1,8 @@
 //! What a path does to frames: a fault plan turns one frame sent into zero, one or two frames that arrive later,
 //! perhaps in another order and with a bit flipped. Used by [`crate::world`] for every port of the switch.
 
-use crate::random::Random;
+use haypile_engine::random::Random;
+use haypile_engine::steering::frames::ETHERNET_HEADER_LEN;
 
 /// How badly a path treats frames. Chances are in parts per million, times in microseconds.
 #[derive(Clone, Debug, Default)]
@@ -43,8 +44,6 @@ pub struct Arrival {
     /// The bit to flip, counted from the start of the frame.
     pub flip_bit: Option<usize>,
 }
-
-const ETHERNET_HEADER_LEN: usize = 14;
 
 impl Path {
     /// A path that follows `plan`.
@@ -99,7 +98,7 @@ fn is_ip(frame: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::{FaultPlan, Path};
-    use crate::random::Random;
+    use haypile_engine::random::Random;
 
     #[test]
     fn a_clean_path_only_delays() {

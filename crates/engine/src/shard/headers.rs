@@ -10,25 +10,12 @@ use smoltcp::wire::{
 };
 
 use crate::limits::ETHERNET_HEADER;
+pub(super) use crate::steering::frames::{ICMP, ICMPV6, TCP, TYPE_ARP, TYPE_IPV4, TYPE_IPV6, UDP};
 
 /// Bytes of an IPv4 header without options.
 pub(super) const IPV4_HEADER: usize = 20;
 /// Bytes of an IPv6 header without extensions.
 pub(super) const IPV6_HEADER: usize = 40;
-/// Ethernet type of IPv4.
-pub(super) const TYPE_IPV4: u16 = 0x0800;
-/// Ethernet type of ARP.
-pub(super) const TYPE_ARP: u16 = 0x0806;
-/// Ethernet type of IPv6.
-pub(super) const TYPE_IPV6: u16 = 0x86dd;
-/// Protocol number of ICMP.
-pub(super) const ICMP: u8 = 1;
-/// Protocol number of TCP.
-pub(super) const TCP: u8 = 6;
-/// Protocol number of UDP.
-pub(super) const UDP: u8 = 17;
-/// Next header number of ICMPv6.
-pub(super) const ICMPV6: u8 = 58;
 /// Hop limit of packets that are not of a connection.
 pub(super) const HOP_LIMIT: u8 = 64;
 

@@ -140,12 +140,22 @@ impl Assembler {
         self.push_jump(JMP | JA, NOWHERE, 0, label);
     }
 
-    pub(super) fn jump_if_equal(&mut self, register: Register, value: i32, label: Label) {
-        self.push_jump(JMP | JEQ, register, value, label);
+    pub(super) fn jump_if_equal(
+        &mut self,
+        register: Register,
+        value: impl Into<i32>,
+        label: Label,
+    ) {
+        self.push_jump(JMP | JEQ, register, value.into(), label);
     }
 
-    pub(super) fn jump_unless_equal(&mut self, register: Register, value: i32, label: Label) {
-        self.push_jump(JMP | JNE, register, value, label);
+    pub(super) fn jump_unless_equal(
+        &mut self,
+        register: Register,
+        value: impl Into<i32>,
+        label: Label,
+    ) {
+        self.push_jump(JMP | JNE, register, value.into(), label);
     }
 
     pub(super) fn exit(&mut self) {
