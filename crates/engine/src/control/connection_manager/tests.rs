@@ -68,6 +68,34 @@ fn manager() -> ConnectionManager {
     manager
 }
 
+fn manager_of(acceptors: &[ProcessId]) -> ConnectionManager {
+    let mut manager = manager();
+    for number in acceptors {
+        manager.accepts(*number, LISTENER);
+    }
+    manager
+}
+
+/// Connection 1 is offered to the first acceptor.
+fn one_offered(acceptors: &[ProcessId]) -> ConnectionManager {
+    let mut manager = manager_of(acceptors);
+    manager.arrives(LISTENER, connection(1));
+    assert_eq!(actions(&mut manager, at(0)), [offer(1, acceptors[0])]);
+    manager
+}
+
+/// Processes 1 and 2 accept; the first has not claimed connection 1 in time.
+fn one_timed_out() -> ConnectionManager {
+    let mut manager = one_offered(&[1, 2]);
+    assert_eq!(at_time_out(&mut manager), [revoke(1, 1)]);
+    manager
+}
+
+fn at_time_out(manager: &mut ConnectionManager) -> Vec<ToTransport> {
+    manager.handle_timers(at(TIMEOUT_US));
+    actions(manager, at(TIMEOUT_US))
+}
+
 fn actions(manager: &mut ConnectionManager, now: Instant) -> Vec<ToTransport> {
     std::iter::from_fn(|| manager.poll_action(now)).collect()
 }
@@ -97,10 +125,7 @@ fn a_connection_waits_for_its_first_acceptor() {
 
 #[test]
 fn equals_take_turns_and_the_least_loaded_goes_first() {
-    let mut manager = manager();
-    for process in [1, 2, 3] {
-        manager.accepts(process, LISTENER);
-    }
+    let mut manager = manager_of(&[1, 2, 3]);
     for number in 0..4 {
         manager.arrives(LISTENER, connection(number));
     }
@@ -113,16 +138,11 @@ fn equals_take_turns_and_the_least_loaded_goes_first() {
 
 #[test]
 fn an_unclaimed_offer_goes_to_another_acceptor_and_the_slow_one_is_dropped() {
-    let mut manager = manager();
-    manager.accepts(1, LISTENER);
-    manager.accepts(2, LISTENER);
-    manager.arrives(LISTENER, connection(1));
-    assert_eq!(actions(&mut manager, at(0)), [offer(1, 1)]);
+    let mut manager = one_offered(&[1, 2]);
     manager.handle_timers(at(TIMEOUT_US - 1));
     assert_eq!(actions(&mut manager, at(TIMEOUT_US - 1)), []);
     assert_eq!(manager.poll_timeout(), Some(at(TIMEOUT_US)));
-    manager.handle_timers(at(TIMEOUT_US));
-    assert_eq!(actions(&mut manager, at(TIMEOUT_US)), [revoke(1, 1)]);
+    assert_eq!(at_time_out(&mut manager), [revoke(1, 1)]);
     manager.is_revoked(connection(1));
     assert_eq!(actions(&mut manager, at(TIMEOUT_US)), [offer(1, 2)]);
     assert_eq!(manager.acceptors(LISTENER).collect::<Vec<_>>(), [process(2)]);
@@ -130,13 +150,7 @@ fn an_unclaimed_offer_goes_to_another_acceptor_and_the_slow_one_is_dropped() {
 
 #[test]
 fn a_claim_that_beats_the_revocation_wins() {
-    let mut manager = manager();
-    manager.accepts(1, LISTENER);
-    manager.accepts(2, LISTENER);
-    manager.arrives(LISTENER, connection(1));
-    actions(&mut manager, at(0));
-    manager.handle_timers(at(TIMEOUT_US));
-    assert_eq!(actions(&mut manager, at(TIMEOUT_US)), [revoke(1, 1)]);
+    let mut manager = one_timed_out();
     manager.is_claimed(connection(1));
     assert_eq!(actions(&mut manager, at(TIMEOUT_US)), []);
     assert_eq!(manager.counters().claimed, 1);
@@ -144,13 +158,7 @@ fn a_claim_that_beats_the_revocation_wins() {
 
 #[test]
 fn who_claims_between_time_out_and_revocation_stays_on_the_list() {
-    let mut manager = manager();
-    manager.accepts(1, LISTENER);
-    manager.accepts(2, LISTENER);
-    manager.arrives(LISTENER, connection(1));
-    actions(&mut manager, at(0));
-    manager.handle_timers(at(TIMEOUT_US));
-    assert_eq!(actions(&mut manager, at(TIMEOUT_US)), [revoke(1, 1)]);
+    let mut manager = one_timed_out();
     // Nothing more is for the slow one while it is not known how that ends.
     manager.arrives(LISTENER, connection(2));
     manager.arrives(LISTENER, connection(3));
@@ -167,13 +175,7 @@ fn a_registration_outlives_what_an_earlier_one_was_offered() {
         ToManager::Revoked { connection: connection(1) },
         ToManager::Refused { connection: connection(1) },
     ] {
-        let mut manager = manager();
-        manager.accepts(1, LISTENER);
-        manager.accepts(2, LISTENER);
-        manager.arrives(LISTENER, connection(1));
-        actions(&mut manager, at(0));
-        manager.handle_timers(at(TIMEOUT_US));
-        assert_eq!(actions(&mut manager, at(TIMEOUT_US)), [revoke(1, 1)]);
+        let mut manager = one_timed_out();
         manager.accepts(1, LISTENER);
         manager.handle(at(TIMEOUT_US), news);
         let acceptors: Vec<_> = manager.acceptors(LISTENER).collect();
@@ -188,13 +190,7 @@ fn who_never_heard_of_the_offer_that_timed_out_stays_on_the_list() {
         ToManager::Gone { connection: connection(1) },
     ];
     for end in ends {
-        let mut manager = manager();
-        manager.accepts(1, LISTENER);
-        manager.accepts(2, LISTENER);
-        manager.arrives(LISTENER, connection(1));
-        actions(&mut manager, at(0));
-        manager.handle_timers(at(TIMEOUT_US));
-        assert_eq!(actions(&mut manager, at(TIMEOUT_US)), [revoke(1, 1)]);
+        let mut manager = one_timed_out();
         manager.handle(at(TIMEOUT_US), end);
         manager.dies(2);
         manager.handle_timers(at(3 * TIMEOUT_US));
@@ -207,15 +203,11 @@ fn who_never_heard_of_the_offer_that_timed_out_stays_on_the_list() {
 
 #[test]
 fn who_could_not_be_reached_is_tried_again_after_a_while() {
-    let mut manager = manager();
-    manager.accepts(1, LISTENER);
-    manager.arrives(LISTENER, connection(1));
-    actions(&mut manager, at(0));
+    let mut manager = one_offered(&[1]);
     manager.handle(at(5), ToManager::OfferFailed { connection: connection(1) });
     assert_eq!(actions(&mut manager, at(5)), []);
     // The deadline of the offer itself comes first, and concerns nobody any more.
-    manager.handle_timers(at(TIMEOUT_US));
-    assert_eq!(actions(&mut manager, at(TIMEOUT_US)), []);
+    assert_eq!(at_time_out(&mut manager), []);
     assert_eq!(manager.poll_timeout(), Some(at(TIMEOUT_US + 5)));
     manager.handle_timers(at(TIMEOUT_US + 5));
     assert_eq!(actions(&mut manager, at(TIMEOUT_US + 5)), [offer(1, 1)]);
@@ -223,12 +215,8 @@ fn who_could_not_be_reached_is_tried_again_after_a_while() {
 
 #[test]
 fn the_only_acceptor_keeps_its_offers() {
-    let mut manager = manager();
-    manager.accepts(1, LISTENER);
-    manager.arrives(LISTENER, connection(1));
-    actions(&mut manager, at(0));
-    manager.handle_timers(at(TIMEOUT_US));
-    assert_eq!(actions(&mut manager, at(TIMEOUT_US)), []);
+    let mut manager = one_offered(&[1]);
+    assert_eq!(at_time_out(&mut manager), []);
     manager.accepts(2, LISTENER);
     manager.handle_timers(at(2 * TIMEOUT_US));
     assert_eq!(actions(&mut manager, at(2 * TIMEOUT_US)), [revoke(1, 1)]);
@@ -236,10 +224,7 @@ fn the_only_acceptor_keeps_its_offers() {
 
 #[test]
 fn a_refused_connection_waits_for_somebody_who_can() {
-    let mut manager = manager();
-    manager.accepts(1, LISTENER);
-    manager.arrives(LISTENER, connection(1));
-    actions(&mut manager, at(0));
+    let mut manager = one_offered(&[1]);
     manager.is_refused(connection(1));
     assert_eq!(actions(&mut manager, at(0)), []);
     manager.accepts(1, LISTENER);
@@ -248,8 +233,7 @@ fn a_refused_connection_waits_for_somebody_who_can() {
 
 #[test]
 fn a_full_acceptor_gets_more_after_its_next_claim() {
-    let mut manager = manager();
-    manager.accepts(1, LISTENER);
+    let mut manager = manager_of(&[1]);
     manager.arrives(LISTENER, connection(1));
     manager.arrives(LISTENER, connection(2));
     assert_eq!(actions(&mut manager, at(0)), [offer(1, 1), offer(2, 1)]);
@@ -261,8 +245,7 @@ fn a_full_acceptor_gets_more_after_its_next_claim() {
 
 #[test]
 fn no_acceptor_holds_more_than_its_share() {
-    let mut manager = manager();
-    manager.accepts(1, LISTENER);
+    let mut manager = manager_of(&[1]);
     for number in 0..OUTSTANDING_MAX + 5 {
         manager.arrives(LISTENER, connection(number));
     }
@@ -274,9 +257,7 @@ fn no_acceptor_holds_more_than_its_share() {
 
 #[test]
 fn offers_of_a_dead_process_go_to_the_living() {
-    let mut manager = manager();
-    manager.accepts(1, LISTENER);
-    manager.accepts(2, LISTENER);
+    let mut manager = manager_of(&[1, 2]);
     for number in 0..2 {
         manager.arrives(LISTENER, connection(number));
     }
@@ -289,13 +270,10 @@ fn offers_of_a_dead_process_go_to_the_living() {
 
 #[test]
 fn a_process_that_dies_while_it_is_being_revoked_is_asked_once() {
-    let mut manager = manager();
-    manager.accepts(1, LISTENER);
-    manager.accepts(2, LISTENER);
+    let mut manager = manager_of(&[1, 2]);
     manager.arrives(LISTENER, connection(0));
     actions(&mut manager, at(0));
-    manager.handle_timers(at(TIMEOUT_US));
-    assert_eq!(actions(&mut manager, at(TIMEOUT_US)), [revoke(0, 1)]);
+    assert_eq!(at_time_out(&mut manager), [revoke(0, 1)]);
     manager.dies(1);
     assert_eq!(actions(&mut manager, at(TIMEOUT_US)), []);
     manager.is_revoked(connection(0));
@@ -304,8 +282,7 @@ fn a_process_that_dies_while_it_is_being_revoked_is_asked_once() {
 
 #[test]
 fn a_closed_listener_takes_its_offers_back_and_forgets_the_rest() {
-    let mut manager = manager();
-    manager.accepts(1, LISTENER);
+    let mut manager = manager_of(&[1]);
     manager.arrives(LISTENER, connection(0));
     actions(&mut manager, at(0));
     manager.accepts_no_more(1, LISTENER);
@@ -330,8 +307,7 @@ fn a_connection_that_is_gone_is_offered_to_nobody() {
     manager.accepts(1, LISTENER);
     assert_eq!(actions(&mut manager, at(0)), [offer(1, 1)]);
     manager.handle(at(0), ToManager::Gone { connection: connection(1) });
-    manager.handle_timers(at(TIMEOUT_US));
-    assert_eq!(actions(&mut manager, at(TIMEOUT_US)), []);
+    assert_eq!(at_time_out(&mut manager), []);
 }
 
 /// The transport server and the applications as seen from the manager: offer words, decided once.
