@@ -17,7 +17,7 @@ use haypile_link::wire::{Rendezvous, Wire, WireConfig};
 use haypile_shm::sys::Fd;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Config, LinkChoice};
+use crate::config::{Config, LinkChoice, text};
 use crate::error::Error;
 use crate::plan::Component;
 use crate::switch;
@@ -38,45 +38,9 @@ pub struct LinkHandle {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum LinkFacts {
     /// Queues of a TAP interface: a descriptor each.
-    Tap {
-        /// How many.
-        queues: u16,
-        /// Name of the interface.
-        name: String,
-        /// The kernel's number of it.
-        index: u32,
-        /// Largest IP packet, in bytes.
-        mtu: u16,
-        /// Ethernet address of our end.
-        mac: [u8; 6],
-        /// What was negotiated.
-        #[serde(with = "crate::config::text::offload")]
-        offload: Offload,
-        /// Further queues can be opened.
-        multi_queue: bool,
-        /// The kernel knows batches of UDP datagrams.
-        udp_batches_known: bool,
-        /// The key by which flows are spread over the queues, if they are.
-        steering_key: Option<u64>,
-    },
+    Tap(#[serde(with = "TapFactsText")] TapFacts),
     /// A packet socket, on a pair of its own or on an interface: one descriptor.
-    Packet {
-        /// Name of the host's end of the pair, or of the interface.
-        name: String,
-        /// The kernel's number of it.
-        index: u32,
-        /// The kernel's number of the interface that the socket is bound to.
-        bound_to: u32,
-        /// It is a pair of our own.
-        is_pair: bool,
-        /// Largest IP packet, in bytes.
-        mtu: u16,
-        /// Ethernet address of our end.
-        mac: [u8; 6],
-        /// What we leave to the other side.
-        #[serde(with = "crate::config::text::offload")]
-        offload: Offload,
-    },
+    Packet(#[serde(with = "PacketFactsText")] PacketFacts),
     /// A wire without another end: no descriptors.
     Alone {
         /// Largest IP packet, in bytes.
@@ -99,13 +63,45 @@ pub enum LinkFacts {
     },
 }
 
+/// How [`TapFacts`] travel. Of the way that frames are spread, what says to which queue one is sent: which
+/// server each bucket has is the concern of the kernel's map.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "TapFacts", rename_all = "kebab-case", deny_unknown_fields)]
+struct TapFactsText {
+    name: String,
+    index: u32,
+    mtu: u16,
+    mac: [u8; 6],
+    #[serde(with = "text::offload")]
+    offload: Offload,
+    multi_queue: bool,
+    queues: u16,
+    #[serde(with = "text::steering")]
+    steering: Option<Steering>,
+    udp_batches_known: bool,
+}
+
+/// How [`PacketFacts`] travel.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "PacketFacts", rename_all = "kebab-case", deny_unknown_fields)]
+struct PacketFactsText {
+    name: String,
+    index: u32,
+    bound_to: u32,
+    is_pair: bool,
+    mtu: u16,
+    mac: [u8; 6],
+    #[serde(with = "text::offload")]
+    offload: Offload,
+}
+
 impl LinkFacts {
     /// What a server without a part of the link has in its place: a port that nothing comes from,
     /// with the link's address and size.
     pub fn absent(&self) -> LinkFacts {
         let (mtu, mac, superframes) = match *self {
-            LinkFacts::Tap { mtu, mac, offload, .. }
-            | LinkFacts::Packet { mtu, mac, offload, .. } => {
+            LinkFacts::Tap(TapFacts { mtu, mac, offload, .. })
+            | LinkFacts::Packet(PacketFacts { mtu, mac, offload, .. }) => {
                 (mtu, mac, offload == Offload::Segmentation)
             }
             LinkFacts::Alone { mtu, mac, superframes }
@@ -195,42 +191,16 @@ pub fn open(
     facts: LinkFacts,
     descriptors: Vec<Fd>,
 ) -> Result<Box<dyn Port>, Error> {
-    let port = open_bare(config, facts, descriptors)?;
+    let port = open_bare(facts, descriptors)?;
     match &config.fault {
         None => Ok(port),
         Some((spec, seed)) => Ok(Box::new(Fault::new(port, spec, *seed).map_err(link_error)?)),
     }
 }
 
-fn open_bare(
-    config: &Config,
-    facts: LinkFacts,
-    descriptors: Vec<Fd>,
-) -> Result<Box<dyn Port>, Error> {
+fn open_bare(facts: LinkFacts, descriptors: Vec<Fd>) -> Result<Box<dyn Port>, Error> {
     match facts {
-        LinkFacts::Tap {
-            queues,
-            name,
-            index,
-            mtu,
-            mac,
-            offload,
-            multi_queue,
-            udp_batches_known,
-            steering_key,
-        } => {
-            let steering = steering_key.map(|key| Steering::new(key, config.steer, queues));
-            let facts = TapFacts {
-                name,
-                index,
-                mtu,
-                mac,
-                offload,
-                multi_queue,
-                udp_batches_known,
-                queues,
-                steering,
-            };
+        LinkFacts::Tap(facts) => {
             let queue = |fd| Tap::from_queue(OwnedFd::from(fd), facts.clone());
             let taps: Result<Vec<Tap>, LinkError> = descriptors.into_iter().map(queue).collect();
             let mut taps = taps.map_err(link_error)?;
@@ -242,8 +212,7 @@ fn open_bare(
                 }
             }
         }
-        LinkFacts::Packet { name, index, bound_to, is_pair, mtu, mac, offload } => {
-            let facts = PacketFacts { name, index, bound_to, is_pair, mtu, mac, offload };
+        LinkFacts::Packet(facts) => {
             let socket = descriptors.into_iter().next();
             let missing = || Error::new("open the link", "its socket is missing", "report this");
             let socket = OwnedFd::from(socket.ok_or_else(missing)?);
@@ -317,28 +286,7 @@ fn make_tap(
     let descriptors: Result<Vec<OwnedFd>, std::io::Error> = taps.iter().map(Tap::queue).collect();
     let descriptors = descriptors
         .map_err(|error| Error::new("keep the queues of the link", error, "raise the limits"))?;
-    let TapFacts {
-        name,
-        index,
-        mtu,
-        mac,
-        offload,
-        multi_queue,
-        udp_batches_known,
-        queues,
-        steering,
-    } = taps[0].facts().clone();
-    let facts = LinkFacts::Tap {
-        queues,
-        name,
-        index,
-        mtu,
-        mac,
-        offload,
-        multi_queue,
-        udp_batches_known,
-        steering_key: steering.map(|steering| steering.key()),
-    };
+    let facts = LinkFacts::Tap(taps[0].facts().clone());
     Ok(LinkHandle { descriptors, facts, rendezvous: None })
 }
 
@@ -358,8 +306,7 @@ fn make_packet(
     let packet = Packet::open(&packet).map_err(link_error)?;
     let keep = |error| Error::new("keep the socket of the link", error, "raise the limits");
     let socket = packet.socket().map_err(keep)?;
-    let PacketFacts { name, index, bound_to, is_pair, mtu, mac, offload } = packet.facts().clone();
-    let facts = LinkFacts::Packet { name, index, bound_to, is_pair, mtu, mac, offload };
+    let facts = LinkFacts::Packet(packet.facts().clone());
     Ok(LinkHandle { descriptors: vec![socket], facts, rendezvous: None })
 }
 

@@ -107,6 +107,34 @@ pub mod offload {
     }
 }
 
+/// How frames are spread, where they are.
+pub mod steering {
+    use haypile_engine::steering::Steering;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+    /// As key, rule and number of servers: as if every server had an equal run of buckets.
+    ///
+    /// # Errors
+    /// The serialiser's.
+    pub fn serialize<S: Serializer>(value: &Option<Steering>, to: S) -> Result<S::Ok, S::Error> {
+        let parts = |all: &Steering| (all.key(), all.rule().to_string(), all.servers());
+        value.as_ref().map(parts).serialize(to)
+    }
+
+    /// From key, rule and number of servers.
+    ///
+    /// # Errors
+    /// When there is no such rule.
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Steering>, D::Error> {
+        let parts = Option::<(u64, String, u16)>::deserialize(from)?;
+        let make = |(key, rule, servers): (u64, String, u16)| {
+            let rule = rule.parse().map_err(|_| Error::custom("no such rule"))?;
+            Ok(Steering::new(key, rule, servers))
+        };
+        parts.map(make).transpose()
+    }
+}
+
 /// A bad path, as it was written, with its seed.
 pub mod fault {
     use haypile_link::fault::FaultSpec;

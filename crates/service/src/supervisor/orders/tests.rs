@@ -1,5 +1,8 @@
 //! Messages come back as sent; nonsense is refused whole.
 
+use haypile_engine::steering::{Rule, Steering};
+use haypile_link::tap::TapFacts;
+
 use super::*;
 
 fn record() -> ListenerRecord {
@@ -22,7 +25,7 @@ fn start() -> Start {
     Start {
         config: Config::from_text(text, &flags, "/run/haypile".as_ref()).unwrap(),
         server: 3,
-        link: LinkFacts::Tap {
+        link: LinkFacts::Tap(TapFacts {
             queues: 9,
             name: "haypile0".into(),
             index: 7,
@@ -31,8 +34,8 @@ fn start() -> Start {
             offload: haypile_link::tap::Offload::Segmentation,
             multi_queue: false,
             udp_batches_known: true,
-            steering_key: Some(u64::MAX),
-        },
+            steering: Some(Steering::new(u64::MAX, Rule::Low12, 9)),
+        }),
         link_descriptors: 9,
         attaches: true,
         secret: [9; 32],
