@@ -290,8 +290,11 @@ def control_calls():
                 if name == "SIOCOUTQ" and who == "client":
                     continue
                 yield who, name, result, place[0]
-        yield library("ioctl", pair.client.fileno(), ctypes.c_ulong(0x5421), ctypes.byref(ctypes.c_int(1)))
-        yield answer(pair.client.recv, 1)
+        # By the library's own call: Python would wait in its stead until its limit.
+        number, room = pair.client.fileno(), ctypes.create_string_buffer(1)
+        fcntl.fcntl(number, fcntl.F_SETFL, 0)
+        yield library("ioctl", number, ctypes.c_ulong(0x5421), ctypes.byref(ctypes.c_int(1)))
+        yield library("recv", number, room, ctypes.c_size_t(1), 0)
         yield bool(fcntl.fcntl(pair.client, fcntl.F_GETFL) & os.O_NONBLOCK)
         fcntl.fcntl(pair.client, fcntl.F_SETFL, 0)
         yield bool(fcntl.fcntl(pair.client, fcntl.F_GETFL) & os.O_NONBLOCK)
