@@ -11,6 +11,7 @@ use haypile_client::{self as client, Arrival, Errno, Received, SendControl, TO_K
 use haypile_shm::messages::RequestBody;
 use haypile_shm::sys::{self, Fd, PollFd};
 use libc::{EPOLL_CTL_ADD, EPOLLIN, EPOLLOUT};
+use support::asleep::Sleeper;
 use support::{control_epoll, epoll, epoll_wait};
 
 const PEER: &str = "198.18.0.9:53";
@@ -127,8 +128,7 @@ fn a_wildcard_socket_hears_both_worlds() {
         assert_eq!(sys::getsockname(fd).unwrap().unwrap().port(), port, "one port in both worlds");
         assert_eq!(datagram(fd, 20, 0).1, b"by haypile");
         assert_eq!(send_to(fd, b"x", "127.0.0.1:9", 0), Err(TO_KERNEL));
-        let thread = std::thread::spawn(move || receive(fd, 20, 0).unwrap());
-        std::thread::sleep(Duration::from_millis(20));
+        let thread = Sleeper::asleep(move || receive(fd, 20, 0).unwrap());
         let kernel = sys::socket(libc::AF_INET, libc::SOCK_DGRAM, 0).unwrap();
         sys::connect(kernel.raw(), &SocketAddr::new([127, 0, 0, 1].into(), port)).unwrap();
         sys::send(kernel.raw(), b"by the kernel", 0).unwrap();

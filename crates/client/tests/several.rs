@@ -10,6 +10,7 @@ use haypile_client::{self as client, Errno};
 use haypile_shm::messages::RequestBody;
 use haypile_shm::sys::{self, PollFd};
 use libc::{EPOLL_CTL_ADD, EPOLLIN};
+use support::asleep::{Sleeper, once_asleep};
 use support::{Fake, PATIENCE, PATIENCE_MS, control_epoll, epoll, epoll_wait, poll};
 
 const SERVERS: u16 = 3;
@@ -144,8 +145,7 @@ fn a_blocking_accept_is_woken_by_every_server() {
         let limit = [limit_ms / 1000, 0i64].map(i64::to_ne_bytes).concat();
         client::setsockopt(listener.0, libc::SOL_SOCKET, libc::SO_RCVTIMEO, &limit).unwrap();
         for fake in fakes {
-            let thread = std::thread::spawn(move || client::accept(listener.0, 0).unwrap().0);
-            std::thread::sleep(Duration::from_millis(20));
+            let thread = Sleeper::asleep(move || client::accept(listener.0, 0).unwrap().0);
             fake.arrive(listener.1, b"");
             let fd = thread.join().unwrap();
             client::close(fd).unwrap();
@@ -163,10 +163,7 @@ fn waits_see_a_listener_and_connections_of_all_servers() {
     let mut connections = Vec::new();
     for (number, fake) in fakes.iter().enumerate() {
         let fake: &'static Fake = fake;
-        let later = std::thread::spawn(move || {
-            std::thread::sleep(Duration::from_millis(20));
-            fake.arrive(listener.1, b"")
-        });
+        let later = once_asleep(move || fake.arrive(listener.1, b""));
         assert_eq!(epoll_wait(set, 8, PATIENCE_MS), [(IN, 100)], "server {number}");
         let slot = later.join().unwrap();
         let (fd, _) = client::accept(listener.0, 0).unwrap();
@@ -175,10 +172,7 @@ fn waits_see_a_listener_and_connections_of_all_servers() {
         connections.push((fd, slot, fake));
     }
     for (number, (fd, slot, fake)) in connections.iter().copied().enumerate() {
-        let later = std::thread::spawn(move || {
-            std::thread::sleep(Duration::from_millis(20));
-            fake.deliver(slot, b"news");
-        });
+        let later = once_asleep(move || fake.deliver(slot, b"news"));
         assert_eq!(epoll_wait(set, 8, PATIENCE_MS), [(IN, number as u64)]);
         later.join().unwrap();
         assert_eq!(receive(fd).unwrap(), b"news");
@@ -188,10 +182,7 @@ fn waits_see_a_listener_and_connections_of_all_servers() {
     let mut fds: Vec<PollFd> =
         all.map(|fd| PollFd { fd, events: libc::POLLIN, revents: 0 }).collect();
     for (at, (fd, slot, fake)) in connections.iter().copied().enumerate() {
-        let later = std::thread::spawn(move || {
-            std::thread::sleep(Duration::from_millis(20));
-            fake.deliver(slot, b"more");
-        });
+        let later = once_asleep(move || fake.deliver(slot, b"more"));
         assert_eq!(poll(&mut fds, Some(PATIENCE)), Ok(1));
         later.join().unwrap();
         let ready: Vec<bool> = fds.iter().map(|fd| fd.revents != 0).collect();
@@ -227,10 +218,7 @@ fn death_of(server: usize) {
     assert_eq!(epoll_wait(set, 8, 0), []);
     fakes.iter().for_each(|fake| drop(fake.requests()));
     let fake = fakes[server];
-    let later = std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_millis(20));
-        fake.die();
-    });
+    let later = once_asleep(move || fake.die());
     // Its connection has failed, and nothing else has.
     let events = epoll_wait(set, 8, PATIENCE_MS);
     assert_eq!(events.iter().map(|event| event.1).collect::<Vec<_>>(), [server as u64]);
@@ -302,10 +290,9 @@ fn a_blocking_accept_outlives_every_server() {
     let (fakes, _turn) = start();
     let listener = accepting(fakes, false);
     for (server, fake) in fakes.iter().enumerate() {
-        let thread = std::thread::spawn(move || client::accept(listener.0, 0).unwrap().0);
-        std::thread::sleep(Duration::from_millis(20));
+        let thread = Sleeper::asleep(move || client::accept(listener.0, 0).unwrap().0);
         fake.die();
-        std::thread::sleep(Duration::from_millis(20));
+        thread.wait();
         fake.rise();
         until(|| fake.listens(listener.1));
         if server != HOME {
@@ -323,15 +310,9 @@ fn a_blocking_accept_outlives_every_server() {
 fn a_server_that_is_dead_gets_the_listener_when_it_is_back() {
     let (fakes, _turn) = start();
     fakes[2].die();
-    let later = std::thread::spawn({
-        let fake = fakes[2];
-        move || {
-            std::thread::sleep(Duration::from_millis(100));
-            fake.rise();
-        }
-    });
     let listener = support::listener(true);
-    later.join().unwrap();
+    assert_eq!([0, 1].map(|server| fakes[server].count(listener.1)), [1, 1]);
+    fakes[2].rise();
     until(|| {
         let mut fds = [PollFd { fd: listener.0, events: libc::POLLIN, revents: 0 }];
         assert_eq!(poll(&mut fds, Some(Duration::ZERO)), Ok(0));

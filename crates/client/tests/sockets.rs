@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use haypile_client::{self as client, Errno, TO_KERNEL};
 use haypile_shm::messages::{OPTION_MORE, RequestBody};
 use haypile_shm::sys;
+use support::asleep::Sleeper;
 
 fn receive(fd: i32, len: usize, flags: i32) -> Result<Vec<u8>, Errno> {
     let mut out = vec![0; len];
@@ -88,7 +89,7 @@ fn blocking_accept_and_read_are_woken() {
     let listener = support::listener(false);
     let fd = listener.0;
     let (say, said) = std::sync::mpsc::channel();
-    let thread = std::thread::spawn(move || {
+    let thread = Sleeper::start(move || {
         let (connection, _) = client::accept(fd, 0).unwrap();
         say.send(Vec::new()).unwrap();
         for (len, flags) in [(10, 0), (6, libc::MSG_WAITALL), (10, 0)] {
@@ -97,20 +98,18 @@ fn blocking_accept_and_read_are_woken() {
         connection
     });
     support::wait_for_acceptor(fake);
-    // It may sleep by then, or be on its way to: both must do.
-    let pause = || std::thread::sleep(Duration::from_millis(20));
-    pause();
+    thread.wait();
     let slot = fake.arrive(listener.1, b"");
     assert_eq!(said.recv().unwrap(), b"");
-    pause();
+    thread.wait();
     fake.deliver(slot, b"first");
     assert_eq!(said.recv().unwrap(), b"first");
-    pause();
+    thread.wait();
     fake.deliver(slot, b"abc");
-    pause();
+    thread.wait();
     fake.deliver(slot, b"def");
     assert_eq!(said.recv().unwrap(), b"abcdef");
-    pause();
+    thread.wait();
     fake.finish(slot);
     assert_eq!(said.recv().unwrap(), b"");
     client::close(thread.join().unwrap()).unwrap();
@@ -229,19 +228,18 @@ fn a_wildcard_listener_serves_both_worlds() {
     let port = client::local_address(fd).unwrap().port();
     assert_eq!(sys::getsockname(fd).unwrap().unwrap().port(), port);
     let (say, said) = std::sync::mpsc::channel();
-    let thread = std::thread::spawn(move || {
+    let thread = Sleeper::start(move || {
         for _ in 0..2 {
             say.send(client::accept(fd, 0).unwrap()).unwrap();
         }
     });
     support::wait_for_acceptor(fake);
-    // It may sleep by then, or be on its way to: both must do.
-    std::thread::sleep(Duration::from_millis(20));
+    thread.wait();
     let over_kernel = sys::socket(libc::AF_INET, libc::SOCK_STREAM, 0).unwrap();
     let loopback = std::net::SocketAddr::new([127, 0, 0, 1].into(), port);
     sys::connect(over_kernel.raw(), &loopback).unwrap();
     let (first, peer) = said.recv().unwrap();
-    std::thread::sleep(Duration::from_millis(20));
+    thread.wait();
     fake.arrive(port, b"");
     let (second, _) = said.recv().unwrap();
     thread.join().unwrap();

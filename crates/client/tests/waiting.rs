@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use haypile_client::{self as client, Errno};
 use haypile_shm::sys;
 use libc::{EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLET, EPOLLIN, EPOLLONESHOT, EPOLLOUT};
+use support::asleep::Sleeper;
 use support::{control_epoll, epoll, epoll_wait};
 
 const IN: u32 = EPOLLIN as u32;
@@ -89,9 +90,9 @@ fn a_sleeping_wait_is_woken_and_a_limit_holds() {
     assert_eq!(epoll_wait(set, 4, 30), []);
     assert!(started.elapsed() >= Duration::from_millis(30));
     for round in 0..50 {
-        let thread = std::thread::spawn(move || epoll_wait(set, 4, support::PATIENCE_MS));
+        let thread = Sleeper::start(move || epoll_wait(set, 4, support::PATIENCE_MS));
         if round % 2 == 0 {
-            std::thread::sleep(Duration::from_millis(3));
+            thread.wait();
         }
         fake.arrive(listener.1, b"");
         assert_eq!(thread.join().unwrap(), [(IN, 1)]);
@@ -144,14 +145,16 @@ fn a_sleeping_poll_is_woken_again_and_again() {
     let (left, right) = sys::socketpair_stream().unwrap();
     for round in 0..30 {
         let number = left.raw();
-        let thread = std::thread::spawn(move || {
+        let thread = Sleeper::start(move || {
             let mut fds = [
                 sys::PollFd { fd, events: libc::POLLIN, revents: 0 },
                 sys::PollFd { fd: number, events: libc::POLLIN, revents: 0 },
             ];
             support::poll(&mut fds, Some(support::PATIENCE)).map(|_| fds[0].revents)
         });
-        std::thread::sleep(Duration::from_millis(round % 3));
+        if round % 3 != 0 {
+            thread.wait();
+        }
         if round % 5 == 4 {
             sys::send(right.raw(), b"x", 0).unwrap();
             assert_eq!(thread.join().unwrap(), Ok(0));
@@ -210,8 +213,7 @@ fn two_threads_on_one_set_share_the_work() {
     }
     for _ in 0..20 {
         let threads =
-            [(); 2].map(|()| std::thread::spawn(move || epoll_wait(set, 1, support::PATIENCE_MS)));
-        std::thread::sleep(Duration::from_millis(2));
+            [(); 2].map(|()| Sleeper::asleep(move || epoll_wait(set, 1, support::PATIENCE_MS)));
         for (_, slot) in &pairs {
             fake.deliver(*slot, b"x");
         }
@@ -298,8 +300,7 @@ fn the_bell_of_another_process_rings_on() {
     assert_eq!(epoll_wait(set, 4, 50), []);
     assert!(started.elapsed() >= Duration::from_millis(50));
     for _ in 0..20 {
-        let thread = std::thread::spawn(move || epoll_wait(set, 4, support::PATIENCE_MS));
-        std::thread::sleep(Duration::from_millis(3));
+        let thread = Sleeper::asleep(move || epoll_wait(set, 4, support::PATIENCE_MS));
         fake.deliver(slot, b"x");
         assert_eq!(thread.join().unwrap(), [(IN, 1)]);
         drain(fd);

@@ -22,6 +22,7 @@ use haypile_shm::{
     Arena, Doorbell, EpochWriter, ServiceChannel, ServiceStatus, ServiceStream, SocketTable,
 };
 
+pub mod asleep;
 mod datagrams;
 
 const SEND_BUFFER: u64 = 256 * 1024;

@@ -65,6 +65,18 @@ def wait(one, wanted=select.POLLIN):
         raise TimeoutError(f"no {names(wanted)} in {LIMIT} s")
 
 
+def wait_until_asleep(thread):
+    """Waits until a thread sleeps in the kernel, or has ended."""
+    end = time.monotonic() + LIMIT
+    path = f"/proc/self/task/{thread.native_id}/stat"
+    while os.path.exists(path):
+        with open(path) as stat:
+            if stat.read().rpartition(")")[2].split()[0] == "S":
+                return
+        if time.monotonic() > end:
+            raise TimeoutError(f"awake after {LIMIT} s")
+
+
 def new(blocking=True, family=FAMILY):
     one = socket.socket(family, socket.SOCK_DGRAM)
     if blocking:
@@ -369,7 +381,7 @@ def shutdown_wakes():
     got = []
     reader = threading.Thread(target=lambda: got.append(answer(one.recv, 10)))
     reader.start()
-    time.sleep(0.1)
+    wait_until_asleep(reader)
     one.shutdown(socket.SHUT_RDWR)
     reader.join(LIMIT)
     yield reader.is_alive(), got
