@@ -171,8 +171,12 @@ impl Attachment {
 
     /// What the epoch means to whose server is dead.
     fn fate_in(&self, epoch: u32) -> Fate {
-        /// Time for the supervisor to find a server dead.
+        /// Time for the supervisor to find a server dead, when it cannot be asked.
         const DEATH_MS: u64 = 2_000;
+        /// Until it is asked whether it lives: one that does has found it dead long before, and the
+        /// next server is there soon after that.
+        const NOTICE_MS: u64 = 50;
+        const RESTART_MS: u64 = 500;
         /// Attempts to attach to a server that is said to be there.
         const TRIES: u32 = 50;
         if epoch == epoch::ENDED {
@@ -180,20 +184,23 @@ impl Attachment {
         }
         if epoch == self.epoch() {
             let since_ms = now_ms().saturating_sub(self.gone_ms.load(Ordering::Relaxed));
-            return if since_ms < DEATH_MS { Fate::Awaited } else { Fate::Over };
+            let over = since_ms >= DEATH_MS || self.is_supervisor_gone(NOTICE_MS);
+            return if over { Fate::Over } else { Fate::Awaited };
         }
         if epoch::is_up(epoch) {
             let tried = self.tries.load(Ordering::Relaxed) >= TRIES;
             return if tried { Fate::Over } else { Fate::Replaced };
         }
-        if self.is_supervisor_gone() { Fate::Over } else { Fate::Awaited }
+        if self.is_supervisor_gone(RESTART_MS) { Fate::Over } else { Fate::Awaited }
     }
 
-    /// While no server runs, its supervisor holds the attach socket; a look twice a second.
-    fn is_supervisor_gone(&self) -> bool {
+    /// While no server runs, its supervisor holds the attach socket; a look twice a second, the first one
+    /// after `grace_ms`.
+    fn is_supervisor_gone(&self, grace_ms: u64) -> bool {
         const INTERVAL_MS: u64 = 500;
         let (now_ms, tried_ms) = (now_ms(), self.tried_ms.load(Ordering::Relaxed));
-        if now_ms.saturating_sub(tried_ms.max(self.gone_ms.load(Ordering::Relaxed))) < INTERVAL_MS {
+        let gone_ms = self.gone_ms.load(Ordering::Relaxed);
+        if now_ms < (gone_ms + grace_ms).max(tried_ms + INTERVAL_MS) {
             return false;
         }
         self.tried_ms.store(now_ms, Ordering::Relaxed);
