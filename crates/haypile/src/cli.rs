@@ -125,7 +125,7 @@ manager offers. Weights are 1/estimate, and 1/(tariff * estimate) for offers. Sc
 ones only), unfiltered (all), filtered (only offers that beat its own in spite of the tariff) and
 tournament (filtered, in three rounds, with two watermarks). Estimators: median (of the last 128
 service times, from offer to close), outstanding (connections) and peak-ewma. Changes hold until the
-server is started again.")]
+service ends, also for servers that die and are started again.")]
     Balance(BalanceArgs),
     /// Look up a name, or the names of an address, with the service's own resolver.
     #[command(after_help = "Examples:

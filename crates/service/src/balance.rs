@@ -76,8 +76,8 @@ pub struct AcceptorRow {
 }
 
 impl Core {
-    /// Changes the parameters as asked, and says how things are. A change lives as long as this
-    /// server.
+    /// Changes the parameters as asked, and says how things are. The supervisor gives a change to the
+    /// server that takes this one's place.
     ///
     /// # Errors
     /// What is wrong with the change.

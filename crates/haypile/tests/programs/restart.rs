@@ -4,7 +4,7 @@
 use crate::support::process::send_signal;
 use crate::support::stage::{Stage, on_stage, service};
 use crate::support::{PATIENCE, content, http, inspect, nginx, python, setting, wait_until};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
@@ -281,6 +281,35 @@ fn a_failing_server_takes_nobody_along() {
         assert_eq!(row["restarts"].as_u64(), Some(4), "{row}");
         service_process.signal("TERM");
         assert_eq!(service_process.finish(PATIENCE).status.code(), Some(0));
+    });
+}
+
+#[test]
+fn changes_of_balancing_outlive_the_servers() {
+    on_stage("changes_of_balancing_outlive_the_servers", &[], |stage| {
+        let mut service_process = stage.serve_with(&["--plan", "TS2LS2CM2", "--tariff", "3"]);
+        let rules = |report: &Value| -> Vec<Value> {
+            let rows = report["managers"].as_array().into_iter().flatten();
+            rows.map(|row| json!([row["balance"]["scheme"], row["balance"]["tariff"]])).collect()
+        };
+        let told = stage.ask("balance", &["--scheme", "filtered", "--tariff", "7"]).expect("told");
+        assert_eq!(rules(&told), vec![json!(["filtered", 7.0]); 2], "{told}");
+        let refusal = stage.ask("balance", &["--tariff", "0"]).expect_err("a tariff of 0");
+        assert!(refusal.contains("choose a tariff of 1 to 1000"), "{refusal}");
+        for server in 0..2 {
+            let status = stage.ask("status", &[]).expect("status");
+            let pid = status["servers"][server]["pid"].as_u64().expect("a process");
+            send_signal("KILL", &pid.to_string());
+            wait_until("the server is started again", PATIENCE, || {
+                let row = &stage.ask("status", &[]).ok()?["servers"][server];
+                (row["restarts"] == 1 && row["pid"] != pid).then_some(())
+            });
+            let report = wait_until("both managers answer", PATIENCE, || {
+                stage.ask("balance", &[]).ok().filter(|report| rules(report).len() == 2)
+            });
+            assert_eq!(rules(&report), vec![json!(["filtered", 7.0]); 2], "{report}");
+        }
+        service_process.assert_alive();
     });
 }
 

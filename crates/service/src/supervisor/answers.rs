@@ -17,6 +17,7 @@ use super::merge::merge;
 use super::orders::{self, Order};
 use super::questions::Outcome;
 use super::seat::Seat;
+use crate::config::BalanceChange;
 use crate::control::{self, ClientId, Request};
 use crate::event_loop::now;
 use crate::poller::Token;
@@ -52,8 +53,31 @@ impl Supervisor {
                 let handed_over = self.hand_over_files(&path, &servers);
                 handed_over.and_then(|()| self.hand_on(id, request, &servers)).err()
             }
+            Request::Balance { change } if !change.is_empty() => {
+                let change = change.clone();
+                self.change_balance(id, change, &servers).err()
+            }
             _ => self.hand_on(id, request, &servers).err(),
         }
+    }
+
+    /// What is changed holds for servers that are started from now on, too.
+    fn change_balance(
+        &mut self,
+        id: ClientId,
+        change: BalanceChange,
+        servers: &[ProcessNumber],
+    ) -> Result<(), Value> {
+        let balance = change.apply(self.parts.config.balance);
+        let balance = balance.map_err(|error| control::refusal(&error.to_string()))?;
+        // One that has been told its configuration, and takes no questions yet, would miss it.
+        let is_born = |seat: &Seat| seat.life.is_some() && !seat.has_begun();
+        if self.seats.iter().any(|seat| seat.spec.manager.is_some() && is_born(seat)) {
+            return Err(away());
+        }
+        self.hand_on(id, Request::Balance { change }, servers)?;
+        self.parts.config.balance = balance;
+        Ok(())
     }
 
     /// The servers that are asked, as far as they run.
