@@ -652,3 +652,48 @@ pub struct ManArgs {
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::Cli;
+
+    const README: &str = include_str!("../../../README.md");
+
+    /// Words that follow `haypile` in the README where it is a command.
+    fn commands_told() -> Vec<&'static str> {
+        let uses = README.split("haypile ").skip(1);
+        let words = uses.filter_map(|rest| rest.split([' ', '`', '\n']).next());
+        words.filter(|word| !word.is_empty() && word.chars().all(char::is_lowercase)).collect()
+    }
+
+    #[test]
+    fn the_readme_tells_every_command() {
+        let (told, command) = (commands_told(), Cli::command());
+        let shown = command.get_subcommands().filter(|command| !command.is_hide_set());
+        for command in shown {
+            let name = command.get_name();
+            assert!(name == "demo" || told.contains(&name), "README.md lacks haypile {name}");
+        }
+    }
+
+    #[test]
+    fn every_command_of_the_readme_exists() {
+        let command = Cli::command();
+        for line in README.lines().filter(|line| line.starts_with("haypile ")) {
+            let name = line.split(' ').nth(1).unwrap_or_default();
+            let found = command.find_subcommand(name);
+            let found = found.unwrap_or_else(|| panic!("no command for: {line}"));
+            let words = line.split(" # ").next().unwrap_or_default().split(" -- ").next();
+            for option in words.into_iter().flat_map(|words| words.split([' ', '|'])) {
+                let Some(option) = option.strip_prefix("--").filter(|name| !name.is_empty()) else {
+                    continue;
+                };
+                let known = |one: &clap::Arg| one.get_long() == Some(option);
+                let nested = found.get_subcommands().any(|one| one.get_arguments().any(known));
+                assert!(nested || found.get_arguments().any(known), "no --{option} for: {line}");
+            }
+        }
+    }
+}
