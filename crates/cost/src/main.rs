@@ -10,6 +10,7 @@ use haypile_cost::trace::{Scenario, Trace};
 use haypile_engine::Instant;
 use haypile_link::wire::Wire;
 use haypile_service::server::{Server, Work};
+use haypile_shm::sys::{self, Errno};
 
 const HELP: &str = "\
 Usage: haypile-cost list
@@ -23,6 +24,10 @@ Example:
   valgrind --tool=callgrind --toggle-collect='*busy_turn*' haypile-cost count keep-alive 1000";
 
 fn main() -> ExitCode {
+    if let Err(errno) = stay_on_one_core() {
+        eprintln!("haypile-cost: cannot stay on one core: {}", std::io::Error::from(errno));
+        return ExitCode::FAILURE;
+    }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match words.as_slice() {
@@ -46,6 +51,12 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// Large payloads are copied in another way when the application was last seen on another core than the
+/// server, which here means that this thread has moved.
+fn stay_on_one_core() -> Result<(), Errno> {
+    sys::current_core().map_or(Ok(()), |core| sys::set_affinity(&[core as usize]))
 }
 
 /// A turn that has something to do: what is counted.
