@@ -3,7 +3,6 @@
 //!
 //! `cargo run --release -p haypile-link --example wire_cost [CORE CORE]`
 
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -11,6 +10,7 @@ use haypile_link::port::{PartialChecksum, Port, TX_HEADROOM, TxFrame};
 use haypile_link::wire::{WIRE_LINES, Wire, pair};
 use haypile_shm::FramePool;
 use haypile_shm::pool::SUPERFRAME_SIZE;
+use haypile_shm::sys;
 
 const MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
 const ROUND_TRIPS: usize = 300_000;
@@ -27,13 +27,8 @@ fn main() {
     }
 }
 
-/// Pins the calling thread by taskset(1), so that this file needs no unsafe code.
 fn pin(core: usize) {
-    let thread = std::fs::read_link("/proc/thread-self").ok();
-    let id = thread.as_deref().and_then(|path| path.file_name()).map(|name| name.to_os_string());
-    let words = ["-p", "-c", &core.to_string()].map(str::to_string);
-    let pinned = id.and_then(|id| Command::new("taskset").args(words).arg(id).output().ok());
-    if !pinned.is_some_and(|output| output.status.success()) {
+    if sys::set_affinity(&[core]).is_err() {
         eprintln!("core {core}: cannot pin, figures will vary");
     }
 }

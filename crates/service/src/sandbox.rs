@@ -118,7 +118,7 @@ pub fn confine(cell: &Cell, channel: RawFd) -> Confinement {
         }
     };
     let core = cell.core.filter(|core| {
-        note(&format!("not tied to processor {core}"), privilege::pin_to_processor(*core))
+        note(&format!("not tied to processor {core}"), sys::set_affinity(&[*core as usize]))
     });
     note("core dumps", privilege::set_limit(libc::RLIMIT_CORE, 0, 0));
     if let Some((user, group)) = cell.user {

@@ -37,13 +37,8 @@ fn main() {
 }
 
 fn pin(core: usize) {
-    // SAFETY: a set of bits for the calling thread alone.
-    unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(core, &mut set);
-        if libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) != 0 {
-            eprintln!("core {core}: cannot pin, figures will vary");
-        }
+    if sys::set_affinity(&[core]).is_err() {
+        eprintln!("core {core}: cannot pin, figures will vary");
     }
 }
 

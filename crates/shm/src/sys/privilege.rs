@@ -6,7 +6,7 @@
 use core::sync::atomic::{AtomicI32, Ordering};
 use std::os::fd::RawFd;
 
-use super::{Errno, Fd, Result, syscall4, syscall6};
+use super::{CORES_MAX, Errno, Fd, Result, syscall4, syscall6};
 
 fn call(number: libc::c_long, a: usize, b: usize, c: usize) -> Result<()> {
     // SAFETY: private; callers in this file pass numbers, or pointers to live memory that the call
@@ -94,25 +94,13 @@ pub fn set_limit(resource: u32, soft: u64, hard: u64) -> Result<()> {
     unsafe { syscall4(libc::SYS_prlimit64, 0, resource as usize, at, 0) }.map(drop)
 }
 
-/// Processors that a mask can name.
-const PROCESSORS_MAX: usize = 1024;
-
 /// The processors that this thread may run on, in order.
 pub fn allowed_processors() -> Result<Vec<u32>> {
-    let mut mask = [0u64; PROCESSORS_MAX / 64];
+    let mut mask = [0u64; CORES_MAX / 64];
     let at = mask.as_mut_ptr() as usize;
     call(libc::SYS_sched_getaffinity, 0, core::mem::size_of_val(&mask), at)?;
     let is_set = |index: &u32| mask[*index as usize / 64] >> (index % 64) & 1 != 0;
-    Ok((0..PROCESSORS_MAX as u32).filter(is_set).collect())
-}
-
-/// Runs on one processor alone from now on.
-pub fn pin_to_processor(processor: u32) -> Result<()> {
-    let mut mask = [0u64; PROCESSORS_MAX / 64];
-    let word = mask.get_mut(processor as usize / 64).ok_or(Errno::EINVAL)?;
-    *word = 1 << (processor % 64);
-    let at = mask.as_ptr() as usize;
-    call(libc::SYS_sched_setaffinity, 0, core::mem::size_of_val(&mask), at)
+    Ok((0..CORES_MAX as u32).filter(is_set).collect())
 }
 
 /// The process that started this one, or whoever has taken its place.
