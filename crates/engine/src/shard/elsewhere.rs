@@ -67,20 +67,14 @@ impl Shard {
         streams: &mut impl Streams,
     ) {
         self.now = now;
-        let reassembled = kind == ForwardKind::Reassembled;
         self.counters.count(Counter::PacketsTakenOver);
-        if reassembled {
+        let ingress = if kind == ForwardKind::Reassembled {
             self.counters.count(Counter::FramesReceived);
             self.counters.add(Counter::BytesReceived, packet.len() as u64);
+            Ingress::REASSEMBLED
         } else {
             self.counters.count(Counter::LoopbackPackets);
-        }
-        let ingress = Ingress {
-            wire: reassembled,
-            link_group: false,
-            checksum_valid: !reassembled,
-            reassembled,
-            segment_size: 0,
+            Ingress::OWN
         };
         let verdict = self.handle_ip(ingress, packet, streams);
         self.tally(verdict);

@@ -233,14 +233,7 @@ impl Shard {
             let Some(ours) = self.forward(ForwardKind::Reassembled, whole) else { return Ok(()) };
             whole = ours;
         }
-        let ingress = Ingress {
-            wire: true,
-            link_group: false,
-            checksum_valid: false,
-            reassembled: true,
-            segment_size: 0,
-        };
-        self.handle_ipv6(ingress, &whole, streams)
+        self.handle_ipv6(Ingress::REASSEMBLED, &whole, streams)
     }
 }
 

@@ -33,6 +33,26 @@ pub(super) struct Ingress {
     pub segment_size: u16,
 }
 
+impl Ingress {
+    /// A packet of ours to ourselves.
+    pub const OWN: Ingress = Ingress {
+        wire: false,
+        link_group: false,
+        checksum_valid: true,
+        reassembled: false,
+        segment_size: 0,
+    };
+
+    /// A packet whose fragments came from outside.
+    pub const REASSEMBLED: Ingress = Ingress {
+        wire: true,
+        link_group: false,
+        checksum_valid: false,
+        reassembled: true,
+        segment_size: 0,
+    };
+}
+
 /// An IP packet that is for us.
 #[derive(Copy, Clone, Debug)]
 pub(super) struct IpPacket<'a> {
@@ -78,14 +98,7 @@ impl Shard {
     /// A packet of ours to ourselves.
     pub(super) fn handle_own_packet(&mut self, packet: &[u8], streams: &mut impl Streams) {
         self.counters.count(Counter::LoopbackPackets);
-        let ingress = Ingress {
-            wire: false,
-            link_group: false,
-            checksum_valid: true,
-            reassembled: false,
-            segment_size: 0,
-        };
-        let verdict = self.handle_ip(ingress, packet, streams);
+        let verdict = self.handle_ip(Ingress::OWN, packet, streams);
         self.tally(verdict);
     }
 
