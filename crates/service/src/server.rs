@@ -274,9 +274,7 @@ impl<P: Port> Server<P> {
         now: Instant,
         foundation: Foundation,
     ) -> Result<Self, Error> {
-        let number = foundation.roles.own().number;
-        let plan = foundation.roles.plan();
-        let switching = Switching::of(plan, config.steer, &foundation.secret, number);
+        let switching = Switching::of(&foundation.roles, config.steer, &foundation.secret);
         let ports = Ports::new(foundation.seed.rotate_left(17));
         let shard = make_shard(config, &port, now, &foundation, switching.steered)?;
         let roles = foundation.roles;

@@ -32,6 +32,7 @@ use haypile_shm::record_ring::Record;
 use crate::frame_peers::{FramePeers, PushFrame};
 use crate::link_server::{BURST, LinkServer};
 use crate::plan::{Component, Plan};
+use crate::roles::Roles;
 
 /// The longest record: a packet of 64 KiB with its Ethernet header and a VLAN tag.
 const RECORD_MAX: usize = 65_535 + 18;
@@ -53,22 +54,16 @@ pub struct Members {
 }
 
 impl Members {
-    /// A plan as process `number` sees it. `None` where nothing has to be switched: the only
-    /// transport server has the link, or this is a connection manager alone.
-    pub fn of(plan: &Plan, number: u16) -> Option<Members> {
-        let servers = plan.servers();
-        let own = servers.get(usize::from(number))?;
-        let mut transports: Vec<(u16, u16)> =
-            servers.iter().filter_map(|one| Some((one.transport?, one.number))).collect();
-        transports.sort_unstable();
-        let link = own.transport.map(|transport| plan.link_of(transport));
-        let sender = servers.iter().find(|one| one.link.is_some() && one.link == link);
-        let sends_over = sender.map(|one| one.number).filter(|process| *process != number);
+    /// As one server sees it. `None` where nothing has to be switched: the only transport server has
+    /// the link, or this is a connection manager alone.
+    pub fn of(roles: &Roles) -> Option<Members> {
+        let transports = 0..roles.transport_count();
+        let sender = roles.transport().and_then(|own| roles.process_of_link(roles.link_of(own)));
         let members = Members {
-            own: own.transport,
-            has_link: own.link.is_some(),
-            transports: transports.into_iter().map(|(_, process)| process).collect(),
-            sends_over,
+            own: roles.transport(),
+            has_link: roles.link().is_some(),
+            transports: transports.filter_map(|one| roles.process_of_transport(one)).collect(),
+            sends_over: sender.filter(|process| *process != roles.own().number),
         };
         let alone = members.transports.len() == 1 && members.own.is_some() && members.has_link;
         let stranger = members.own.is_none() && !members.has_link;
@@ -86,10 +81,10 @@ pub struct Switching {
 }
 
 impl Switching {
-    /// For process `number` of a plan. All servers of a service have the same `secret`.
-    pub fn of(plan: &Plan, rule: Rule, secret: &[u8; 32], number: u16) -> Switching {
-        let Some(members) = Members::of(plan, number) else { return Switching::default() };
-        let steering = Arc::new(steering_of(plan, rule, secret));
+    /// For one server. All servers of a service have the same `secret`.
+    pub fn of(roles: &Roles, rule: Rule, secret: &[u8; 32]) -> Switching {
+        let Some(members) = Members::of(roles) else { return Switching::default() };
+        let steering = Arc::new(steering_of(roles.plan(), rule, secret));
         let several = members.transports.len() > 1;
         let steered = members.own.filter(|_| several);
         let steered = steered.map(|server| Steered { server, steering: Arc::clone(&steering) });

@@ -21,7 +21,7 @@ const PORT: u16 = 80;
 
 #[test]
 fn members_follow_from_the_plan() {
-    let of = |plan: &str, number| Members::of(&plan.parse().unwrap(), number);
+    let of = |plan: &str, number| Members::of(&Roles::new(&plan.parse().unwrap(), number));
     assert_eq!(of("TS1LS1CM1", 0), None);
     assert_eq!(of("TS2+LS1+CM1", 3), None, "a manager alone");
     let both = of("TS2LS2CM1", 1).unwrap();
@@ -179,7 +179,7 @@ impl Service {
             let first_link = if spec.link == Some(0) { ours.take() } else { None };
             let port = first_link.unwrap_or_else(absent);
             let mut member = Member::new(port, shard("198.18.0.1", MAC, steered, offloads));
-            if let Some(members) = Members::of(&plan, spec.number) {
+            if let Some(members) = Members::of(&Roles::new(&plan, spec.number)) {
                 member.link.set_switch(Switch::new(members, Arc::clone(&steering)));
             }
             servers.push(member);
@@ -429,8 +429,8 @@ fn a_full_ring_is_a_counted_drop() {
 #[test]
 fn what_a_server_gets_follows_from_its_plan() {
     let of = |plan: &str, number| {
-        let plan = plan.parse().unwrap();
-        let Switching { steered, switch } = Switching::of(&plan, Rule::Hash, &[3; 32], number);
+        let roles = Roles::new(&plan.parse().unwrap(), number);
+        let Switching { steered, switch } = Switching::of(&roles, Rule::Hash, &[3; 32]);
         (steered.map(|steered| steered.server), switch.is_some())
     };
     assert_eq!(of("TS1LS1CM1", 0), (None, false));
