@@ -1,7 +1,7 @@
 //! Accepting: carries out what the connection manager decides, on the offer words of connections.
 //!
 //! The transport server's half of the speculative accept handshake. Called by `server` once a turn
-//! (`run_manager`), by `requests` for CLAIM and REFUSE, and through `peers` for what other servers
+//! (`run_manager`), by `requests` for CLAIM and REFUSE, and through `conversation` for what other servers
 //! say. Read `haypile_engine::control::connection_manager` first.
 
 use haypile_engine::control::connection_manager::ProcessId;

@@ -104,7 +104,8 @@ fn is_its_own(from: ServerNumber, message: &ToManager) -> bool {
     match *message {
         ToManager::ListenerOpened { server, .. }
         | ToManager::ListenerClosed { server, .. }
-        | ToManager::ServerGone { server } => server == from,
+        | ToManager::ServerGone { server }
+        | ToManager::Served { server, .. } => server == from,
         ToManager::Acceptor { process, .. }
         | ToManager::NotAcceptor { process, .. }
         | ToManager::ProcessDied { process } => process.home() == from,
@@ -114,7 +115,6 @@ fn is_its_own(from: ServerNumber, message: &ToManager) -> bool {
         | ToManager::Refused { connection }
         | ToManager::OfferFailed { connection }
         | ToManager::Gone { connection } => connection.server == from,
-        ToManager::Served { server, .. } => server == from,
     }
 }
 
@@ -159,7 +159,7 @@ impl Core {
         let from = self.rings.roles().servers()[usize::from(peer)];
         match message {
             Incoming::ToManager(message) => {
-                self.for_manager(now, from.transport.unwrap_or_default(), message);
+                self.for_manager(now, message);
             }
             Incoming::ToTransport(message) => self.from_manager(now, message),
             Incoming::BetweenManagers(message) => {
@@ -287,7 +287,7 @@ impl<P: Port> Server<P> {
             return;
         }
         if let Some(server) = gone.transport {
-            self.core.for_manager(now, server, ToManager::ServerGone { server });
+            self.core.for_manager(now, ToManager::ServerGone { server });
         }
         if let Some(manager) = gone.manager {
             self.core.manager.manager_gone(manager);

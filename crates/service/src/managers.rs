@@ -1,7 +1,7 @@
 //! To whom this server speaks of accepting: its own connection manager and transport server by a
 //! call, those of other servers by messages that wait here until somebody puts them on rings.
 //!
-//! Called by `accepting` and `transport_server`; whoever has rings (`peers`) takes the
+//! Called by `accepting` and `transport_server`; `conversation`, which has rings, takes the
 //! messages with [`Managers::poll_outgoing`] and brings those that arrive to [`Core::from_manager`],
 //! [`Core::for_manager`] and [`Core::between_managers`]. Read `haypile_engine::control::messages`.
 
@@ -46,8 +46,7 @@ impl Managers {
         Managers { server, manager: Some(0), managers, own: true, outgoing }
     }
 
-    /// One server of a plan. (One that owns no flows has a number
-    /// here that is nobody's.)
+    /// One server of a plan. (One that owns no flows has a number here that is nobody's.)
     pub fn of(plan: &Plan, spec: &ServerSpec) -> Managers {
         let managers = (0..plan.count(Component::Transport)).map(|one| plan.manager_of(one));
         let managers: Vec<ServerNumber> = managers.collect();
@@ -128,9 +127,9 @@ impl Core {
         self.carry_out(now, message);
     }
 
-    /// A message of another transport server to the connection manager in this server. The answers
-    /// go out with the next turn.
-    pub fn for_manager(&mut self, now: Instant, _from: ServerNumber, message: ToManager) {
+    /// A message of another transport server, about what is its own, to the connection manager in this
+    /// server. The answers go out with the next turn.
+    pub fn for_manager(&mut self, now: Instant, message: ToManager) {
         self.manager.handle(now, message);
     }
 

@@ -1,5 +1,5 @@
 //! The other servers of the plan, for messages: a ring each way to every server that this one talks
-//! to. Owned by `server::Core`; `peers` says what goes on them and hears what comes, `event_loop`
+//! to. Owned by `server::Core`; `conversation` says what goes on them and hears what comes, `event_loop`
 //! joins and leaves peers as the supervisor tells. Read `haypile_shm::peer` for the memory; frames
 //! are in `frame_peers`.
 //!
