@@ -15,13 +15,18 @@ use siphasher::sip::SipHasher24;
 use crate::tcp::SeqNumber;
 use crate::time::Instant;
 
-/// What a hash is for: the same addresses give unrelated values for different purposes.
+/// What a hash is for: the same words give unrelated values for different purposes. All purposes of both keys
+/// stand here, as whoever hashes begins with one.
 const FOR_SEQUENCE: u8 = 1;
 const FOR_TIMESTAMPS: u8 = 2;
 const FOR_PORT_OFFSET: u8 = 3;
 const FOR_PORT_COUNTER: u8 = 4;
 const FOR_NUMBERS: u8 = 5;
 const FOR_COOKIES: u8 = 6;
+pub(crate) const FOR_PROCESS_NAMES: u8 = 7;
+pub(crate) const FOR_PLACEHOLDERS: u8 = 8;
+pub(crate) const FOR_GROUPS: u8 = 9;
+pub(crate) const FOR_LISTENER_NUMBERS: u8 = 10;
 
 /// The secret of a shard.
 #[derive(Debug)]
@@ -35,10 +40,9 @@ pub struct Keys {
 impl Keys {
     /// Divides the secret into its two keys.
     pub fn new(secret: &[u8; 32]) -> Keys {
-        let mut keys = Keys { sequence: [0; 16], choice: [0; 16], drawn: 0 };
-        keys.sequence.copy_from_slice(&secret[..16]);
-        keys.choice.copy_from_slice(&secret[16..]);
-        keys
+        let mut sequence = [0; 16];
+        sequence.copy_from_slice(&secret[..16]);
+        Keys { sequence, choice: choice_key(secret), drawn: 0 }
     }
 
     /// RFC 6528 section 3: a clock of 4 us plus a keyed hash of the connection's addresses.
@@ -93,6 +97,13 @@ impl Keys {
         let counter = keyed(&self.choice, FOR_PORT_COUNTER, local, remote);
         (offset as u32, counter as u32)
     }
+}
+
+/// The half of a service's secret by which everything but sequence numbers is chosen, named and spread.
+pub(crate) fn choice_key(secret: &[u8; 32]) -> [u8; 16] {
+    let mut key = [0; 16];
+    key.copy_from_slice(&secret[16..]);
+    key
 }
 
 fn keyed(key: &[u8; 16], purpose: u8, local: SocketAddr, remote: SocketAddr) -> u64 {

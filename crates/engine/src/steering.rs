@@ -23,6 +23,7 @@ use std::net::{IpAddr, SocketAddr};
 use siphasher::sip::SipHasher24;
 
 use crate::control::names::ServerNumber;
+use crate::keys::choice_key;
 use frames::*;
 
 /// Number of buckets.
@@ -137,9 +138,7 @@ impl Steering {
 
     /// The key that belongs to the secret of a service; the same in all its servers.
     pub fn key_of(secret: &[u8; 32]) -> u64 {
-        let mut key = [0; 16];
-        key.copy_from_slice(&secret[16..]);
-        SipHasher24::new_with_key(&key).hash(b"steering")
+        SipHasher24::new_with_key(&choice_key(secret)).hash(b"steering")
     }
 
     /// The same spread with other numbers, such as those of the queues from which the servers get

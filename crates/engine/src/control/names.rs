@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use siphasher::sip::SipHasher24;
 
-use crate::keys::address_bits;
+use crate::keys::{FOR_GROUPS, FOR_LISTENER_NUMBERS, FOR_PLACEHOLDERS, address_bits, choice_key};
 use crate::socket_id::SocketId;
 
 /// A server that owns flows, counted over the transport servers of the plan from 0.
@@ -65,22 +65,15 @@ pub struct ListenerNames {
     key: [u8; 16],
 }
 
-/// What a hash is for.
-const FOR_COOKIE: u8 = 1;
-const FOR_GROUP: u8 = 2;
-const FOR_NUMBER: u8 = 3;
-
 impl ListenerNames {
     /// From the secret of the service.
     pub fn new(secret: &[u8; 32]) -> ListenerNames {
-        let mut key = [0; 16];
-        key.copy_from_slice(&secret[16..]);
-        ListenerNames { key }
+        ListenerNames { key: choice_key(secret) }
     }
 
     /// The listener with this placeholder in the trust domain of this token.
     pub fn of_cookie(&self, domain: &[u8; 16], cookie: u64) -> ListenerName {
-        self.hash(FOR_COOKIE, domain, &cookie.to_le_bytes())
+        self.hash(FOR_PLACEHOLDERS, domain, &cookie.to_le_bytes())
     }
 
     /// The accept queue of all listeners of the domain that share this address.
@@ -88,7 +81,7 @@ impl ListenerNames {
         let mut bytes = [0; 18];
         bytes[..16].copy_from_slice(&address_bits(address.ip()).to_le_bytes());
         bytes[16..].copy_from_slice(&address.port().to_le_bytes());
-        self.hash(FOR_GROUP, domain, &bytes)
+        self.hash(FOR_GROUPS, domain, &bytes)
     }
 
     /// A listener whose placeholder nobody has named: known by its number at one server only.
@@ -96,7 +89,7 @@ impl ListenerNames {
         let mut bytes = [0; 10];
         bytes[..8].copy_from_slice(&number.to_le_bytes());
         bytes[8..].copy_from_slice(&server.to_le_bytes());
-        self.hash(FOR_NUMBER, domain, &bytes)
+        self.hash(FOR_LISTENER_NUMBERS, domain, &bytes)
     }
 
     fn hash(&self, purpose: u8, domain: &[u8; 16], bytes: &[u8]) -> ListenerName {

@@ -7,9 +7,7 @@ use core::hash::Hasher;
 use siphasher::sip::SipHasher24;
 
 use super::names::ProcessName;
-
-/// The same words give unrelated values for different purposes.
-const FOR_NAMES: u8 = 6;
+use crate::keys::{FOR_PROCESS_NAMES, choice_key};
 
 /// Makes and checks proofs of names.
 #[derive(Clone)]
@@ -20,15 +18,13 @@ pub struct Proofs {
 impl Proofs {
     /// Under the secret of a service.
     pub fn new(secret: &[u8; 32]) -> Proofs {
-        let mut key = [0; 16];
-        key.copy_from_slice(&secret[16..]);
-        Proofs { key }
+        Proofs { key: choice_key(secret) }
     }
 
     /// What the process `pid` shows with the name.
     pub fn of(&self, name: ProcessName, pid: i32) -> u64 {
         let mut hasher = SipHasher24::new_with_key(&self.key);
-        hasher.write_u8(FOR_NAMES);
+        hasher.write_u8(FOR_PROCESS_NAMES);
         hasher.write(&name.word().to_be_bytes());
         hasher.write(&pid.to_be_bytes());
         hasher.finish()

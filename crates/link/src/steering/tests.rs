@@ -63,10 +63,10 @@ impl Sample {
     fn frame(&self, quoted: Option<&Sample>) -> Vec<u8> {
         let mut frame = vec![7; 12];
         for tag in 0..self.tags {
-            frame.extend((TYPES_VLAN[tag % 2] as u16).to_be_bytes());
+            frame.extend(TYPES_VLAN[tag % 2].to_be_bytes());
             frame.extend([0, 5]);
         }
-        frame.extend((if self.v6 { TYPE_IPV6 } else { TYPE_IPV4 } as u16).to_be_bytes());
+        frame.extend((if self.v6 { TYPE_IPV6 } else { TYPE_IPV4 }).to_be_bytes());
         let payload = match quoted {
             None => self.transport(),
             Some(quoted) => {
