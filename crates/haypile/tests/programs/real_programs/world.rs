@@ -196,7 +196,7 @@ impl<'a> World<'a> {
         wait_until(&format!("a server listens at port {port}"), LIMIT, || {
             server.assert_alive();
             let listens = match place {
-                Place::Kernel => kernel_listens(port),
+                Place::Kernel => inspect::kernel_listens(port),
                 _ => service_listens(self.stage, place, port),
             };
             listens.then_some(())
@@ -285,19 +285,5 @@ fn service_listens(stage: &Stage, place: Place, port: u16) -> bool {
     told["sockets"].as_array().into_iter().flatten().any(|socket| {
         let local = socket["local"].as_str().unwrap_or_default();
         inspect::state(socket) == "LISTEN" && local.ends_with(&format!(":{port}"))
-    })
-}
-
-/// Whether somebody listens on a TCP port of the kernel's stack in this namespace.
-fn kernel_listens(port: u16) -> bool {
-    const LISTEN: &str = "0A";
-    let wanted = format!(":{port:04X}");
-    ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"].iter().any(|table| {
-        let text = fs::read_to_string(table).unwrap_or_default();
-        text.lines().any(|line| {
-            let fields: Vec<&str> = line.split_whitespace().collect();
-            matches!(fields[..], [_, local, _, state, ..]
-                if state == LISTEN && local.ends_with(&wanted))
-        })
     })
 }

@@ -152,3 +152,17 @@ fn numbers(value: &Value) -> u64 {
         _ => 0,
     }
 }
+
+/// Whether somebody listens on a TCP port of the kernel's stack in this namespace.
+pub fn kernel_listens(port: u16) -> bool {
+    const LISTEN: &str = "0A";
+    let wanted = format!(":{port:04X}");
+    ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"].iter().any(|table| {
+        let text = fs::read_to_string(table).unwrap_or_default();
+        text.lines().any(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            matches!(fields[..], [_, local, _, state, ..]
+                if state == LISTEN && local.ends_with(&wanted))
+        })
+    })
+}
