@@ -9,8 +9,12 @@ use crate::error::SocketError;
 use crate::resolver::QueryId;
 use crate::socket_id::SocketId;
 
+/// Most bytes of a datagram's payload that an [`Event::DatagramError`] quotes: an ICMPv6 error is at
+/// most 1280 bytes long (RFC 4443 section 2.4 (c)), of which 48 and 48 are headers.
+pub const QUOTED_MAX: usize = 1184;
+
 /// One thing the owner of a shard has to know.
-#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Event {
     /// The handshake completed on a listener and nobody holds the connection yet. Always comes
     /// before any [`Event::Progress`] of that id.
@@ -62,6 +66,9 @@ pub enum Event {
         mtu: u32,
         /// Who sent the message; `None` when we found out ourselves.
         offender: Option<IpAddr>,
+        /// What the message quotes of the datagram's payload, at most [`QUOTED_MAX`] bytes; empty
+        /// unless the socket has `receive_errors`.
+        payload: Box<[u8]>,
     },
 }
 

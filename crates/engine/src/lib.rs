@@ -53,7 +53,7 @@ pub use drop_reason::DropReason;
 pub use error::{
     ConfigError, ConnectError, GroupError, ListenError, ParseCidrError, SendError, SocketError,
 };
-pub use event::{Event, Progress};
+pub use event::{Event, Progress, QUOTED_MAX};
 pub use limits::Limits;
 pub use network::{AddressState, AddressSummary, NetworkUpdate, Origin};
 pub use options::{Close, ListenOptions, SocketOption, SocketOptions};

@@ -19,7 +19,7 @@ use haypile_shm::DatagramHeader;
 use haypile_shm::datagram::RECORD_PAYLOAD_MAX;
 use haypile_shm::limits::FIFO_USABLE;
 use haypile_shm::messages::{
-    DatagramError, NOT_OURS, OptionReply, RouteAnswer, Shutdown, SocketKind, ready,
+    DatagramError, NOT_OURS, OPTION_BYTES, OptionReply, RouteAnswer, Shutdown, SocketKind, ready,
 };
 
 use crate::errno::{self, Refusal};
@@ -48,8 +48,10 @@ pub struct DatagramState {
     pub send_buffer: u64,
     /// Datagrams dropped because more than that waited.
     pub drops: u32,
-    /// Errors for `MSG_ERRQUEUE`.
-    pub errors: VecDeque<DatagramError>,
+    /// Errors for `MSG_ERRQUEUE`, with what they quote of the datagram's payload.
+    pub errors: VecDeque<(DatagramError, Box<[u8]>)>,
+    /// Serial number and payload of the one taken last.
+    taken: (u16, Box<[u8]>),
     /// Arrival times are wanted.
     timestamps: bool,
     /// Something was stored that is not published yet.
@@ -66,6 +68,7 @@ impl DatagramState {
             send_buffer: BUFFER_DEFAULT,
             drops: 0,
             errors: VecDeque::new(),
+            taken: Default::default(),
             timestamps: false,
             fresh: false,
             sending: false,
@@ -480,9 +483,11 @@ impl Core {
             remote,
             mtu,
             offender: None,
+            payload_len: 0,
+            serial: 0,
         });
         let queued = local.filter(|_| matches!(error, SendError::MessageTooLong { .. }));
-        self.raise(key, errno, queued);
+        self.raise(key, errno, queued.map(|entry| (entry, Box::default())));
     }
 
     /// ICMP has answered a datagram of this socket.
@@ -490,25 +495,22 @@ impl Core {
         &mut self,
         id: SocketId,
         error: SocketError,
-        remote: SocketAddr,
-        icmp: (u8, u8),
-        mtu: u32,
-        offender: Option<IpAddr>,
+        mut entry: DatagramError,
+        payload: Box<[u8]>,
     ) {
         let Some(key) = self.store.key_of(id) else { return };
         let errno = errno::of_socket_error(error);
-        let origin = match (offender, remote.is_ipv6()) {
+        entry.errno = errno as u8;
+        entry.origin = match (entry.offender, entry.remote.is_ipv6()) {
             (None, _) => ORIGIN_LOCAL,
             (_, false) => ORIGIN_ICMP,
             (_, true) => ORIGIN_ICMP6,
         };
-        let (kind, code) = icmp;
-        let entry = DatagramError { errno: errno as u8, origin, kind, code, remote, mtu, offender };
-        self.raise(key, errno, Some(entry));
+        self.raise(key, errno, Some((entry, payload)));
     }
 
     /// Leaves an error for the next call, and one in the queue if the socket keeps one.
-    fn raise(&mut self, key: Key, errno: i32, entry: Option<DatagramError>) {
+    fn raise(&mut self, key: Key, errno: i32, entry: Option<(DatagramError, Box<[u8]>)>) {
         let Some(socket) = self.store.sockets.get_mut(key) else { return };
         let (Some(stream), Some(state)) = (&mut socket.stream, &mut socket.datagram) else {
             return;
@@ -531,13 +533,36 @@ impl Core {
     pub(crate) fn take_datagram_error(&mut self, key: Key) -> Result<OptionReply, i32> {
         let socket = self.store.sockets.get_mut(key).ok_or(libc::EBADF)?;
         let state = socket.datagram.as_mut().ok_or(libc::EINVAL)?;
-        let entry = state.errors.pop_front().ok_or(libc::EAGAIN)?;
-        let next = state.errors.front().map_or(0, |next| i32::from(next.errno));
+        let (mut entry, payload) = state.errors.pop_front().ok_or(libc::EAGAIN)?;
+        let next = state.errors.front().map_or(0, |(next, _)| i32::from(next.errno));
+        entry.serial = state.taken.0.wrapping_add(1);
+        entry.payload_len = payload.len() as u16;
+        state.taken = (entry.serial, payload);
         if let Some(stream) = &mut socket.stream {
             stream.set_error(next);
         }
         socket.publish_status();
         Ok(OptionReply::value(&entry.encode()))
+    }
+
+    /// A part of what the error taken last quotes.
+    ///
+    /// # Errors
+    /// EAGAIN if another one was taken since.
+    pub(crate) fn datagram_error_payload(
+        &self,
+        key: Key,
+        serial: u16,
+        part: u16,
+    ) -> Result<OptionReply, i32> {
+        let socket = self.store.sockets.get(key).ok_or(libc::EBADF)?;
+        let (taken, payload) = &socket.datagram.as_ref().ok_or(libc::EINVAL)?.taken;
+        if *taken != serial {
+            return Err(libc::EAGAIN);
+        }
+        let start = (usize::from(part) * OPTION_BYTES).min(payload.len());
+        let end = (start + OPTION_BYTES).min(payload.len());
+        Ok(OptionReply::value(&payload[start..end]))
     }
 
     // --- the end -------------------------------------------------------------------------------

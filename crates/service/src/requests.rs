@@ -97,6 +97,11 @@ impl Core {
                 let answer = key.map_or(Err(libc::EBADF), |key| self.take_datagram_error(key));
                 self.reply_option(process, reply, answer);
             }
+            RequestBody::DatagramErrorPayload { serial, part } => {
+                let answer = key
+                    .map_or(Err(libc::EBADF), |key| self.datagram_error_payload(key, serial, part));
+                self.reply_option(process, reply, answer);
+            }
             RequestBody::Group { join, group, interface } => {
                 let errno = key
                     .map_or(libc::EBADF, |key| self.change_group(now, key, join, group, interface));
@@ -145,7 +150,8 @@ impl Core {
         match body {
             RequestBody::GetOption { .. }
             | RequestBody::TcpInfo { .. }
-            | RequestBody::TakeDatagramError => {
+            | RequestBody::TakeDatagramError
+            | RequestBody::DatagramErrorPayload { .. } => {
                 self.reply_option(process, reply, Err(libc::EBADF));
             }
             _ => self.reply(process, reply, &SocketReply::failure(libc::EBADF)),

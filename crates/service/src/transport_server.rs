@@ -7,7 +7,7 @@
 
 use haypile_engine::limits::{SEND_BUFFER_DEFAULT, SEND_BUFFER_MAX};
 use haypile_engine::{Close, Event, Instant, Progress, SocketId, SocketOptions};
-use haypile_shm::messages::{Shutdown, SocketKind, ready};
+use haypile_shm::messages::{DatagramError, Shutdown, SocketKind, ready};
 
 use crate::errno;
 use crate::server::Core;
@@ -45,9 +45,20 @@ impl Core {
                     icmp_code,
                     mtu,
                     offender,
+                    payload,
                 }) => {
-                    let icmp = (icmp_type, icmp_code);
-                    self.datagram_error(id, error, remote, icmp, mtu, offender);
+                    let entry = DatagramError {
+                        errno: 0,
+                        origin: 0,
+                        kind: icmp_type,
+                        code: icmp_code,
+                        remote,
+                        mtu,
+                        offender,
+                        payload_len: 0,
+                        serial: 0,
+                    };
+                    self.datagram_error(id, error, entry, payload);
                 }
                 None => return count,
             }

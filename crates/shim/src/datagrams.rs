@@ -82,7 +82,8 @@ pub unsafe fn send_message(
 fn told(received: &Received, flags: c_int) -> usize {
     match received {
         Received::Kernel(bytes) => *bytes,
-        Received::End | Received::Error(_) => 0,
+        Received::End => 0,
+        Received::Error(failure) => failure.copied,
         Received::Datagram(arrival) if flags & libc::MSG_TRUNC != 0 => arrival.len,
         Received::Datagram(arrival) => arrival.copied,
     }
@@ -156,7 +157,8 @@ pub unsafe fn receive_message(
             }
             Received::Error(failure) => {
                 let (used, truncated) = failure.control(room(message)?);
-                let flags = libc::MSG_ERRQUEUE | cut(truncated);
+                let short = if failure.is_short() { libc::MSG_TRUNC } else { 0 };
+                let flags = libc::MSG_ERRQUEUE | short | cut(truncated);
                 finish(message, Some(failure.remote), used, flags)?;
             }
         }

@@ -271,6 +271,11 @@ impl Arrival {
 }
 
 impl Failure {
+    /// There was no room for all of the payload.
+    pub fn is_short(&self) -> bool {
+        self.copied < self.error.payload_len.into()
+    }
+
     /// Writes the `sock_extended_err` and its offender into `out`: bytes used, and whether something
     /// did not fit.
     pub fn control(&self, out: &mut [u8]) -> (usize, bool) {

@@ -10,13 +10,14 @@ use std::os::fd::RawFd;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use haypile_shm::messages::{DatagramError, RequestBody};
+use haypile_shm::messages::{DatagramError, OPTION_BYTES, RequestBody};
 use haypile_shm::stream::{RecordRead, status};
 use haypile_shm::sys;
 use haypile_shm::{DatagramHeader, Errno};
 
 use super::World;
 use crate::addresses::{to_application, to_service};
+use crate::attach::Attachment;
 use crate::entry::{Pinned, flag};
 use crate::errno::{SERVICE_GONE, TO_KERNEL};
 use crate::memory::Record;
@@ -61,6 +62,8 @@ pub struct Arrival {
 pub struct Failure {
     /// Where the datagram went, as the socket shows addresses.
     pub remote: SocketAddr,
+    /// Bytes of the datagram's payload that were copied.
+    pub copied: usize,
     pub(crate) error: DatagramError,
     pub(crate) domain: i32,
 }
@@ -81,7 +84,7 @@ pub fn receive_from(
         return Err(TO_KERNEL);
     }
     if flags & libc::MSG_ERRQUEUE != 0 {
-        return take_error(&socket);
+        return take_error(&socket, out);
     }
     let blocking = flags & libc::MSG_DONTWAIT == 0 && !socket.has(flag::NONBLOCKING);
     let deadline_ns = match socket.receive_timeout_us.load(Ordering::Relaxed) {
@@ -217,7 +220,7 @@ fn wait_both(fd: RawFd, deadline_ns: Option<u64>, sleep: poll::Sleep<'_>) -> Res
 }
 
 /// `MSG_ERRQUEUE`
-fn take_error(socket: &Pinned) -> Result<Received, Errno> {
+fn take_error(socket: &Pinned, out: &mut [IoSliceMut<'_>]) -> Result<Received, Errno> {
     let queued = socket.stream().is_some_and(|one| one.status() & status::ERRORS != 0);
     let empty = if socket.world() == World::Both { TO_KERNEL } else { Errno::EAGAIN };
     if !queued {
@@ -232,7 +235,35 @@ fn take_error(socket: &Pinned) -> Result<Received, Errno> {
     let error = DatagramError::decode(reply.bytes()).map_err(|_| Errno::EPROTO)?;
     let domain = socket.domain();
     let remote = to_application(to_service(error.remote), domain);
-    Ok(Received::Error(Failure { remote, error, domain }))
+    let copied = take_payload(&attachment, (slot, generation), &error, out)?;
+    Ok(Received::Error(Failure { remote, copied, error, domain }))
+}
+
+/// What an error quotes of the datagram, as much as there is room for: bytes copied. None if
+/// another thread has taken an error since.
+fn take_payload(
+    attachment: &Attachment,
+    (slot, generation): (u32, u32),
+    error: &DatagramError,
+    out: &mut [IoSliceMut<'_>],
+) -> Result<usize, Errno> {
+    let wanted = out.iter().map(|slice| slice.len()).sum::<usize>().min(error.payload_len.into());
+    let mut payload = Vec::with_capacity(wanted);
+    for part in 0..wanted.div_ceil(OPTION_BYTES) as u16 {
+        let body = RequestBody::DatagramErrorPayload { serial: error.serial, part };
+        match attachment.ask_option(slot, generation, body) {
+            Ok(reply) => payload.extend_from_slice(reply.bytes()),
+            Err(Errno::EAGAIN) => return Ok(0),
+            Err(errno) => return Err(errno),
+        }
+    }
+    let mut left = &payload[..payload.len().min(wanted)];
+    for slice in out {
+        let (now, later) = left.split_at(left.len().min(slice.len()));
+        slice[..now.len()].copy_from_slice(now);
+        left = later;
+    }
+    Ok(payload.len().min(wanted))
 }
 
 /// `FIONREAD`: bytes of the next datagram.

@@ -581,6 +581,7 @@ impl State {
             | RequestBody::ConnectDatagram { .. }
             | RequestBody::Route { .. }
             | RequestBody::TakeDatagramError
+            | RequestBody::DatagramErrorPayload { .. }
             | RequestBody::Group { .. } => return Some(self.datagram_request(slot, &request.body)),
             RequestBody::Shared { cookie } => self.socket(slot).cookie = Some(cookie),
         }

@@ -144,8 +144,8 @@ impl Shard {
         error: Option<IcmpError>,
     ) -> Result<(), DropReason> {
         self.counters.count(Counter::IcmpErrorsReceived);
-        if let Some((local, remote)) = quoted_datagram(&packet.payload[ICMP_HEADER..]) {
-            return self.handle_datagram_error(packet, local, remote);
+        if let Some(datagram) = quoted_datagram(&packet.payload[ICMP_HEADER..]) {
+            return self.handle_datagram_error(packet, &datagram);
         }
         let error = error.ok_or(DropReason::IcmpUnknownType)?;
         let quote = &packet.payload[ICMP_HEADER..];
@@ -197,6 +197,8 @@ pub(super) struct Quote<'a> {
     pub remote: std::net::SocketAddr,
     /// The first eight bytes of the transport header (RFC 792 promises no more).
     pub transport: &'a [u8],
+    /// What is quoted behind them.
+    pub rest: &'a [u8],
 }
 
 /// Takes the start of a packet of ours apart; `None` for later fragments and what is no packet.
@@ -232,13 +234,14 @@ pub(super) fn quoted(packet: &[u8]) -> Option<Quote<'_>> {
         local: std::net::SocketAddr::new(source, read_u16(transport, 0)),
         remote: std::net::SocketAddr::new(destination, read_u16(transport, 2)),
         transport,
+        rest: packet.get(at + 8..)?,
     })
 }
 
 /// The flow, as we see it, and the sequence number of a TCP segment of ours, from the start of its
 /// packet.
 pub(super) fn quoted_segment(packet: &[u8]) -> Option<(FlowKey, SeqNumber)> {
-    let Quote { protocol, local, remote, transport } = quoted(packet)?;
+    let Quote { protocol, local, remote, transport, .. } = quoted(packet)?;
     let seq = SeqNumber::new(read_u32(transport, 4));
     (protocol == TCP).then_some((FlowKey::new(local, remote), seq))
 }

@@ -14,7 +14,7 @@ use crate::time_wait_table::Waiting;
 use crate::trace::TraceKind;
 
 /// An event that waits to be fetched.
-#[derive(Copy, Clone, Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum QueuedEvent {
     /// As it will be told.
     Ready(Event),

@@ -324,8 +324,8 @@ impl Shard {
         if let Some((key, seq)) = quoted_segment(&packet) {
             let error = IcmpError::Unreachable(Unreachable::Host);
             let _: bool = self.report_to_connection(&key, error, seq);
-        } else if let Some((local, remote)) = quoted_datagram(&packet) {
-            self.report_silent_neighbour(local, remote);
+        } else if let Some(datagram) = quoted_datagram(&packet) {
+            self.report_silent_neighbour(&datagram);
         }
         self.buffers.give(packet);
     }

@@ -5,7 +5,7 @@
 //! Linux's rule: a connected socket of errors that are final, one that asks for errors of all. Read
 //! first: RFC 1122 sections 3.2.2 and 4.1.3.3, RFC 4443 section 3, RFC 8899 section 4.6.1.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use super::Shard;
 use super::entry::Socket;
@@ -17,7 +17,7 @@ use crate::counters::Counter;
 use crate::datagram::PathMtu;
 use crate::drop_reason::DropReason;
 use crate::error::SocketError;
-use crate::event::Event;
+use crate::event::{Event, QUOTED_MAX};
 
 /// Least MTU believed of a router for IPv4 (Linux's `min_pmtu`), for IPv6 (RFC 8201 section 4).
 const MTU_MIN_V4: u32 = 552;
@@ -48,10 +48,9 @@ struct Report {
     offender: Option<IpAddr>,
 }
 
-/// Addresses and ports of a datagram of ours, from the start of its packet.
-pub(super) fn quoted_datagram(packet: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
-    let Quote { protocol, local, remote, .. } = quoted(packet)?;
-    (protocol == UDP).then_some((local, remote))
+/// A datagram of ours, from the start of its packet.
+pub(super) fn quoted_datagram(packet: &[u8]) -> Option<Quote<'_>> {
+    quoted(packet).filter(|quote| quote.protocol == UDP)
 }
 
 impl Shard {
@@ -59,8 +58,7 @@ impl Shard {
     pub(super) fn handle_datagram_error(
         &mut self,
         packet: &IpPacket<'_>,
-        local: SocketAddr,
-        remote: SocketAddr,
+        datagram: &Quote<'_>,
     ) -> Result<(), DropReason> {
         let [kind, code, ..] = *packet.payload else { return Err(DropReason::IcmpMalformed) };
         let word = read_u32(packet.payload, 4);
@@ -70,22 +68,22 @@ impl Shard {
             _ => 0,
         };
         let report = Report { kind, code, mtu, offender: Some(packet.source) };
-        self.report_to_datagram(local, remote, report)
+        self.report_to_datagram(datagram, report)
     }
 
     /// The neighbour that a datagram waited for did not answer.
-    pub(super) fn report_silent_neighbour(&mut self, local: SocketAddr, remote: SocketAddr) {
-        let (kind, code) = if remote.is_ipv4() { (3, 1) } else { (1, 3) };
+    pub(super) fn report_silent_neighbour(&mut self, datagram: &Quote<'_>) {
+        let (kind, code) = if datagram.remote.is_ipv4() { (3, 1) } else { (1, 3) };
         let report = Report { kind, code, mtu: 0, offender: None };
-        let _: Result<(), DropReason> = self.report_to_datagram(local, remote, report);
+        let _: Result<(), DropReason> = self.report_to_datagram(datagram, report);
     }
 
     fn report_to_datagram(
         &mut self,
-        local: SocketAddr,
-        remote: SocketAddr,
+        datagram: &Quote<'_>,
         report: Report,
     ) -> Result<(), DropReason> {
+        let Quote { local, remote, rest, .. } = *datagram;
         let id = self.datagrams.lookup(local, remote).ok_or(DropReason::IcmpErrorUnmatched)?;
         let socket = self.sockets.get(id).and_then(Socket::datagram);
         let options = socket.ok_or(DropReason::IcmpErrorUnmatched)?.options;
@@ -107,6 +105,7 @@ impl Shard {
         }
         if options.receive_errors || (connected && fatal) {
             self.counters.count(Counter::UdpErrorsReported);
+            let quoted = if options.receive_errors { rest } else { &[] };
             self.events.push_back(QueuedEvent::Ready(Event::DatagramError {
                 id,
                 error,
@@ -115,6 +114,7 @@ impl Shard {
                 icmp_code: report.code,
                 mtu: report.mtu,
                 offender: report.offender,
+                payload: quoted[..quoted.len().min(QUOTED_MAX)].into(),
             }));
         }
         Ok(())

@@ -170,6 +170,10 @@ pub struct DatagramError {
     pub mtu: u32,
     /// Who sent the error.
     pub offender: Option<IpAddr>,
+    /// Bytes of the datagram's payload that can be asked for (`DatagramErrorPayload`).
+    pub payload_len: u16,
+    /// Tells this error from the one taken after it.
+    pub serial: u16,
 }
 
 impl DatagramError {
@@ -180,16 +184,16 @@ impl DatagramError {
         bytes[4..8].copy_from_slice(&self.mtu.to_le_bytes());
         put_ip(Some(self.remote.ip()), &mut bytes[8..25]);
         put_ip(self.offender, &mut bytes[25..42]);
-        bytes[42..44].copy_from_slice(&self.remote.port().to_le_bytes());
+        for (at, field) in [(42, self.remote.port()), (44, self.payload_len), (46, self.serial)] {
+            bytes[at..at + 2].copy_from_slice(&field.to_le_bytes());
+        }
         bytes
     }
 
     /// From the value of an `OptionReply`.
     pub fn decode(bytes: &[u8]) -> Result<DatagramError, Malformed> {
         let bytes: &[u8; OPTION_BYTES] = bytes.try_into().map_err(|_| Malformed)?;
-        if bytes[44..] != [0; 4] {
-            return Err(Malformed);
-        }
+        let field = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
         let remote = take_ip(&bytes[8..25])?.ok_or(Malformed)?;
         Ok(DatagramError {
             errno: bytes[0],
@@ -197,8 +201,10 @@ impl DatagramError {
             kind: bytes[2],
             code: bytes[3],
             mtu: u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]),
-            remote: SocketAddr::new(remote, u16::from_le_bytes([bytes[42], bytes[43]])),
+            remote: SocketAddr::new(remote, field(42)),
             offender: take_ip(&bytes[25..42])?,
+            payload_len: field(44),
+            serial: field(46),
         })
     }
 }

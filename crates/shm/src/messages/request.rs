@@ -175,6 +175,14 @@ pub enum RequestBody {
     /// Sync: takes the oldest of the errors that wait on a datagram socket. The reply is an
     /// `OptionReply` with a `DatagramError`, or `EAGAIN`.
     TakeDatagramError,
+    /// Sync: reads a part of the payload of the error taken last. The reply is an `OptionReply`;
+    /// `EAGAIN` if another error was taken since.
+    DatagramErrorPayload {
+        /// The `serial` of the error.
+        serial: u16,
+        /// Which 48 bytes, counted from 0.
+        part: u16,
+    },
     /// Sync: joins or leaves a multicast group. The reply is a `SocketReply`.
     Group {
         /// Joins rather than leaves.
@@ -217,6 +225,7 @@ mod kind {
     pub const ROUTE: u16 = 23;
     pub const TAKE_DATAGRAM_ERROR: u16 = 24;
     pub const GROUP: u16 = 25;
+    pub const DATAGRAM_ERROR_PAYLOAD: u16 = 26;
 }
 
 fn flag(set: bool, bit: u16) -> u16 {
@@ -315,6 +324,10 @@ impl RequestBody {
                 (kind::ROUTE, 0, with_address(SocketAddr::new(remote, 0)))
             }
             RequestBody::TakeDatagramError => (kind::TAKE_DATAGRAM_ERROR, 0, none),
+            RequestBody::DatagramErrorPayload { serial, part } => {
+                let which = u64::from(serial) << 16 | u64::from(part);
+                (kind::DATAGRAM_ERROR_PAYLOAD, 0, one(which))
+            }
             RequestBody::Group { join, group, interface } => {
                 let [x, y, z] = address_words(Some(SocketAddr::new(group, 0)));
                 let [u, v, w] = address_words(Some(SocketAddr::new(interface, 0)));
@@ -379,6 +392,10 @@ impl RequestBody {
             },
             kind::ROUTE => RequestBody::Route { remote: address_of(body)?.ip() },
             kind::TAKE_DATAGRAM_ERROR => RequestBody::TakeDatagramError,
+            kind::DATAGRAM_ERROR_PAYLOAD => RequestBody::DatagramErrorPayload {
+                serial: small(body[0] >> 16)?,
+                part: body[0] as u16,
+            },
             kind::GROUP => RequestBody::Group {
                 join: a,
                 group: address_of(body)?.ip(),

@@ -32,6 +32,7 @@ fn every_request() -> Vec<RequestBody> {
         RequestBody::SetOption { option: 7, value: -3 },
         RequestBody::GetOption { option: u16::MAX },
         RequestBody::TcpInfo { part: 2 },
+        RequestBody::DatagramErrorPayload { serial: 0xffff, part: 24 },
         RequestBody::Watch { watcher: 5, mask: ready::ALL, one_shot: true },
         RequestBody::Unwatch { watcher: 127 },
         RequestBody::Drained { watcher: 0 },
@@ -55,7 +56,7 @@ fn every_request_survives() {
         assert_eq!(Request::decode(&message), Ok(request));
         kinds.insert(message[0] as u16);
     }
-    assert_eq!(kinds.len(), 25, "every kind is in the list");
+    assert_eq!(kinds.len(), 26, "every kind is in the list");
 }
 
 #[test]
@@ -84,6 +85,8 @@ fn events_and_replies_survive() {
         remote: "[2001:db8::1]:9".parse().unwrap(),
         mtu: 1280,
         offender: Some("198.18.0.1".parse().unwrap()),
+        payload_len: 548,
+        serial: 0xfffe,
     };
     for error in [error, DatagramError { offender: None, ..error }] {
         let reply = OptionReply::value(&error.encode());

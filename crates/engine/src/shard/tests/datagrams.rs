@@ -107,6 +107,10 @@ fn a_refused_datagram_is_told_to_whom_it_concerns() {
         let told = pair.hosts[0].datagram_errors();
         assert_eq!(told, [refused(ids[0]), refused(ids[1])], "{remote}");
         assert_eq!(pair.hosts[0].count(Counter::UdpErrorsReported), 2);
+        // The start of the datagram, for the one that asked.
+        let quoted = pair.hosts[0].quoted_payloads();
+        assert!(quoted[0].is_empty());
+        assert!(!quoted[1].is_empty() && pattern(3000).starts_with(&quoted[1]), "{quoted:?}");
     }
 }
 

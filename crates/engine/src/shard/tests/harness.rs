@@ -128,7 +128,7 @@ impl Host {
         let mut any = false;
         while let Some(event) = self.shard.poll_event() {
             any = true;
-            self.events.push(event);
+            self.events.push(event.clone());
             if let Event::Progress { id, progress } = event {
                 let _ = self.progress.insert(id, progress);
                 if !self.lazy && self.consumed.get(&id) != Some(&progress.rx_end) {
@@ -191,6 +191,15 @@ impl Host {
             _ => None,
         };
         self.events.iter().filter_map(error_of).collect()
+    }
+
+    /// What these errors quoted of the datagrams.
+    pub fn quoted_payloads(&self) -> Vec<Box<[u8]>> {
+        let payload_of = |event: &Event| match event {
+            Event::DatagramError { payload, .. } => Some(payload.clone()),
+            _ => None,
+        };
+        self.events.iter().filter_map(payload_of).collect()
     }
 
     /// The connections accepted so far.

@@ -345,12 +345,20 @@ def error_queue():
     wait(one, select.POLLERR)
     yield poll_now(one), answer(one.recv, 10), poll_now(one)
     data, control, flags, address = one.recvmsg(100, 200, socket.MSG_ERRQUEUE)
+    yield data
     yield flags & socket.MSG_ERRQUEUE != 0, address[:2] == there[:2], len(control)
     kind, value = control[0][:2], control[0][2]
     yield kind, struct.unpack("=IBBBBII", value[:16]), len(value)
     offender = value[24:40] if V6 else value[20:24]
     yield socket.inet_ntop(FAMILY, offender) == ADDRESS
     yield poll_now(one), answer(one.recvmsg, 100, 200, socket.MSG_ERRQUEUE)
+    # What does not fit is cut; a long datagram is quoted in part.
+    sent = bytes(range(256)) * 4
+    for room in (0, 9, 2000):
+        one.sendto(sent, there)
+        wait(one, select.POLLERR)
+        data, control, flags, address = one.recvmsg(room, 200, socket.MSG_ERRQUEUE)
+        yield data == sent[:len(data)], len(data), flags & socket.MSG_TRUNC != 0
     one.close()
 
 
