@@ -110,9 +110,10 @@ impl Attachment {
     }
 
     /// How long a blocking call spins before it sleeps, in nanoseconds, by how long waits like it
-    /// take; `None` where spinning makes no sense.
+    /// take; `None` where spinning makes no sense: nobody else runs, or the service is to run here.
     pub(crate) fn patience_ns(&self, gaps: &Gaps) -> Option<u64> {
-        (self.spin_us > 0).then(|| gaps.patience_ns(u64::from(self.spin_us) * 1000))
+        let spins = self.spin_us > 0 && !self.channel().sender().is_beside_service();
+        spins.then(|| gaps.patience_ns(u64::from(self.spin_us) * 1000))
     }
 
     /// The channel.
@@ -359,7 +360,8 @@ impl Attachment {
         }
         let request = Request::about(slot, generation, body);
         // A sleeping service is woken within some 30 us; a little longer than that is worth it.
-        let spin_us = self.spin_us.max(if self.spin_us > 0 { 50 } else { 0 });
+        let beside = self.spin_us == 0 || self.channel().sender().is_beside_service();
+        let spin_us = if beside { 0 } else { self.spin_us.max(50) };
         for _ in 0..200 {
             match self.channel().call(request, spin_us, || self.is_alive()) {
                 Ok(payload) => return Ok(payload),

@@ -8,6 +8,7 @@ use std::os::fd::RawFd;
 
 use haypile_shm::control::Received;
 use haypile_shm::messages::{ControlReply, ControlRequest};
+use haypile_shm::spin;
 use haypile_shm::sys::{self, Errno, Fd};
 use haypile_shm::{BUILD_VERSION, Doorbell, Message, PROTOCOL_VERSION};
 
@@ -303,7 +304,7 @@ impl Core {
         let welcome = ControlReply::Welcome {
             epoch: self.era.epoch,
             process_id: id,
-            spin_us: if crate::processes::processors() > 1 { SPIN_US } else { 0 },
+            spin_us: if spin::others_run() { SPIN_US } else { 0 },
             domain: token,
             server,
             servers,

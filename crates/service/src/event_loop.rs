@@ -16,7 +16,7 @@ use haypile_engine::Instant;
 use haypile_link::capture::{Capture, CaptureOptions};
 use haypile_link::port::Port;
 use haypile_shm::Doorbell;
-use haypile_shm::spin::{Gaps, Spinner};
+use haypile_shm::spin::{self, Gaps, Spinner};
 use haypile_shm::sys::{self, Errno, Fd, privilege};
 use serde_json::{Value, json};
 
@@ -24,7 +24,6 @@ use crate::control::{self, ControlSocket, Failure, Request};
 use crate::error::Error;
 use crate::inherited::Notice;
 use crate::poller::Token;
-use crate::processes;
 use crate::report::{Facts, SocketChoice};
 use crate::resolve::{Lookup, Resolved};
 use crate::server::Server;
@@ -141,10 +140,9 @@ impl<P: Port> Service<P> {
     /// # Errors
     /// When the link is of no more use.
     pub fn run(&mut self) -> Result<(), Error> {
-        let cores = processes::processors();
-        let floor_ns = if cores > 1 { SPIN_NS } else { 0 };
+        let spins = spin::others_run();
         let gaps = Gaps::new();
-        self.server.core.holds_writes = cores > 1;
+        self.server.core.holds_writes = spins;
         let mut idle: Option<Idle> = None;
         let mut turns_since_look = 0;
         loop {
@@ -167,8 +165,8 @@ impl<P: Port> Service<P> {
                 self.look(0)?;
             } else if !busy {
                 let idle = idle.get_or_insert_with(|| {
-                    let patience_ns = if cores > 1 { gaps.patience_ns(floor_ns) } else { 0 };
-                    Idle::new(end, patience_ns)
+                    self.server.core.status.set_core(sys::current_core());
+                    Idle::new(end, if spins { gaps.patience_ns(SPIN_NS) } else { 0 })
                 });
                 if !idle.spinner.rest() {
                     turns_since_look = 0;

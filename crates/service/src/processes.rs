@@ -340,12 +340,6 @@ impl Process {
     }
 }
 
-/// Processors of the machine that this process may use, as they were at the first call.
-pub fn processors() -> usize {
-    static COUNT: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
-    *COUNT.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
-}
-
 /// Name of a program, for display: up to the first 0 byte, and nothing that moves a cursor.
 pub fn program_name(bytes: &[u8]) -> String {
     let name = bytes.split(|byte| *byte == 0).next().unwrap_or_default();

@@ -14,6 +14,7 @@ use std::time::Duration;
 use haypile_link::capture::Capture;
 use haypile_link::port::Port;
 use haypile_shm::Doorbell;
+use haypile_shm::spin;
 use haypile_shm::sys::{self, Errno, Fd, PollFd, privilege};
 
 use crate::config::Config;
@@ -22,7 +23,6 @@ use crate::diag::Diag;
 use crate::error::Error;
 use crate::event_loop::{Ends, Service, now};
 use crate::links;
-use crate::processes;
 use crate::report::Facts;
 use crate::roles::Roles;
 use crate::sandbox;
@@ -43,8 +43,8 @@ const ABOVE_STANDARD: RawFd = 3;
 /// # Errors
 /// When its link goes, or its supervisor.
 pub fn run() -> Result<ExitCode, Error> {
-    // Counted before it is tied to one of them.
-    processes::processors();
+    // Found out before the filter forbids it.
+    spin::others_run();
     // Fails only for the leader of a group, which its starter did not make it.
     let _: Result<(), Errno> = sys::setsid();
     let channel = take_channel().map(Rc::new).map_err(|errno| {

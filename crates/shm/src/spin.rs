@@ -1,19 +1,22 @@
 //! How long a waiter spins before it sleeps, and how. Waking a sleeper on another core costs tens
 //! of microseconds, a polled word almost nothing; but a core that spins does nothing else.
 //!
-//! Two rules. [`Gaps`]: whoever is usually called again soon spins for as long as that usually
-//! takes, everybody else for a moment only. [`Spinner`]: nobody spins on a core that others need.
-//! Whether they do is found out by offering it to them: whoever gets it back late has learnt it, and
-//! sleeps. So two who share a core do not spin against each other. Used by the service's loop and by
-//! every blocking call of an application.
+//! Three rules. [`others_run`]: nobody spins where only one processor runs, because what it waits
+//! for is done by that one. [`Gaps`]: whoever is usually called again soon spins for as long as that
+//! usually takes, everybody else for a moment only. [`Spinner`]: whoever spins offers the core to
+//! others, first of all and every few microseconds: to the program, above all, that was woken just
+//! before. So a service and a program that share a core hand it to each other in a microsecond, and
+//! the service hears of other cores without being woken. Used by the service's loop and by every
+//! blocking call of an application that runs on another core than its service.
 //!
-//! An offer is dear on a shared core: Linux (6.18) lets the offerer wait as if it had used its whole
-//! slice, some 3 ms, and the next time, too, if it sleeps meanwhile. Whoever offered at every wait
-//! got a five-hundredth of the core, and was starved for many seconds by one who never offers. So
-//! what was learnt is remembered for the core: nothing is offered again for a few milliseconds, and
-//! nobody spins on a shared core for a time that doubles while it stays shared.
+//! An offer is dear where somebody computes: Linux (6.18) lets the offerer wait as if it had used its
+//! whole slice, some 3 ms, and the next time, too, if it sleeps meanwhile. Whoever offered at every
+//! wait got a five-hundredth of the core, and was starved for many seconds by one who never offers.
+//! So an offer that cost that much is remembered for the core: nobody spins there, or offers it, for
+//! a time that doubles while that goes on.
 
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::OnceLock;
 
 use crate::sys;
 
@@ -70,27 +73,24 @@ impl Gaps {
 
 /// Pauses of the processor between two looks.
 const PAUSES: u32 = 8;
-/// The core is not offered to others before this time of a spin, in nanoseconds.
-const OFFER_AFTER_NS: u64 = 2_000;
-/// Whoever gets the core back later than this, in nanoseconds, shares it.
-const SHARED_AFTER_NS: u64 = 5_000;
+/// The core is offered to others this often, in nanoseconds.
+const OFFER_EVERY_NS: u64 = 2_000;
+/// Whoever gets the core back later than this, in nanoseconds, shares it with one that computes:
+/// less than the least slice of Linux, more than a program needs for what a service had for it.
+const LOST_NS: u64 = 500_000;
 
-/// A core that nobody wanted is not offered again for this long, in nanoseconds.
-const FREE_FOR_NS: u64 = 4_000_000;
-/// The first time that nobody spins on a core found shared, and the longest, in nanoseconds.
-const SHARED_FIRST_NS: u64 = 8_000_000;
-const SHARED_LONGEST_NS: u64 = 256_000_000;
+/// For how long nobody spins on such a core the first time, and at most, in nanoseconds.
+const LEFT_FIRST_NS: u64 = 8_000_000;
+const LEFT_LONGEST_NS: u64 = 256_000_000;
 
 /// What is known of a core. Threads may write at the same time: a lost update only makes it follow
 /// later.
 #[derive(Debug)]
 struct Core {
-    /// It is not offered until then, on the monotonic clock.
-    known_until_ns: AtomicU64,
-    /// For how long nobody spun there when it was last found shared; less since it was found free.
-    shared_for_ns: AtomicU64,
-    /// Whether it is shared, as far as known.
-    shared: AtomicBool,
+    /// Nobody spins there until then, on the monotonic clock.
+    left_until_ns: AtomicU64,
+    /// For how long it was left the last time.
+    left_for_ns: AtomicU64,
 }
 
 /// Cores; those whose numbers are equal modulo the length share a place.
@@ -98,11 +98,7 @@ static CORES: [Core; 256] = [const { Core::new() }; 256];
 
 impl Core {
     const fn new() -> Core {
-        Core {
-            known_until_ns: AtomicU64::new(0),
-            shared_for_ns: AtomicU64::new(0),
-            shared: AtomicBool::new(false),
-        }
+        Core { left_until_ns: AtomicU64::new(0), left_for_ns: AtomicU64::new(0) }
     }
 
     /// The one that the caller runs on, if that can be told.
@@ -110,28 +106,37 @@ impl Core {
         sys::current_core().map(|number| &CORES[number as usize % CORES.len()])
     }
 
-    fn known_until_ns(&self) -> u64 {
-        self.known_until_ns.load(Ordering::Relaxed)
+    fn is_left(&self, now_ns: u64) -> bool {
+        now_ns < self.left_until_ns.load(Ordering::Relaxed)
     }
 
-    fn is_shared(&self, now_ns: u64) -> bool {
-        self.shared.load(Ordering::Relaxed) && now_ns < self.known_until_ns()
+    /// An offer that ended at `now_ns` cost the offerer a slice.
+    fn lost(&self, now_ns: u64) {
+        let before_ns = self.left_for_ns.load(Ordering::Relaxed);
+        let free_ns = now_ns.saturating_sub(self.left_until_ns.load(Ordering::Relaxed));
+        // Forgotten in four times the time it took to learn.
+        let known_ns = before_ns.saturating_sub(free_ns / 4);
+        let for_ns = (known_ns * 2).clamp(LEFT_FIRST_NS, LEFT_LONGEST_NS);
+        self.left_for_ns.store(for_ns, Ordering::Relaxed);
+        self.left_until_ns.store(now_ns + for_ns, Ordering::Relaxed);
     }
+}
 
-    /// An offer that ended at `now_ns` was taken, or not.
-    fn note(&self, now_ns: u64, taken: bool) {
-        let before_ns = self.shared_for_ns.load(Ordering::Relaxed);
-        let (until_ns, for_ns) = if taken {
-            let for_ns = (before_ns * 2).clamp(SHARED_FIRST_NS, SHARED_LONGEST_NS);
-            (now_ns + for_ns, for_ns)
-        } else {
-            // Less than what one that is taken adds: half of them taken is shared.
-            (now_ns + FREE_FOR_NS, before_ns / 4 * 3)
-        };
-        self.shared_for_ns.store(for_ns, Ordering::Relaxed);
-        self.shared.store(taken, Ordering::Relaxed);
-        self.known_until_ns.store(until_ns, Ordering::Relaxed);
-    }
+/// Whether anybody can do something while the caller spins: another processor runs, and the caller
+/// is not held to the time of one (`cpu.max` of cgroups). That it may use only one itself is no
+/// reason not to spin there.
+pub fn others_run() -> bool {
+    static OTHERS: OnceLock<bool> = OnceLock::new();
+    *OTHERS.get_or_init(|| {
+        let allowed = sys::privilege::allowed_processors().map_or(1, |cores| cores.len());
+        let usable = std::thread::available_parallelism().map_or(1, usize::from);
+        is_worth_it(sys::processors_online(), allowed, usable)
+    })
+}
+
+/// Of so many processors that run and that the caller is allowed, it may use the time of so many.
+fn is_worth_it(online: usize, allowed: usize, usable: usize) -> bool {
+    online > 1 && (usable > 1 || allowed == 1)
 }
 
 /// One wait's spinning.
@@ -144,13 +149,12 @@ pub struct Spinner {
 
 impl Spinner {
     /// Spins from `now_ns` on the monotonic clock for up to `patience_ns` nanoseconds; not at all on
-    /// a core that others were lately found to need.
+    /// a core where somebody computes.
     pub fn new(now_ns: u64, patience_ns: u64) -> Spinner {
         let core = if patience_ns > 0 { Core::present() } else { None };
-        let shared = core.is_some_and(|core| core.is_shared(now_ns));
-        let end_ns = if shared { now_ns } else { now_ns.saturating_add(patience_ns) };
-        let offer_ns = core.map_or(u64::MAX, |core| core.known_until_ns());
-        Spinner { end_ns, offer_ns: offer_ns.max(now_ns + OFFER_AFTER_NS), now_ns }
+        let left = core.is_none_or(|core| core.is_left(now_ns));
+        let end_ns = if left { now_ns } else { now_ns.saturating_add(patience_ns) };
+        Spinner { end_ns, offer_ns: now_ns, now_ns }
     }
 
     /// Whether a time of the monotonic clock had come at the last rest.
@@ -169,18 +173,20 @@ impl Spinner {
         if now_ns >= self.end_ns {
             return false;
         }
-        if now_ns >= self.offer_ns {
-            let core = Core::present();
-            sys::sched_yield();
-            let back_ns = sys::clock_monotonic_ns();
-            let taken = is_late(now_ns, back_ns);
-            if let Some(core) = core {
-                core.note(back_ns, taken);
-            }
-            self.offer_ns = back_ns + FREE_FOR_NS;
-            return !taken;
+        if now_ns < self.offer_ns {
+            return true;
         }
-        true
+        let core = Core::present();
+        sys::sched_yield();
+        let back_ns = sys::clock_monotonic_ns();
+        self.offer_ns = back_ns + OFFER_EVERY_NS;
+        if !is_lost(now_ns, back_ns) {
+            return true;
+        }
+        if let Some(core) = core {
+            core.lost(back_ns);
+        }
+        false
     }
 
     /// Spins until `done` or until it is enough; whether it is done.
@@ -196,9 +202,9 @@ impl Spinner {
     }
 }
 
-/// Whether a core that was offered at `from_ns` and was back at `to_ns` was used meanwhile.
-fn is_late(from_ns: u64, to_ns: u64) -> bool {
-    to_ns - from_ns >= SHARED_AFTER_NS
+/// Whether the time from `from_ns` to `to_ns`, for which a core was given away, was lost.
+fn is_lost(from_ns: u64, to_ns: u64) -> bool {
+    to_ns - from_ns >= LOST_NS
 }
 
 #[cfg(all(test, not(loom)))]
@@ -237,41 +243,50 @@ mod tests {
     }
 
     #[test]
-    fn a_shared_core_is_left_alone_longer_and_longer() {
-        assert!(!is_late(10_000, 10_300) && is_late(20_000, 20_000 + SHARED_AFTER_NS));
+    fn a_core_on_which_somebody_computes_is_left_longer_and_longer() {
         let core = Core::new();
-        assert!(!core.is_shared(0) && core.known_until_ns() == 0);
+        assert!(!core.is_left(0));
         let mut now_ns = 1;
         for wanted_ms in [8, 16, 32, 64, 128, 256, 256] {
-            core.note(now_ns, true);
-            assert!(core.is_shared(now_ns + wanted_ms * 1_000_000 - 1), "{wanted_ms}");
+            core.lost(now_ns);
+            assert!(core.is_left(now_ns + wanted_ms * 1_000_000 - 1), "{wanted_ms}");
             now_ns += wanted_ms * 1_000_000;
-            assert!(!core.is_shared(now_ns) && core.known_until_ns() == now_ns, "{wanted_ms}");
+            assert!(!core.is_left(now_ns), "{wanted_ms}");
         }
-        // One offer that nobody takes: it is used, and hardly forgotten.
-        core.note(now_ns, false);
-        assert!(!core.is_shared(now_ns) && core.known_until_ns() == now_ns + FREE_FOR_NS);
-        core.note(now_ns, true);
-        assert!(core.is_shared(now_ns + SHARED_LONGEST_NS - 1));
-        // Nobody wants it any more.
-        for _ in 0..64 {
-            core.note(now_ns, false);
-        }
-        core.note(now_ns, true);
-        assert!(!core.is_shared(now_ns + SHARED_FIRST_NS));
+        // A tenth of a second without a loss is little, ten seconds are enough.
+        core.lost(now_ns + 100_000_000);
+        assert!(core.is_left(now_ns + 100_000_000 + LEFT_LONGEST_NS - 1));
+        core.lost(now_ns + 10_000_000_000);
+        assert!(!core.is_left(now_ns + 10_000_000_000 + LEFT_FIRST_NS));
     }
 
     #[test]
-    fn offers_take_little_of_a_shared_core() {
-        let core = Core::new();
-        let (mut now_ns, mut offers) = (0, 0);
+    fn offers_take_little_of_a_core_on_which_somebody_computes() {
+        let (core, slice_ns) = (Core::new(), 4_000_000);
+        let (mut now_ns, mut given_ns) = (0, 0);
         while now_ns < 10_000_000_000 {
-            // Every third offer finds nobody.
-            core.note(now_ns, offers % 3 != 2);
-            offers += 1;
-            now_ns = core.known_until_ns();
+            if core.is_left(now_ns) {
+                now_ns = core.left_until_ns.load(Ordering::Relaxed);
+                continue;
+            }
+            given_ns += slice_ns;
+            now_ns += slice_ns;
+            core.lost(now_ns);
         }
-        assert!(offers < 100, "{offers} slices of 3 ms given away in 10 s");
+        assert!(given_ns < 250_000_000, "{given_ns} ns of 10 s given away");
+    }
+
+    #[test]
+    fn a_program_that_answers_soon_costs_nothing() {
+        assert!(!is_lost(10_000, 10_300) && !is_lost(10_000, 110_000));
+        assert!(is_lost(20_000, 20_000 + LOST_NS));
+    }
+
+    #[test]
+    fn whoever_has_a_core_of_its_own_spins_there() {
+        assert!(is_worth_it(4, 4, 4) && is_worth_it(4, 1, 1) && is_worth_it(2, 2, 2));
+        assert!(!is_worth_it(1, 1, 1), "nobody else runs");
+        assert!(!is_worth_it(8, 8, 1), "its time is that of one");
     }
 
     #[test]

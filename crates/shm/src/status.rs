@@ -1,5 +1,5 @@
 //! The status segment: a few words about the service as a whole, which every application maps
-//! read-only. Today: whether the service sleeps.
+//! read-only: whether the service sleeps, and the core it runs on.
 
 use core::sync::atomic::{AtomicU32, Ordering};
 use std::os::fd::RawFd;
@@ -17,6 +17,8 @@ pub const STATUS_SIZE: usize = 4096;
 struct StatusLayout {
     sleeps: AtomicU32,
     version: AtomicU32,
+    /// Number of the core that the service ran on last, plus one; 0: unknown.
+    core: AtomicU32,
 }
 
 // SAFETY: `repr(C)`, atomics only.
@@ -46,6 +48,11 @@ impl ServiceStatus {
     pub fn fd(&self) -> RawFd {
         // `create` keeps the descriptor.
         self.segment.fd().unwrap_or(-1)
+    }
+
+    /// Says which core the service runs on, as far as known.
+    pub fn set_core(&self, core: Option<u32>) {
+        self.layout().core.store(core.map_or(0, |core| core.wrapping_add(1)), Ordering::Relaxed);
     }
 
     /// Announces sleep. Look at every request ring once more after this, then sleep.
@@ -79,6 +86,11 @@ impl AppStatus {
     fn layout(&self) -> &StatusLayout {
         // `open` checked the size.
         self.segment.view(0).expect("the status segment holds its layout")
+    }
+
+    /// Whether the service ran on this core when it last said so.
+    pub fn is_on_core(&self, core: u32) -> bool {
+        self.layout().core.load(Ordering::Relaxed) == core.wrapping_add(1)
     }
 
     /// After a request was published: true if the service must be rung. `rung` belongs to the

@@ -1,11 +1,12 @@
 //! HELLO and WELCOME: a fresh control connection becomes an attachment, or the way to another
 //! server. Called by `ties.rs`.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use haypile_shm::limits::{BUILD_VERSION, PROTOCOL_VERSION, TABLE_SIZE, build_text};
 use haypile_shm::messages::{ControlReply, ControlRequest};
+use haypile_shm::spin;
 use haypile_shm::sys::{self, Fd};
 use haypile_shm::{AppChannel, AppStatus, Doorbell, EpochReader, Errno, Segment, control};
 
@@ -128,8 +129,7 @@ fn enter(
     };
     let (channel, memory) = map_welcome(fds, server, epoch, before)?;
     let offers = Lock::new(Offers::new(channel.offers()));
-    // One processor: whoever spins keeps the other side from working.
-    let spin_us = if processors() > 1 { spin_us.min(1000) } else { 0 };
+    let spin_us = if spin::others_run() { spin_us.min(1000) } else { 0 };
     Ok(Attachment {
         serial: SERIAL.fetch_add(1, Ordering::Relaxed) + 1,
         server,
@@ -148,11 +148,6 @@ fn enter(
         tries: AtomicU32::new(0),
         lost: AtomicBool::new(false),
     })
-}
-
-fn processors() -> usize {
-    static COUNT: OnceLock<usize> = OnceLock::new();
-    *COUNT.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
 /// Channel, status, table 0, wake socket and epoch.

@@ -126,6 +126,12 @@ impl RequestSender {
         }
     }
 
+    /// Whether the service runs on the caller's core, as far as known: then it does nothing while the
+    /// caller spins.
+    pub fn is_beside_service(&self) -> bool {
+        sys::current_core().is_some_and(|core| self.status.is_on_core(core))
+    }
+
     /// Whether the wake socket's number still stands for it.
     pub fn has_wake_socket(&self) -> bool {
         self.wake.is_ours()

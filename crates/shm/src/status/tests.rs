@@ -22,6 +22,17 @@ fn applications_see_sleep_and_cannot_write() {
 }
 
 #[test]
+fn the_core_of_the_service_is_known_when_it_has_said_so() {
+    let service = ServiceStatus::create().unwrap();
+    let application = AppStatus::open(crate::sys::dup_at_least(service.fd(), 3).unwrap()).unwrap();
+    assert!(!(0..4).any(|core| application.is_on_core(core)));
+    service.set_core(Some(2));
+    assert!(application.is_on_core(2) && !application.is_on_core(0));
+    service.set_core(None);
+    assert!(!(0..4).any(|core| application.is_on_core(core)));
+}
+
+#[test]
 fn another_version_is_refused() {
     let segment = Segment::create("test", STATUS_SIZE).unwrap();
     let fd = crate::sys::dup_at_least(segment.fd().unwrap(), 3).unwrap();

@@ -72,6 +72,13 @@ pub fn current_core() -> Option<u32> {
     u32::try_from(unsafe { libc::sched_getcpu() }).ok()
 }
 
+/// Processors that run, whether the caller may use them or not; at least 1.
+pub fn processors_online() -> usize {
+    // SAFETY: touches no memory of ours.
+    let count = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
+    usize::try_from(count).map_or(1, |count| count.max(1))
+}
+
 /// Nanoseconds on the monotonic clock, by the vdso (libc's `clock_gettime`, which nobody
 /// interposes).
 pub fn clock_monotonic_ns() -> u64 {
