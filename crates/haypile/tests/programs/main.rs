@@ -4,7 +4,7 @@
 //! needs, the test says `skipped: why` and passes. Read `support/stage.rs` first.
 //!
 //! The acceptance run raises the sizes: `HAYPILE_E2E_BIG` (bytes of the big file), `HAYPILE_E2E_REQUESTS`,
-//! `HAYPILE_E2E_KILLS`, `HAYPILE_E2E_IDLE` (seconds), `HAYPILE_E2E_SEED`.
+//! `HAYPILE_E2E_FORKS`, `HAYPILE_E2E_KILLS`, `HAYPILE_E2E_IDLE` (seconds), `HAYPILE_E2E_SEED`.
 #![forbid(unsafe_code)]
 
 mod autoconfiguration;

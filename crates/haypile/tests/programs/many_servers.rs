@@ -5,9 +5,11 @@ use crate::support::process::{Process, send_signal};
 use crate::support::stage::{Stage, on_stage, service};
 use crate::support::{PATIENCE, content, nginx, python, script, setting, wait_until};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -26,31 +28,55 @@ fn ask(server: SocketAddr, request: &str) -> std::io::Result<Vec<u8>> {
     Ok(answer)
 }
 
-/// What the prefork server gives.
+/// What the python servers give.
 fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|at| (at % 251 * 7 % 251) as u8).collect()
 }
 
-/// `total` short connections by several clients at once, all of which must be answered in full.
-fn load(stage: &Stage, name: &str, total: u64, one: impl Fn(u64) + Sync) {
+/// `total` short connections by several clients at once, all of which must be answered in full. `one` makes
+/// one of them, and says what was wrong with it.
+fn load(stage: &Stage, name: &str, total: u64, one: impl Fn(u64) -> Result<(), String> + Sync) {
     let next = AtomicU64::new(0);
+    let failures: Mutex<BTreeMap<String, u64>> = Mutex::default();
     let started = std::time::Instant::now();
-    let failed = thread::scope(|scope| {
+    thread::scope(|scope| {
         let client = || {
             loop {
                 let number = next.fetch_add(1, Ordering::Relaxed);
                 if number >= total {
                     return;
                 }
-                one(number);
+                if let Err(why) = one(number) {
+                    *failures.lock().expect("no client panics").entry(why).or_default() += 1;
+                }
             }
         };
-        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(client)).collect();
-        clients.into_iter().map(|client| client.join()).filter(Result::is_err).count()
+        for _ in 0..CLIENTS {
+            scope.spawn(client);
+        }
     });
-    assert_eq!(failed, 0, "{}: {name}: clients failed", stage.name);
+    let failures = failures.into_inner().expect("no client panics");
+    let failed: u64 = failures.values().sum();
     let rate = total as f64 / started.elapsed().as_secs_f64();
-    stage.say(&format!("{name}: {total} connections, none failed: {rate:.0}/s"));
+    stage.say(&format!("{name}: {total} connections, {failed} failed: {rate:.0}/s"));
+    assert!(failures.is_empty(), "{}: {name}: {failed} of {total}: {failures:?}", stage.name);
+}
+
+/// Asks a server that speaks HTTP for `path`, which must be all of `body`.
+fn check_page(server: SocketAddr, path: &str, body: &[u8]) -> Result<(), String> {
+    let request = format!("GET /{path} HTTP/1.0\r\n\r\n");
+    let answer = ask(server, &request).map_err(|error| error.to_string())?;
+    let whole = answer.len() > body.len() && answer.ends_with(body);
+    let (got, rest) = (answer.len(), answer.len().saturating_sub(body.len()));
+    let begun = answer.starts_with(b"HTTP/1.") && answer[..rest].ends_with(b"\r\n\r\n");
+    if whole && begun { Ok(()) } else { Err(format!("{got} bytes in answer to /{path}")) }
+}
+
+/// As [`check_page`], of the server that answers `give`.
+fn check_gift(server: SocketAddr, len: usize) -> Result<(), String> {
+    let answer = ask(server, &format!("give {len}\n")).map_err(|error| error.to_string())?;
+    let whole = answer == pattern(len);
+    if whole { Ok(()) } else { Err(format!("{} of {len} bytes", answer.len())) }
 }
 
 /// nginx with four workers.
@@ -74,37 +100,82 @@ fn start_prefork(stage: &Stage, port: u16, children: &str) -> Process {
     server
 }
 
-/// Short connections to nginx and to a server of several processes, under one plan.
-fn short_connections(test: &'static str, plan: &'static str, servers: usize) {
+/// Who answers short connections.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    /// nginx with four workers.
+    Nginx,
+    /// Four children, made once, that accept on one inherited listener.
+    Prefork,
+    /// A child for each connection.
+    Forking,
+}
+
+impl Kind {
+    fn start(self, stage: &Stage) -> Process {
+        let (word, children) = match self {
+            Kind::Nginx => return start_nginx(stage, PORT),
+            Kind::Prefork => ("prefork", WORKERS),
+            Kind::Forking => ("forking", "40"),
+        };
+        let (address, port) = (service(PORT).ip().to_string(), PORT.to_string());
+        let words = [python(), &script("short_server.py"), word, &address, &port, children];
+        let mut server = stage.run(&words);
+        server.wait_for_output("ready");
+        stage.wait_for_listener(service(PORT), &mut server);
+        server
+    }
+
+    /// How many connections: a fork costs as much as ten answers.
+    fn requests(self) -> u64 {
+        let requests = setting("HAYPILE_E2E_REQUESTS", 3_000);
+        match self {
+            Kind::Forking => setting("HAYPILE_E2E_FORKS", requests.div_ceil(10)),
+            _ => requests,
+        }
+    }
+}
+
+/// Where the servers of short connections listen.
+const PORT: u16 = 8080;
+
+/// Short connections to one kind of server under one plan.
+fn short_connections(test: &'static str, kind: Kind, plan: &'static str, servers: usize) {
     on_stage(test, &["nginx", "python3"], move |stage| {
         content::write(&stage.served("page"), 5_000);
         let page = fs::read(stage.served("page")).expect("a page");
         let _service = stage.serve_with(&["--plan", plan]);
-        let _nginx = start_nginx(stage, 8080);
-        let _prefork = start_prefork(stage, 8081, WORKERS);
-        let requests = setting("HAYPILE_E2E_REQUESTS", 3_000);
-        load(stage, "nginx", requests, |_| {
-            let answer = ask(service(8080), "GET /page HTTP/1.0\r\n\r\n").expect("an answer");
-            assert!(answer.ends_with(&page), "{} bytes", answer.len());
+        let mut program = kind.start(stage);
+        load(stage, &format!("{kind:?} under {plan}"), kind.requests(), |number| match kind {
+            Kind::Nginx => check_page(service(PORT), "page", &page),
+            Kind::Prefork | Kind::Forking => {
+                let len = (number * 997 % 10_000) as usize;
+                check_page(service(PORT), &len.to_string(), &pattern(len))
+            }
         });
-        load(stage, "prefork", requests.div_ceil(10), |number| {
-            let len = (number * 997 % 40_000) as usize;
-            let answer = ask(service(8081), &format!("give {len}\n")).expect("an answer");
-            assert!(answer == pattern(len), "{} of {len} bytes", answer.len());
-        });
-        let status = stage.ask("status", &[]).expect("status");
-        let rows = status["servers"].as_array().expect("rows");
-        assert_eq!(rows.len(), servers, "{status}");
-        assert!(rows.iter().all(|row| row["restarts"] == 0), "{status}");
-        assert_every_transport_served(&status);
-        // A listener is one, although every transport server has it.
-        let listeners = stage.ask("ss", &["-l"]).expect("ss")["sockets"].clone();
-        let at = |port: u16| {
-            let local = service(port).to_string();
-            let rows = listeners.as_array().into_iter().flatten();
-            rows.filter(|row| row["local"] == local.as_str()).count()
-        };
-        assert_eq!((at(8080), at(8081)), (1, 1), "{listeners}");
+        program.assert_alive();
+        assert_all_served(stage, servers);
+    });
+}
+
+/// All servers live and have worked, a listener is one although every transport server has it, and nothing
+/// is left of the connections and of the processes that have served them.
+fn assert_all_served(stage: &Stage, servers: usize) {
+    let status = stage.ask("status", &[]).expect("status");
+    let rows = status["servers"].as_array().expect("rows");
+    assert_eq!(rows.len(), servers, "{status}");
+    assert!(rows.iter().all(|row| row["restarts"] == 0), "{status}");
+    assert_every_transport_served(&status);
+    let listeners = stage.ask("ss", &["-l"]).expect("ss")["sockets"].clone();
+    let local = service(PORT).to_string();
+    let rows = listeners.as_array().into_iter().flatten();
+    assert_eq!(rows.filter(|row| row["local"] == local.as_str()).count(), 1, "{listeners}");
+    wait_until("the last connection has ended", PATIENCE, || {
+        let status = stage.ask("status", &[]).ok()?;
+        let rows = status["servers"].as_array()?;
+        rows.iter()
+            .all(|row| row["connections"].as_u64().is_none_or(|left| left == 0))
+            .then_some(())
     });
 }
 
@@ -122,20 +193,37 @@ fn assert_every_transport_served(status: &Value) {
 }
 
 macro_rules! short_connection_tests {
-    ($($test:ident: $plan:literal, $servers:literal,)*) => { $(
-        #[test]
-        fn $test() {
-            short_connections(stringify!($test), $plan, $servers);
+    ($($module:ident: $plan:literal, $servers:literal,)*) => { $(
+        mod $module {
+            use super::{Kind, short_connections};
+
+            #[test]
+            fn nginx_answers_short_connections() {
+                let test = concat!(stringify!($module), "_nginx");
+                short_connections(test, Kind::Nginx, $plan, $servers);
+            }
+
+            #[test]
+            fn children_that_share_a_listener_answer_short_connections() {
+                let test = concat!(stringify!($module), "_prefork");
+                short_connections(test, Kind::Prefork, $plan, $servers);
+            }
+
+            #[test]
+            fn a_child_for_each_answers_short_connections() {
+                let test = concat!(stringify!($module), "_forking");
+                short_connections(test, Kind::Forking, $plan, $servers);
+            }
         }
     )* };
 }
 
 short_connection_tests! {
-    one_server_serves_short_connections: "TS1LS1CM1", 1,
-    two_combined_servers_serve_short_connections: "TS2LS2CM2", 2,
-    servers_apart_serve_short_connections: "TS2+LS1+CM1", 4,
-    a_manager_apart_serves_short_connections: "TS2LS2+CM1", 3,
-    four_servers_with_two_managers_serve_short_connections: "TS4LS4CM2", 4,
+    one_server: "TS1LS1CM1", 1,
+    two_combined_servers: "TS2LS2CM2", 2,
+    servers_apart: "TS2+LS1+CM1", 4,
+    a_manager_apart: "TS2LS2+CM1", 3,
+    four_servers_with_two_managers: "TS4LS4CM2", 4,
 }
 
 /// Says something and hears it again; false when the connection was reset.
@@ -197,8 +285,7 @@ fn kill_one(test: &'static str, plan: &'static str, server: usize, owns: bool) {
             for _ in 0..4 {
                 scope.spawn(|| {
                     while !stop.load(Ordering::Relaxed) {
-                        let right = ask(service(8081), "give 3000\n")
-                            .is_ok_and(|answer| answer == pattern(3000));
+                        let right = check_gift(service(8081), 3000).is_ok();
                         let count = if right { &served } else { &broken };
                         count.fetch_add(1, Ordering::Relaxed);
                     }
@@ -232,11 +319,7 @@ fn kill_one(test: &'static str, plan: &'static str, server: usize, owns: bool) {
             }
         }
         program.assert_alive();
-        load(stage, "afterwards", 200, |number| {
-            let len = (number * 97) as usize;
-            let answer = ask(service(8081), &format!("give {len}\n")).expect("an answer");
-            assert!(answer == pattern(len));
-        });
+        load(stage, "afterwards", 200, |number| check_gift(service(8081), (number * 97) as usize));
     });
 }
 
