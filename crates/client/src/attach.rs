@@ -35,8 +35,8 @@ pub use greeting::AttachError;
 use greeting::Identity;
 pub(crate) use ties::{
     Current, all, all_from_home, current, existing, hold, hold_for_fork, home, is_between,
-    is_forked_from, is_gone, of, present, present_of, present_serial, release_after_fork, servers,
-    set_forked,
+    is_forked_from, is_gone, near, of, present, present_of, present_serial, release_after_fork,
+    servers, set_forked,
 };
 pub use ties::{attach, domain, is_attached};
 

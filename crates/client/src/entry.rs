@@ -322,7 +322,11 @@ impl Socket {
 
     /// The attachment to the server that keeps the record; to the home if there is none yet.
     pub(crate) fn attachment(&self) -> Result<attach::Current, Errno> {
-        if self.has_record() { attach::of(self.server()) } else { attach::current() }
+        match self.has_record() {
+            true if self.phase() == Phase::Stream => attach::near(self.server()),
+            true => attach::of(self.server()),
+            false => attach::current(),
+        }
     }
 
     /// Whether the record was kept by an earlier life of this attachment's server.
@@ -558,7 +562,9 @@ fn end(pinned: &Pinned) {
         return;
     }
     if pinned.has(flag::SHARED) {
-        if pinned.set_acceptor(0) != 0 {
+        // A child that has yet to attach has nothing to take back: the acceptor is its parent.
+        let acceptor = pinned.set_acceptor(0);
+        if acceptor != 0 && acceptor == attach::present_serial() {
             let _: Result<(), Errno> = pinned.tell_home(RequestBody::NotAcceptor);
         }
         return;

@@ -84,7 +84,7 @@ pub fn after_fork_in_child() {
         become_child();
         for server in servers_of_kept_connections() {
             // What goes wrong now goes wrong again, with an error, when the service is needed.
-            let _: Result<attach::Current, haypile_shm::Errno> = attach::of(server);
+            let _: Result<attach::Current, haypile_shm::Errno> = attach::near(server);
         }
     }
 }
@@ -96,7 +96,8 @@ fn become_child() {
     placeholder::forget_spawns();
     attach::set_forked();
     SOCKETS.for_each(|_, socket| {
-        if socket.has_record() {
+        // Most are marked: what is not written is not copied.
+        if socket.has_record() && !socket.has(flag::SHARED) {
             socket.set(flag::SHARED);
         }
     });

@@ -122,6 +122,14 @@ impl Memory {
         place.get().cloned().ok_or(Errno::ENOMEM)
     }
 
+    /// Maps what the bytes of a connection lie in, or will lie in before anything else does, so that a
+    /// child that is about to be made finds it mapped.
+    pub(crate) fn map_for_child(&self, stream: &AppStream) {
+        for index in stream.arenas().chain([0]) {
+            let _: Option<Arc<Segment>> = self.arena(index);
+        }
+    }
+
     #[cold]
     fn map_arena(&self, place: &OnceLock<Arc<Segment>>, index: u32) -> Result<Arc<Segment>, Errno> {
         let attachment = attach::of(self.server())?;

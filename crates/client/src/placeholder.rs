@@ -175,6 +175,9 @@ pub(crate) fn begin_spawn(all: bool) {
             // What cannot be marked (no descriptor left, a closed number) stays ours alone: the
             // other process then loses it with us.
             let _: Result<(), Errno> = share(&pinned);
+            if let Some(record) = pinned.stream().filter(|_| pinned.phase() == Phase::Stream) {
+                record.memory.map_for_child(&record);
+            }
         }
     });
 }

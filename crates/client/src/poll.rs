@@ -13,7 +13,7 @@ use haypile_shm::messages::RequestBody;
 use haypile_shm::spin::{Gaps, Spinner};
 use haypile_shm::sys::{self, PollFd};
 
-use crate::attach::{self, Attachment};
+use crate::attach::{self, Attachment, Current};
 use crate::datagram::{self, World};
 use crate::descriptors::{self, Owner};
 use crate::entry::{self, Phase, Pinned, flag};
@@ -213,6 +213,10 @@ fn poll_once(
     let over = |deadline_ns| sys::clock_monotonic_ns() >= deadline_ns;
     if ready > 0 || deadline_ns.is_some_and(over) {
         return Ok(Some(ready));
+    }
+    if let Some(first) = set.ours.iter().find(|one| one.socket.phase() == Phase::Stream) {
+        // A child that waits for its connection needs the server of that. (Its end is seen anyway.)
+        let _: Result<Current, Errno> = first.socket.attachment();
     }
     let attachment = attach::current()?;
     if !set.ours.is_empty()

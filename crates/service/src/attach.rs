@@ -7,7 +7,7 @@
 use std::os::fd::RawFd;
 
 use haypile_shm::control::Received;
-use haypile_shm::messages::{ControlReply, ControlRequest};
+use haypile_shm::messages::{CHOSEN_HOME, ControlReply, ControlRequest};
 use haypile_shm::spin;
 use haypile_shm::sys::{self, Errno, Fd};
 use haypile_shm::{BUILD_VERSION, Doorbell, Message, PROTOCOL_VERSION};
@@ -190,6 +190,7 @@ impl Core {
         let fd = connection.fd.raw();
         if let Ok(guest) = &guest
             && guest.name == 0
+            && guest.proof != CHOSEN_HOME
             && !std::mem::replace(&mut connection.sent_home, true)
         {
             let home = self.homes.deal(guest.domain);

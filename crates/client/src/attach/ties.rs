@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, RwLock, RwLockReadGuard};
 
 use haypile_shm::epoch::{self, EPOCH_SERVERS};
-use haypile_shm::messages::ControlRequest;
+use haypile_shm::messages::{CHOSEN_HOME, ControlRequest};
 use haypile_shm::sys::{self, Fd};
 use haypile_shm::{Errno, control};
 
@@ -44,6 +44,10 @@ static TIES: [Tie; SERVERS] =
 /// Places for attachments: the present ones, and those that somebody still uses.
 const PLACES: usize = 2 * SERVERS + 64;
 static ATTACHMENTS: [RwLock<Option<Attachment>>; PLACES] = [const { RwLock::new(None) }; PLACES];
+/// Which places hold an attachment, a bit each: a walk over all places would make a forked child copy
+/// every page of them. Changed with the lock of the place held.
+static OCCUPIED: [AtomicU64; PLACES.div_ceil(64)] =
+    [const { AtomicU64::new(0) }; PLACES.div_ceil(64)];
 /// The state of the process.
 static STATE: AtomicU32 = AtomicU32::new(NONE);
 /// The home, or that of the ancestor who was attached.
@@ -166,7 +170,7 @@ pub fn attach(path: &[u8], domain: DomainToken) -> Result<(), AttachError> {
 pub(crate) fn current() -> Result<Current, Errno> {
     crate::fork::notice_unseen();
     let tie = tie(home());
-    if tie.is_attached() { tie.look() } else { attach_child() }
+    if tie.is_attached() { tie.look() } else { attach_child(None) }
 }
 
 /// The attachment to a server, as [`current`]; made here if there is none yet.
@@ -177,6 +181,23 @@ pub(crate) fn of(server: u16) -> Result<Current, Errno> {
     crate::fork::notice_unseen();
     let tie = tie(server);
     if tie.is_attached() { tie.look() } else { attach_to(server) }
+}
+
+/// As [`of`], for a call about a connection that the server keeps: a forked child without a home makes
+/// its home there, because most children have one connection and need no other server.
+///
+/// # Errors
+/// As [`current`].
+pub(crate) fn near(server: u16) -> Result<Current, Errno> {
+    crate::fork::notice_unseen();
+    let tie = tie(server);
+    if tie.is_attached() {
+        return tie.look();
+    }
+    if is_forked() {
+        drop(attach_child(Some(server))?);
+    }
+    of(server)
 }
 
 /// The attachment to a server, if there is one.
@@ -294,9 +315,9 @@ fn memory_of(server: u16) -> Option<Arc<Memory>> {
 }
 
 /// HELLO to a server, without a home.
-fn knock(server: u16, domain: DomainToken) -> Result<Greeting, AttachError> {
+fn knock(server: u16, domain: DomainToken, identity: Identity) -> Result<Greeting, AttachError> {
     let control = reach(server).map_err(AttachError::Unreachable)?;
-    let greeting = greet(control, domain, Identity::default(), memory_of(server).as_ref());
+    let greeting = greet(control, domain, identity, memory_of(server).as_ref());
     note_end(server, greeting)
 }
 
@@ -326,19 +347,20 @@ fn welcomed(greeting: Greeting) -> Option<Found> {
 /// asked; who cannot even ask stays with a server of its ancestor's.
 fn find_home(domain: DomainToken) -> Result<Found, AttachError> {
     let nonsense = AttachError::Refused(Errno::EPROTO);
-    let error = match knock(0, domain) {
+    let stranger = Identity::default();
+    let error = match knock(0, domain, stranger) {
         Ok(Greeting::Welcome(attachment, servers)) => return Ok((attachment, servers)),
         Ok(Greeting::Home(server, control)) => {
-            if let Some(found) = knock(server, domain).ok().and_then(welcomed) {
+            if let Some(found) = knock(server, domain, stranger).ok().and_then(welcomed) {
                 return Ok(found);
             }
-            let again = greet(control, domain, Identity::default(), memory_of(0).as_ref())?;
+            let again = greet(control, domain, stranger, memory_of(0).as_ref())?;
             return welcomed(again).ok_or(nonsense);
         }
         Err(error) => error,
     };
     let ancestors = (1..servers()).filter(|server| is_forked_from(*server));
-    let mut found = ancestors.filter_map(|server| welcomed(knock(server, domain).ok()?));
+    let mut found = ancestors.filter_map(|server| welcomed(knock(server, domain, stranger).ok()?));
     found.next().ok_or(error)
 }
 
@@ -394,10 +416,16 @@ fn is_up(server: u16) -> bool {
     epoch.is_some_and(|epoch| epoch::is_up(epoch.get()))
 }
 
-/// Attaches a forked child to its home. What it is told of the connections that it has from its
-/// parent comes from their own servers, when it looks at them.
+/// A home at a server of the child's own choice.
+fn choose_home(server: u16, domain: DomainToken) -> Option<Found> {
+    let settler = Identity { name: 0, proof: CHOSEN_HOME };
+    is_up(server).then(|| welcomed(knock(server, domain, settler).ok()?)).flatten()
+}
+
+/// Attaches a forked child to its home, at the server that it wishes if that lives. What it is told of
+/// the connections that it has from its parent comes from their own servers, when it looks at them.
 #[cold]
-fn attach_child() -> Result<Current, Errno> {
+fn attach_child(wish: Option<u16>) -> Result<Current, Errno> {
     if !is_attached() {
         return Err(TO_KERNEL);
     }
@@ -407,7 +435,11 @@ fn attach_child() -> Result<Current, Errno> {
             return tie(home()).link().ok_or(TO_KERNEL);
         }
         let domain = domain().ok_or(TO_KERNEL)?;
-        let (attachment, servers) = find_home_patiently(domain).map_err(|_| SERVICE_GONE)?;
+        let chosen = wish.and_then(|server| choose_home(server, domain));
+        let (attachment, servers) = match chosen {
+            Some(found) => found,
+            None => find_home_patiently(domain).map_err(|_| SERVICE_GONE)?,
+        };
         if attachment.domain != domain {
             return Err(SERVICE_GONE);
         }
@@ -539,6 +571,18 @@ fn attach_again(server: u16) -> Result<Current, Errno> {
 
 // --- their places ------------------------------------------------------------------------------
 
+fn is_occupied(place: usize) -> bool {
+    OCCUPIED[place / 64].load(Ordering::Acquire) & 1 << (place % 64) != 0
+}
+
+fn note_occupied(place: usize, occupied: bool) {
+    let bit = 1 << (place % 64);
+    let _: u64 = match occupied {
+        true => OCCUPIED[place / 64].fetch_or(bit, Ordering::AcqRel),
+        false => OCCUPIED[place / 64].fetch_and(!bit, Ordering::AcqRel),
+    };
+}
+
 fn is_present(place: usize) -> bool {
     TIES.iter().any(|tie| tie.at.load(Ordering::Acquire) as usize == place)
 }
@@ -547,15 +591,18 @@ fn is_present(place: usize) -> bool {
 fn publish(attachment: Attachment) {
     let (server, serial) = (attachment.server(), attachment.serial());
     let mut spare = Some(attachment);
-    for (index, place) in ATTACHMENTS.iter().enumerate() {
+    // Those of the past that are still used go last.
+    let free = (0..PLACES).filter(|index| !is_occupied(*index));
+    for index in free.chain(0..PLACES) {
         if spare.is_none() {
             break;
         }
         if is_present(index) {
             continue;
         }
-        let Ok(mut place) = place.try_write() else { continue };
+        let Ok(mut place) = ATTACHMENTS[index].try_write() else { continue };
         let old = std::mem::replace(&mut *place, spare.take());
+        note_occupied(index, true);
         let tie = tie(server);
         // Before the place is free for all, so that nobody takes it for one of the past.
         tie.at.store(index as u32, Ordering::Release);
@@ -572,10 +619,12 @@ fn publish(attachment: Attachment) {
 /// Drops attachments of the past that nobody uses any more.
 fn retire() {
     for (index, place) in ATTACHMENTS.iter().enumerate() {
-        if !is_present(index)
+        if is_occupied(index)
+            && !is_present(index)
             && let Ok(mut place) = place.try_write()
         {
             let old = place.take();
+            note_occupied(index, false);
             drop(place);
             drop(old);
         }

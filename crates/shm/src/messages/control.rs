@@ -9,6 +9,10 @@ pub const DOMAIN_TOKEN_BYTES: usize = 16;
 /// Bytes of the name of a program, the kernel's own limit.
 pub const PROGRAM_BYTES: usize = 16;
 
+/// The proof of a process without a name that wants to stay where it says HELLO: a forked child
+/// whose connection is there.
+pub const CHOSEN_HOME: u64 = 1;
+
 type Token = [u8; DOMAIN_TOKEN_BYTES];
 
 /// Bits of the name of a process: a number of 32 bits, above it its home.
@@ -30,7 +34,8 @@ pub enum ControlRequest {
         domain: Token,
         /// The name of the process in all servers, 48 bits; 0: it has no home yet.
         name: u64,
-        /// What its home has given it to show with the name.
+        /// What its home has given it to show with the name. Without a name: [`CHOSEN_HOME`] if the
+        /// process has a reason to make this server its home, else 0.
         proof: u64,
     },
     /// Said to a server that the process is not attached to, on a connection of its own: the process

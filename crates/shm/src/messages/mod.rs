@@ -12,7 +12,7 @@ mod server;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-pub use control::{ControlReply, ControlRequest, DOMAIN_TOKEN_BYTES, SocketKind};
+pub use control::{CHOSEN_HOME, ControlReply, ControlRequest, DOMAIN_TOKEN_BYTES, SocketKind};
 pub use reply::{
     DatagramError, ELSEWHERE, NOT_OURS, OPTION_BYTES, OptionReply, ReplyPayload, RouteAnswer,
     SocketReply,

@@ -177,6 +177,16 @@ impl AppStream {
         self.inner.table.view(self.inner.offset).expect("a record lies inside its table")
     }
 
+    /// Numbers of the arenas in which its bytes lie now; some may come twice.
+    pub fn arenas(&self) -> impl Iterator<Item = u32> {
+        let block = self.block();
+        let chunks = block.rx_chunks.0.iter().chain(&block.tx_chunks.0);
+        chunks
+            .map(|chunk| chunk.load(Ordering::Relaxed))
+            .filter(|chunk| *chunk != NO_CHUNK)
+            .map(chunk_arena)
+    }
+
     /// The slot of the record.
     pub fn slot(&self) -> u32 {
         self.inner.slot
