@@ -51,7 +51,8 @@ fn a_child_has_a_home_of_its_own_and_goes_on_with_what_it_inherited() {
         fake.requests();
     }
 
-    fakes[0].send_home(2);
+    // Whatever server 0 would say: a child with a connection is at home where that is.
+    fakes[0].send_home(1);
     client::before_fork();
     client::after_fork_in_child();
 

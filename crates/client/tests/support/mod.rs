@@ -13,8 +13,8 @@ use std::time::Duration;
 use haypile_shm::control;
 use haypile_shm::limits::{NO_REPLY, NO_SLOT, PROTOCOL_VERSION};
 use haypile_shm::messages::{
-    ControlReply, ControlRequest, NOT_OURS, Offer, OptionReply, Ready, Request, RequestBody,
-    SocketKind, SocketReply, ready,
+    CHOSEN_HOME, ControlReply, ControlRequest, NOT_OURS, Offer, OptionReply, Ready, Request,
+    RequestBody, SocketKind, SocketReply, ready,
 };
 use haypile_shm::stream::status;
 use haypile_shm::sys::{self, Errno, Fd, PollFd};
@@ -434,9 +434,10 @@ impl State {
     fn handle_message(&mut self, index: usize, received: control::Received) {
         let [first, ..] = received.fds;
         let (reply, fds) = match ControlRequest::decode(&received.message).unwrap() {
-            ControlRequest::Hello { version, name, .. } => {
+            ControlRequest::Hello { version, name, proof, .. } => {
                 assert_eq!(version, PROTOCOL_VERSION);
-                let greets = name == 0 && !self.processes[index].sent_home;
+                let undecided = name == 0 && proof != CHOSEN_HOME;
+                let greets = undecided && !self.processes[index].sent_home;
                 match if greets { self.homes.pop() } else { None } {
                     Some(home) if home != self.server => {
                         self.processes[index].sent_home = true;
