@@ -37,7 +37,8 @@ fn pattern(len: usize) -> Vec<u8> {
 /// one of them, and says what was wrong with it.
 fn load(stage: &Stage, name: &str, total: u64, one: impl Fn(u64) -> Result<(), String> + Sync) {
     let next = AtomicU64::new(0);
-    let failures: Mutex<BTreeMap<String, u64>> = Mutex::default();
+    // How many, and which was the first and the last.
+    let failures: Mutex<BTreeMap<String, (u64, u64, u64)>> = Mutex::default();
     let started = std::time::Instant::now();
     thread::scope(|scope| {
         let client = || {
@@ -47,7 +48,9 @@ fn load(stage: &Stage, name: &str, total: u64, one: impl Fn(u64) -> Result<(), S
                     return;
                 }
                 if let Err(why) = one(number) {
-                    *failures.lock().expect("no client panics").entry(why).or_default() += 1;
+                    let mut failures = failures.lock().expect("no client panics");
+                    let (count, _, last) = failures.entry(why).or_insert((0, number, number));
+                    (*count, *last) = (*count + 1, number);
                 }
             }
         };
@@ -56,7 +59,7 @@ fn load(stage: &Stage, name: &str, total: u64, one: impl Fn(u64) -> Result<(), S
         }
     });
     let failures = failures.into_inner().expect("no client panics");
-    let failed: u64 = failures.values().sum();
+    let failed: u64 = failures.values().map(|(count, ..)| count).sum();
     let rate = total as f64 / started.elapsed().as_secs_f64();
     stage.say(&format!("{name}: {total} connections, {failed} failed: {rate:.0}/s"));
     assert!(failures.is_empty(), "{}: {name}: {failed} of {total}: {failures:?}", stage.name);
