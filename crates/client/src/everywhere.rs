@@ -124,7 +124,7 @@ fn others(socket: &Socket) -> impl Iterator<Item = u16> {
     (0..attach::servers()).filter(move |server| *server != first)
 }
 
-/// Opens a listener at every server but the first, which has it already.
+/// Opens a listener at every server but the first, which has it already; [`answer`] follows.
 ///
 /// # Errors
 /// The refusal of one of them; then it is open at none of them.
@@ -160,6 +160,14 @@ pub(crate) fn complete(socket: &Socket) {
             restore(&attachment, socket);
         }
     }
+}
+
+/// Has a listener that was begun answer at all its servers from now on. One that dies meanwhile is
+/// told everything when it is back.
+pub(crate) fn answer(socket: &Socket, listen: RequestBody) {
+    socket.for_each_name(|attachment, (slot, generation)| {
+        let _: Result<SocketReply, Errno> = attachment.ask_socket(slot, generation, listen);
+    });
 }
 
 /// Another backlog, for a listener that is open everywhere.
@@ -210,6 +218,20 @@ pub(crate) fn listen_again(socket: &Socket, backlog: u32) -> RequestBody {
         reuse_port: socket.stored.reuse_port(),
         // A listener's placeholder is never a duplicate of the template.
         cookie: sys::so_cookie(socket.number()).unwrap_or(0),
+        opening: false,
+    }
+}
+
+/// The first word of a listener that is to be opened at several servers: none answers before all can,
+/// or who has been answered by one could be refused by the next. A member of a group begins at once:
+/// the group may be answering already, and SYNs that fall to a silent member would be late.
+pub(crate) fn begin(socket: &Socket, listen: RequestBody) -> RequestBody {
+    let first = attach::servers() > 1 && !socket.has(flag::EVERYWHERE);
+    match listen {
+        RequestBody::Listen { backlog, v6only, reuse_port: false, cookie, .. } if first => {
+            RequestBody::Listen { backlog, v6only, reuse_port: false, cookie, opening: true }
+        }
+        other => other,
     }
 }
 

@@ -201,14 +201,18 @@ pub fn listen(fd: RawFd, backlog: i32) -> Result<(), Errno> {
     let (slot, generation) = socket.name_in(&attachment).ok_or(SERVICE_GONE)?;
     // Linux reads the number as unsigned and holds it to net.core.somaxconn, 4096.
     let limit = (backlog as u32).min(4096);
-    let body = everywhere::listen_again(&socket, limit);
-    let reply = attachment.ask_socket(slot, generation, body)?;
+    let listen = everywhere::listen_again(&socket, limit);
+    let first = everywhere::begin(&socket, listen);
+    let reply = attachment.ask_socket(slot, generation, first)?;
     if reply.errno != 0 {
         return Err(Errno(reply.errno));
     }
-    if let Err(errno) = everywhere::open(&socket, body) {
+    if let Err(errno) = everywhere::open(&socket, first) {
         unlisten(&attachment, &socket, slot, generation);
         return Err(errno);
+    }
+    if first != listen {
+        everywhere::answer(&socket, listen);
     }
     socket.set_backlog(limit);
     if socket.has(flag::DUAL) {

@@ -94,6 +94,20 @@ fn a_listener_is_open_at_every_server_and_closed_at_every_one() {
 }
 
 #[test]
+fn no_server_answers_before_all_have_the_listener() {
+    let (fakes, _turn) = start();
+    let listener = support::listener(true);
+    for fake in fakes {
+        let said = fake.requests().into_iter().filter_map(|(_, body)| match body {
+            RequestBody::Listen { opening, .. } => Some(opening),
+            _ => None,
+        });
+        assert_eq!(said.collect::<Vec<_>>(), [true, false]);
+    }
+    close_listener(fakes, listener);
+}
+
+#[test]
 fn the_refusal_of_one_server_undoes_the_others() {
     let (fakes, _turn) = start();
     let fd = client::socket(libc::AF_INET, libc::SOCK_STREAM, 0).unwrap();

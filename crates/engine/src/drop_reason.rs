@@ -108,6 +108,7 @@ drop_reasons! {
     TcpNoFlowReset => "TCP RST for a connection that does not exist",
     TcpSynMalformed => "TCP SYN carries other control flags",
     TcpListenerFull => "the listener's accept queue is full",
+    TcpListenerOpening => "the listener is being opened at all servers",
     TcpDeferred => "the listener waits for data before it accepts",
     TcpNoRoute => "no route back to the sender of a SYN",
     TcpSocketLimit => "no room for another connection",

@@ -25,6 +25,8 @@ pub struct Listener {
     pub v6only: bool,
     /// Connections in the accept queue may be one more than this.
     pub backlog: u32,
+    /// It is not open at all servers yet: until then a SYN gets no answer.
+    pub opening: bool,
     /// Options of its connections.
     pub template: SocketOptions,
     /// Connections in SYN-RECEIVED, oldest first.

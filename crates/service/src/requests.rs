@@ -194,8 +194,12 @@ impl Core {
                 let binding = Binding { address, reuse_address, reuse_port, v6_only: v6only };
                 self.bind(now, key, binding).map_err(Refusal::from)
             }
-            RequestBody::Listen { backlog, v6only, reuse_port, cookie } => {
+            RequestBody::Listen { backlog, v6only, reuse_port, cookie, opening } => {
                 let outcome = self.listen(now, key, backlog, v6only, reuse_port, cookie);
+                let id = self.store.sockets.get(key).and_then(|socket| socket.id);
+                if let (Ok(()), Some(id)) = (outcome, id) {
+                    self.shard.set_opening(id, opening);
+                }
                 let unknown = |socket: &Socket| socket.cookie.is_none() && cookie != 0;
                 if outcome.is_ok() && self.store.sockets.get(key).is_some_and(unknown) {
                     self.store.set_cookie(key, cookie);

@@ -53,6 +53,7 @@ impl Shard {
             local,
             v6only,
             backlog: backlog.min(BACKLOG_MAX),
+            opening: false,
             template,
             half_open: List::new(),
             accept_queue: List::new(),
@@ -70,6 +71,14 @@ impl Shard {
     pub fn set_backlog(&mut self, listener: SocketId, backlog: u32) {
         if let Some(listener) = self.sockets.get_mut(listener).and_then(Socket::listener_mut) {
             listener.backlog = backlog.min(BACKLOG_MAX);
+        }
+    }
+
+    /// Has a listener leave SYNs without an answer while it is being opened at other servers too: who
+    /// has been answered by one of them must not be refused by the next.
+    pub fn set_opening(&mut self, listener: SocketId, opening: bool) {
+        if let Some(listener) = self.sockets.get_mut(listener).and_then(Socket::listener_mut) {
+            listener.opening = opening;
         }
     }
 

@@ -234,6 +234,9 @@ impl Shard {
         let Some(Socket::Listener(listener)) = self.sockets.get(listener_id) else {
             return Err(DropReason::TcpNoFlow);
         };
+        if listener.opening {
+            return Err(DropReason::TcpListenerOpening);
+        }
         if listener.is_full() {
             self.counters.count(Counter::TcpListenOverflows);
             return Err(DropReason::TcpListenerFull);

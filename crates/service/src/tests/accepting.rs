@@ -73,7 +73,13 @@ fn an_unclaimed_connection_moves_to_another_domain_with_its_bytes() {
     let mut world = World::new();
     let (mut slow, mut quick) = (world.app(), world.app());
     let (first, _) = slow.bind_with(&mut world, "0.0.0.0:80", true).unwrap();
-    let body = RequestBody::Listen { backlog: 5, v6only: false, reuse_port: true, cookie: 0 };
+    let body = RequestBody::Listen {
+        backlog: 5,
+        v6only: false,
+        reuse_port: true,
+        cookie: 0,
+        opening: false,
+    };
     slow.ask(&mut world, (first.slot, first.generation), body).unwrap();
     slow.tell(&mut world, &first, RequestBody::Acceptor);
     let peer = world.dial(80);
@@ -277,7 +283,13 @@ fn sockets_that_share_an_address_are_one_accept_queue() {
     let mut listeners = Vec::new();
     for (app, cookie) in [(&mut first, 101), (&mut second, 102)] {
         let (listener, _) = app.bind_with(&mut world, "0.0.0.0:80", true).unwrap();
-        let body = RequestBody::Listen { backlog: 50, v6only: false, reuse_port: true, cookie };
+        let body = RequestBody::Listen {
+            backlog: 50,
+            v6only: false,
+            reuse_port: true,
+            cookie,
+            opening: false,
+        };
         app.ask(&mut world, (listener.slot, listener.generation), body).unwrap();
         app.tell(&mut world, &listener, RequestBody::Acceptor);
         listeners.push(listener);

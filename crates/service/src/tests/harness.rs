@@ -590,7 +590,13 @@ impl App {
 
     /// Listens.
     pub fn listen_on(&self, world: &mut World, socket: &Sock, backlog: u32) -> Result<(), i32> {
-        let body = RequestBody::Listen { backlog, v6only: false, reuse_port: false, cookie: 0 };
+        let body = RequestBody::Listen {
+            backlog,
+            v6only: false,
+            reuse_port: false,
+            cookie: 0,
+            opening: false,
+        };
         self.ask(world, (socket.slot, socket.generation), body).map(drop)
     }
 

@@ -70,6 +70,9 @@ pub enum RequestBody {
         /// Cookie of the placeholder, by which the listener is found again after the death of a
         /// server; 0: unknown.
         cookie: u64,
+        /// It is being opened at other servers too, and answers nobody until the same comes without
+        /// this.
+        opening: bool,
     },
     /// Sync: connect, opening a new socket if the slot is `NO_SLOT`. The reply comes when the SYN
     /// is queued; the outcome shows in the record.
@@ -285,8 +288,8 @@ impl RequestBody {
                     flag(reuse_address, FLAG_A) | flag(reuse_port, FLAG_B) | flag(v6only, FLAG_C);
                 (kind::BIND, flags, with_address(address))
             }
-            RequestBody::Listen { backlog, v6only, reuse_port, cookie } => {
-                let flags = flag(v6only, FLAG_A) | flag(reuse_port, FLAG_B);
+            RequestBody::Listen { backlog, v6only, reuse_port, cookie, opening } => {
+                let flags = flag(v6only, FLAG_A) | flag(reuse_port, FLAG_B) | flag(opening, FLAG_C);
                 (kind::LISTEN, flags, [u64::from(backlog), cookie, 0, 0, 0, 0])
             }
             RequestBody::Connect { remote } => (kind::CONNECT, 0, with_address(remote)),
@@ -348,7 +351,8 @@ impl RequestBody {
             },
             kind::LISTEN => {
                 let backlog = word32(body[0])?;
-                RequestBody::Listen { backlog, v6only: a, reuse_port: b, cookie: body[1] }
+                let cookie = body[1];
+                RequestBody::Listen { backlog, v6only: a, reuse_port: b, cookie, opening: c }
             }
             kind::CONNECT => RequestBody::Connect { remote: address_of(body)? },
             kind::OPEN => RequestBody::Open { v6: a },

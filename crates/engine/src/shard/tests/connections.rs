@@ -197,6 +197,23 @@ fn a_full_backlog_holds_new_connections_off_until_one_is_claimed() {
 }
 
 #[test]
+fn a_listener_that_is_being_opened_neither_answers_nor_refuses() {
+    let mut pair = Pair::new();
+    let listener = pair.hosts[1].shard.listen(at(V4), ListenOptions::default()).expect("free port");
+    pair.hosts[1].shard.set_opening(listener, true);
+    let now = pair.now;
+    let shard = &mut pair.hosts[0].shard;
+    let client = shard.connect(now, None, at(V4), SocketOptions::default()).expect("connect");
+    pair.run(100_000);
+    assert_eq!(pair.hosts[1].dropped(DropReason::TcpListenerOpening), 1);
+    assert_eq!(pair.hosts[0].progress(client).error, None);
+    pair.hosts[1].shard.set_opening(listener, false);
+    pair.run(5 * SECOND_US);
+    assert!(pair.hosts[0].progress(client).connected);
+    assert_eq!(pair.hosts[1].accepted().len(), 1);
+}
+
+#[test]
 fn the_last_ack_waits_while_the_accept_queue_is_full() {
     let mut pair = Pair::new();
     let options = ListenOptions { backlog: 0, ..ListenOptions::default() };
