@@ -18,6 +18,10 @@ pub(crate) fn all(attachment: &Attachment) {
     let mut sockets = Vec::new();
     SOCKETS.for_each(|index, _| sockets.push(index));
     for socket in sockets.into_iter().filter_map(entry::pin) {
+        if attachment.is_gone() {
+            // The server has died, too: the one after it is asked for the rest.
+            return;
+        }
         let further = socket.has(flag::EVERYWHERE) && attachment.server() != socket.server();
         let listens = socket.phase() == Phase::Listening;
         if further && listens && socket.name_in(attachment).is_none() {
@@ -32,6 +36,8 @@ pub(crate) fn all(attachment: &Attachment) {
             let _: Result<(), Errno> = accept::register(&socket);
         }
     }
+    // What it holds beyond these was closed meanwhile.
+    attachment.announce(&ControlRequest::Restored);
 }
 
 /// One socket whose server is gone.

@@ -160,6 +160,10 @@ impl Core {
                 self.adoptions.push(Adoption { connection: key, placeholder, restores: None });
                 Ok(())
             }
+            ControlRequest::Restored => {
+                self.end_inherited_of(attached?);
+                Ok(())
+            }
             ControlRequest::Restore { shared } => {
                 attached?;
                 let placeholder = first.ok_or(Errno::EPROTO)?;

@@ -3,7 +3,7 @@
 //!
 //! A held listener works: handshakes complete and connections queue. Its application names it by
 //! its placeholder (RESTORE, or ADOPT by the second process of several); what nobody has named in
-//! time is closed. Called by `server_process` at the start, by `attach`, and by `requests` whenever
+//! time is closed, and what a process that has come back has not named, at once. Called by `server_process` at the start, by `attach`, and by `requests` whenever
 //! a listener comes, changes or goes. Read `docs/decisions/0008`.
 
 use std::collections::HashMap;
@@ -25,7 +25,14 @@ pub const PATIENCE_US: u64 = 10_000_000;
 /// Listeners that wait for their applications.
 #[derive(Debug, Default)]
 pub struct Inherited {
-    until: HashMap<Key, Instant>,
+    held: HashMap<Key, Held>,
+}
+
+#[derive(Copy, Clone, Debug)]
+struct Held {
+    until: Instant,
+    /// As in [`ListenerRecord::owner`].
+    owner: u64,
 }
 
 /// What the supervisor is to be told.
@@ -42,22 +49,22 @@ pub enum Notice {
 impl Inherited {
     /// The listener is no more held; whether it was.
     pub fn take(&mut self, key: Key) -> bool {
-        self.until.remove(&key).is_some()
+        self.held.remove(&key).is_some()
     }
 
     /// Listeners held.
     pub fn len(&self) -> usize {
-        self.until.len()
+        self.held.len()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.until.is_empty()
+        self.held.is_empty()
     }
 
     /// When the first one has been held for too long.
     pub fn due(&self) -> Option<Instant> {
-        self.until.values().min().copied()
+        self.held.values().map(|held| held.until).min()
     }
 }
 
@@ -93,7 +100,8 @@ impl Core {
             self.note_gone(record.domain, record.cookie);
             return false;
         }
-        self.inherited.until.insert(key, now.plus_us(PATIENCE_US));
+        let held = Held { until: now.plus_us(PATIENCE_US), owner: record.owner };
+        self.inherited.held.insert(key, held);
         true
     }
 
@@ -114,9 +122,23 @@ impl Core {
 
     /// Closes what was held for too long.
     pub(crate) fn end_inherited(&mut self, now: Instant) {
-        let over = self.inherited.until.iter().filter(|(_, until)| **until <= now);
+        let over = self.inherited.held.iter().filter(|(_, held)| held.until <= now);
         let over: Vec<Key> = over.map(|(key, _)| *key).collect();
         self.give_up(now, over);
+    }
+
+    /// RESTORED: a process has named all listeners that it has. What is still held of those that
+    /// were its alone it has closed while nobody was there to be told: connections that wait there
+    /// would wait for nobody.
+    pub(crate) fn end_inherited_of(&mut self, id: ProcessId) {
+        let Some(process) = self.processes.get(id) else { return };
+        let (name, domain) = (process.name.word(), process.domain);
+        let its_own = |key: &Key| {
+            self.store.sockets.get(*key).is_some_and(|socket| socket.domain == Some(domain))
+        };
+        let held = self.inherited.held.iter().filter(|(_, held)| held.owner == name);
+        let keys: Vec<Key> = held.map(|(key, _)| *key).filter(its_own).collect();
+        self.give_up(self.now, keys);
     }
 
     /// An application of the same domain wants the port: it has not come back for the listener that
@@ -128,7 +150,7 @@ impl Core {
                 bound && socket.domain == domain
             })
         };
-        let keys: Vec<Key> = self.inherited.until.keys().filter(in_the_way).copied().collect();
+        let keys: Vec<Key> = self.inherited.held.keys().filter(in_the_way).copied().collect();
         let any = !keys.is_empty();
         self.give_up(now, keys);
         any
@@ -156,9 +178,12 @@ impl Core {
         if socket.kind != SocketKind::Listener {
             return;
         }
+        let owner = socket.owner.filter(|_| !socket.shared);
+        let owner = owner.and_then(|owner| self.processes.get(owner));
         self.notices.push(Notice::Listening(ListenerRecord {
             domain: domain.token,
             cookie,
+            owner: owner.map_or(0, |process| process.name.word()),
             address: binding.address,
             backlog: self.shard.backlog(id).unwrap_or_default(),
             v6only: binding.v6_only,

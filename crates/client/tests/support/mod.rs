@@ -73,6 +73,8 @@ pub struct State {
     refused: Vec<u16>,
     /// Programs that were said to run no more, by the names of those that run now.
     new_programs: Vec<u64>,
+    /// The next request kills it.
+    deadly: bool,
 }
 
 /// The fake service.
@@ -219,15 +221,49 @@ impl Fake {
 
     /// The server dies: nothing that it knew is left.
     pub fn die(&self) {
-        let mut state = self.settle();
-        state.epoch.set(state.epoch.get() | 1);
-        let (epoch, server, servers) = (state.epoch.clone(), state.server, state.servers);
-        let mut fresh = State::unborn(epoch, server, servers);
-        // Its ports may be in use at the others.
-        fresh.next_port = state.next_port;
-        *state = fresh;
-        drop(state);
+        self.settle().die();
         self.poke();
+    }
+
+    /// The server dies over the next request, which it does not look at, and another takes its place
+    /// a moment later.
+    pub fn die_over_the_next_request(&'static self) -> std::thread::JoinHandle<()> {
+        self.settle().deadly = true;
+        std::thread::spawn(move || {
+            let started = std::time::Instant::now();
+            while self.lock().deadly {
+                assert!(started.elapsed() < PATIENCE, "no request comes");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            self.poke();
+            std::thread::sleep(Duration::from_millis(20));
+            self.rise();
+        })
+    }
+
+    /// The server dies over the next message on a control connection, and what tells everybody comes a
+    /// moment later. Waits until messages may come.
+    pub fn die_over_the_next_message(&'static self) -> std::thread::JoinHandle<()> {
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        let death = std::thread::spawn(move || {
+            let mut state = self.settle();
+            ready.send(()).unwrap();
+            let controls =
+                state.processes.iter().map(|one| one.control.raw()).filter(|fd| *fd >= 0);
+            let wanted = controls.map(|fd| PollFd { fd, events: libc::POLLIN, revents: 0 });
+            let ready = sys::ppoll(&mut wanted.collect::<Vec<_>>(), Some(PATIENCE));
+            assert!(ready.is_ok_and(|ready| ready > 0), "no message comes");
+            for process in &mut state.processes {
+                process.control = Fd::from_raw(-1);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+            state.die();
+            drop(state);
+            self.poke();
+            self.rise();
+        });
+        is_ready.recv().unwrap();
+        death
     }
 
     /// Another server takes its place.
@@ -384,7 +420,17 @@ impl State {
             elsewhere: Vec::new(),
             refused: Vec::new(),
             new_programs: Vec::new(),
+            deadly: false,
         }
+    }
+
+    /// What it knew goes with it.
+    fn die(&mut self) {
+        self.epoch.set(self.epoch.get() | 1);
+        let mut fresh = State::unborn(self.epoch.clone(), self.server, self.servers);
+        // Its ports may be in use at the others.
+        fresh.next_port = self.next_port;
+        *self = fresh;
     }
 
     fn socket(&mut self, slot: u32) -> &mut Socket {
@@ -469,6 +515,7 @@ impl State {
                 }
                 return;
             }
+            ControlRequest::Restored => return,
             ControlRequest::Adopt | ControlRequest::Restore { .. } => {
                 (self.adopt(&first.unwrap()), vec![])
             }
@@ -510,6 +557,9 @@ impl State {
     // --- requests ------------------------------------------------------------------------------
 
     fn handle_requests(&mut self) {
+        if self.deadly && self.any_requests() {
+            return self.die();
+        }
         for index in 0..self.processes.len() {
             let next = |state: &mut State| state.processes[index].channel.as_mut()?.next_request();
             while let Some(message) = next(self) {

@@ -107,6 +107,8 @@ pub struct ListenerRecord {
     pub cookie: u64,
     /// Address and port.
     pub address: SocketAddr,
+    /// The name of the process that alone has it; 0 where several have, or it is not known.
+    pub owner: u64,
     /// As given to listen(2).
     pub backlog: u32,
     /// `IPV6_V6ONLY`

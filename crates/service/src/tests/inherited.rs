@@ -17,6 +17,7 @@ fn record(cookie: u64, port: u16) -> ListenerRecord {
     ListenerRecord {
         domain: DOMAIN,
         cookie,
+        owner: 0,
         address: format!("0.0.0.0:{port}").parse().unwrap(),
         backlog: 7,
         v6only: false,
@@ -87,4 +88,34 @@ fn a_held_listener_gives_way_to_a_new_one_of_its_domain() {
     let app = world.app_in(DOMAIN);
     app.listen(&mut world, 80);
     assert!(world.server.core.inherited.is_empty());
+}
+
+#[test]
+fn a_listener_that_its_program_closed_meanwhile_is_closed_when_that_is_back() {
+    let mut world = World::new();
+    let now = world.now;
+    let control = world.connect_control();
+    let ControlReply::Welcome { name, .. } = world.greet(&control, 4, 0, 0) else { panic!() };
+    let placeholder = TcpListener::bind("127.0.0.1:0").unwrap();
+    let cookie = sys::so_cookie(placeholder.as_raw_fd()).unwrap();
+    let of = |owner, cookie, port| {
+        let domain = [3; 16];
+        ListenerRecord { owner, domain, ..record(cookie, port) }
+    };
+    for held in [of(name, cookie, 80), of(name, 77, 81), of(name + 1, 78, 82), of(0, 79, 83)] {
+        assert!(world.server.core.hold_listener(now, &held));
+    }
+    let stranger = ListenerRecord { domain: DOMAIN, ..of(name, 80, 84) };
+    assert!(world.server.core.hold_listener(now, &stranger));
+    let peers: Vec<_> = (80..85).map(|port| world.dial(port)).collect();
+    let shared = ControlRequest::Restore { shared: false }.encode();
+    control::send(control.raw(), &shared, &[placeholder.as_raw_fd()]).unwrap();
+    world.settle();
+    control::send(control.raw(), &ControlRequest::Restored.encode(), &[]).unwrap();
+    world.settle();
+    // That which it has not asked for is closed, with whoever waits there; what may be others' is not.
+    let ended: Vec<bool> =
+        peers.iter().map(|peer| world.peer.progress(*peer).error.is_some()).collect();
+    assert_eq!(ended, [false, true, false, false, false]);
+    assert_eq!(world.server.core.inherited.len(), 3);
 }

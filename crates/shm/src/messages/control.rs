@@ -77,6 +77,9 @@ pub enum ControlRequest {
         /// Other processes may hold it too.
         shared: bool,
     },
+    /// After `Restore` of every listener that the process has: what the service still holds of those
+    /// that were its alone was closed while no server heard of it. Not answered.
+    Restored,
 }
 
 /// Service to application.
@@ -178,6 +181,7 @@ mod kind {
     pub const DROP_WATCHER: u64 = 0x206;
     pub const ADOPT: u64 = 0x207;
     pub const RESTORE: u64 = 0x208;
+    pub const RESTORED: u64 = 0x20a;
     pub const NEW_PROGRAM: u64 = 0x209;
     /// With an errno: refused.
     pub const WELCOME: u64 = 0x301;
@@ -219,6 +223,7 @@ impl ControlRequest {
             ControlRequest::DropWatcher { watcher } => number(kind::DROP_WATCHER, watcher),
             ControlRequest::Adopt => [kind::ADOPT, 0, 0, 0, 0, 0, 0, 0],
             ControlRequest::Restore { shared } => number(kind::RESTORE, u32::from(shared)),
+            ControlRequest::Restored => [kind::RESTORED, 0, 0, 0, 0, 0, 0, 0],
         }
     }
 
@@ -250,6 +255,7 @@ impl ControlRequest {
                 1 => ControlRequest::Restore { shared: true },
                 _ => return Err(Malformed),
             },
+            kind::RESTORED => ControlRequest::Restored,
             _ => return Err(Malformed),
         })
     }

@@ -137,6 +137,7 @@ fn control_messages_survive() {
         ControlRequest::NewProgram { name: (1 << 48) - 1 },
         ControlRequest::Restore { shared: true },
         ControlRequest::Restore { shared: false },
+        ControlRequest::Restored,
         ControlRequest::AttachChild,
         ControlRequest::MapTable { index: 3 },
         ControlRequest::MapArena { index: 4 },

@@ -7,6 +7,7 @@ use super::*;
 
 fn record() -> ListenerRecord {
     ListenerRecord {
+        owner: 9,
         domain: [7; 16],
         cookie: u64::MAX,
         address: "[2001:2::1]:80".parse().unwrap(),
