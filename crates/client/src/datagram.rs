@@ -209,7 +209,13 @@ fn bind_at(
     let mut redirects = socket::Redirects::new();
     for _ in 0..PORT_TRIES {
         let body = bind_request(fd, socket, to_service(address));
-        let reply = attachment.ask_socket(NO_SLOT, 0, body)?;
+        let reply = match attachment.ask_socket(NO_SLOT, 0, body) {
+            Ok(reply) => reply,
+            Err(errno) => {
+                attachment = attach::successor(&attachment, errno)?;
+                continue;
+            }
+        };
         match reply.errno {
             0 => {}
             NOT_OURS => return bind_by_kernel(socket, fd, &address),

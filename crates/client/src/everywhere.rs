@@ -143,6 +143,9 @@ pub(crate) fn open(socket: &Socket, listen: RequestBody) -> Result<(), Errno> {
             _ => continue,
         };
         if let Err(errno) = open_at(&attachment, socket, listen) {
+            if errno == SERVICE_GONE && attachment.is_gone() {
+                continue;
+            }
             undo(socket);
             return Err(errno);
         }
@@ -175,7 +178,11 @@ fn change(socket: &Socket, listen: RequestBody) -> Result<(), Errno> {
     for server in others(socket) {
         let Ok(attachment) = attach::present_of(server) else { continue };
         if let Some((slot, generation)) = socket.name_in(&attachment) {
-            refusal(attachment.ask_socket(slot, generation, listen)?)?;
+            match attachment.ask_socket(slot, generation, listen) {
+                // The next one is told with everything else.
+                Err(SERVICE_GONE) => {}
+                reply => refusal(reply?)?,
+            }
         }
     }
     Ok(())

@@ -55,6 +55,11 @@ impl<T> Lock<T> {
         }
     }
 
+    /// Whether the calling thread holds it.
+    pub(crate) fn is_held_by_caller(&self) -> bool {
+        self.gate.is_held_by_caller()
+    }
+
     /// Closes the gate until [`Lock::release_after_fork`], so that the value is whole in the child.
     pub(crate) fn hold_for_fork(&self) {
         if let Ok(guard) = self.gate.lock(LIMIT) {

@@ -189,9 +189,20 @@ impl Record {
     /// server.
     pub(crate) fn errno_of(&self, error: StreamError) -> Errno {
         match error {
-            StreamError::Unmapped(_) if self.is_dead() => SERVICE_GONE,
+            StreamError::Unmapped(_) if self.is_dead() || self.is_cut_off() => SERVICE_GONE,
             error => of_stream(error),
         }
+    }
+
+    /// Whether the server that kept it answers no more, which is seen a moment before it is said.
+    fn is_cut_off(&self) -> bool {
+        let gone = attach::existing(self.memory.server()).is_none_or(|attachment| {
+            attachment.life() != self.memory.life() || attachment.is_gone()
+        });
+        if gone {
+            self.stream.fail(SERVICE_GONE.0);
+        }
+        gone
     }
 
     /// Whether the server that kept it is gone; its connection has then failed, and says so.

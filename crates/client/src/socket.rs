@@ -97,7 +97,13 @@ fn bind_to(socket: &Pinned, fd: RawFd, address: SocketAddr) -> Result<(), Errno>
             reuse_port: socket.stored.reuse_port(),
             v6only: socket.stored.v6only(),
         };
-        let reply = attachment.ask_socket(NO_SLOT, 0, body)?;
+        let reply = match attachment.ask_socket(NO_SLOT, 0, body) {
+            Ok(reply) => reply,
+            Err(errno) => {
+                attachment = attach::successor(&attachment, errno)?;
+                continue;
+            }
+        };
         match reply.errno {
             0 => {}
             NOT_OURS => return become_kernel(socket, fd),
@@ -197,16 +203,20 @@ pub fn listen(fd: RawFd, backlog: i32) -> Result<(), Errno> {
         Phase::Bound | Phase::Listening => {}
         Phase::Stream | Phase::Kernel => return Err(Errno::EINVAL),
     }
-    let attachment = attach::present_of(socket.server())?;
-    let (slot, generation) = socket.name_in(&attachment).ok_or(SERVICE_GONE)?;
     // Linux reads the number as unsigned and holds it to net.core.somaxconn, 4096.
     let limit = (backlog as u32).min(4096);
     let listen = everywhere::listen_again(&socket, limit);
     let first = everywhere::begin(&socket, listen);
-    let reply = attachment.ask_socket(slot, generation, first)?;
-    if reply.errno != 0 {
-        return Err(Errno(reply.errno));
-    }
+    let mut attachment = attach::present_of(socket.server())?;
+    let (slot, generation) = loop {
+        let (slot, generation) = socket.name_in(&attachment).ok_or(SERVICE_GONE)?;
+        match attachment.ask_socket(slot, generation, first) {
+            Ok(reply) if reply.errno == 0 => break (slot, generation),
+            Ok(reply) => return Err(Errno(reply.errno)),
+            // The socket is bound at the next one, too.
+            Err(errno) => attachment = attach::successor(&attachment, errno)?,
+        }
+    };
     if let Err(errno) = everywhere::open(&socket, first) {
         unlisten(&attachment, &socket, slot, generation);
         return Err(errno);

@@ -336,6 +336,91 @@ fn a_server_that_is_dead_gets_the_listener_when_it_is_back() {
 }
 
 #[test]
+fn calls_that_open_something_outlive_the_server_that_dies_over_them() {
+    let (fakes, _turn) = start();
+    let stream = || client::socket(libc::AF_INET, libc::SOCK_STREAM, 0).unwrap();
+    let any = "198.18.0.2:0".parse().unwrap();
+    for server in 0..fakes.len() {
+        // Over bind at server 0, over listen at the others.
+        let death = fakes[server].die_over_the_next_request();
+        let fd = stream();
+        client::bind(fd, any).unwrap();
+        client::listen(fd, 5).unwrap();
+        let port = client::local_address(fd).unwrap().port();
+        death.join().unwrap();
+        until(|| {
+            let mut fds = [PollFd { fd, events: libc::POLLIN, revents: 0 }];
+            assert_eq!(poll(&mut fds, Some(Duration::ZERO)), Ok(0));
+            fakes.iter().all(|fake| fake.count(port) == 1 && fake.listens(port))
+        });
+        close_listener(fakes, (fd, port));
+    }
+    let fd = stream();
+    client::bind(fd, any).unwrap();
+    let death = fakes[0].die_over_the_next_request();
+    client::listen(fd, 5).unwrap();
+    let port = client::local_address(fd).unwrap().port();
+    death.join().unwrap();
+    assert!(fakes.iter().all(|fake| fake.count(port) == 1 && fake.listens(port)));
+    close_listener(fakes, (fd, port));
+    let death = fakes[HOME].die_over_the_next_request();
+    let fd = client::socket(libc::AF_INET, libc::SOCK_DGRAM, 0).unwrap();
+    client::bind(fd, any).unwrap();
+    death.join().unwrap();
+    assert_eq!(fakes[HOME].count(client::local_address(fd).unwrap().port()), 1);
+    client::close(fd).unwrap();
+}
+
+#[test]
+fn memory_that_goes_with_its_server_is_a_failed_connection() {
+    let (fakes, _turn) = start();
+    let home = fakes[HOME];
+    // Nothing of the next one is mapped.
+    home.die();
+    home.rise();
+    let fd = client::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0).unwrap();
+    let outcome = client::connect(fd, "198.18.0.1:4002".parse().unwrap());
+    assert_eq!(outcome, Err(Errno::EINPROGRESS));
+    let slot = home.attempt();
+    home.establish(slot);
+    home.deliver(slot, b"never read");
+    let death = home.die_over_the_next_message();
+    assert_eq!(receive(fd), Err(Errno::ECONNRESET));
+    death.join().unwrap();
+    client::close(fd).unwrap();
+}
+
+#[test]
+fn a_server_that_dies_while_sockets_are_restored_cuts_nobody_off() {
+    let (fakes, _turn) = start();
+    let home = fakes[HOME];
+    let bound = || {
+        let fd = client::socket(libc::AF_INET, libc::SOCK_DGRAM, 0).unwrap();
+        client::bind(fd, "198.18.0.2:0".parse().unwrap()).unwrap();
+        (fd, client::local_address(fd).unwrap().port())
+    };
+    let before: Vec<(i32, u16)> = (0..4).map(|_| bound()).collect();
+    home.die();
+    home.rise();
+    // Over the first of them, which is opened again before anything else is asked.
+    let death = home.die_over_the_next_request();
+    let after = bound();
+    death.join().unwrap();
+    assert_eq!(home.count(after.1), 1);
+    for (fd, port) in before {
+        // What has not come back by itself does so with the first call.
+        until(|| {
+            let (data, peer) = ([IoSlice::new(b"x")], "198.18.0.1:9".parse().unwrap());
+            let control = client::SendControl::default();
+            let sent = client::send_to(fd, &data, libc::MSG_DONTWAIT, Some(peer), &control);
+            sent.is_ok() && home.count(port) == 1
+        });
+        client::close(fd).unwrap();
+    }
+    client::close(after.0).unwrap();
+}
+
+#[test]
 fn calls_follow_answers_that_name_another_server() {
     let (fakes, _turn) = start();
     // A connection whose flow is another's, with options that must be there before it.

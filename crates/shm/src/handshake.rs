@@ -114,6 +114,11 @@ impl LocalLock {
         self.waiting.store(0, Ordering::Relaxed);
     }
 
+    /// Whether the calling thread holds it.
+    pub fn is_held_by_caller(&self) -> bool {
+        self.holder.load(Ordering::Relaxed) == thread_token()
+    }
+
     fn try_take(&self, token: usize) -> bool {
         self.holder.compare_exchange(0, token, Ordering::Acquire, Ordering::Relaxed).is_ok()
     }

@@ -227,12 +227,27 @@ pub(crate) fn present() -> Result<Current, Errno> {
 pub(crate) fn present_of(server: u16) -> Result<Current, Errno> {
     let until_us = sys::clock_monotonic_us() + PATIENCE_US;
     while !tie(server).is_attached()
+        && !ATTACHING.is_held_by_caller()
         && current()?.memory().now().of(server).is_some_and(|epoch| epoch::is_between(epoch.get()))
         && sys::clock_monotonic_us() < until_us
     {
         sleep_ms(2);
     }
     wait_for(|| of(server))
+}
+
+/// For calls that open something and may be made again: the server after one that died over such a
+/// call.
+///
+/// # Errors
+/// What the call said, unless that is the reason and another server has come.
+#[cold]
+pub(crate) fn successor(dead: &Attachment, errno: Errno) -> Result<Current, Errno> {
+    if errno != SERVICE_GONE || !dead.is_awaited() {
+        return Err(errno);
+    }
+    let next = present_of(dead.server())?;
+    if next.serial() == dead.serial() { Err(errno) } else { Ok(next) }
 }
 
 /// Longest wait for another server, in microseconds: a program that is told of an error tries again
@@ -243,7 +258,9 @@ fn wait_for(attachment: impl Fn() -> Result<Current, Errno>) -> Result<Current, 
     let until_us = sys::clock_monotonic_us() + PATIENCE_US;
     loop {
         let attachment = attachment()?;
-        let hopeless = matches!(attachment.fate(), Fate::Alive | Fate::Over);
+        // Whoever is in the middle of attaching is who would have to attach to the next one, too.
+        let hopeless =
+            matches!(attachment.fate(), Fate::Alive | Fate::Over) || ATTACHING.is_held_by_caller();
         if hopeless || sys::clock_monotonic_us() >= until_us {
             return Ok(attachment);
         }
@@ -516,7 +533,8 @@ fn arrive(server: u16) -> Result<(), Errno> {
 /// The server is dead: attaches to its successor, once there is one.
 #[cold]
 fn renew(old: Current) -> Result<Current, Errno> {
-    if old.fate() != Fate::Replaced || !old.may_try() {
+    // What cannot be tried is not counted as tried.
+    if old.fate() != Fate::Replaced || ATTACHING.is_held_by_caller() || !old.may_try() {
         return Ok(old);
     }
     let server = old.server();
