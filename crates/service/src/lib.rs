@@ -38,6 +38,7 @@ pub mod requests;
 pub mod resolve;
 pub mod rings;
 pub mod roles;
+pub mod roster;
 pub mod sandbox;
 pub mod server;
 pub mod server_process;

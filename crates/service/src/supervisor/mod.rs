@@ -32,6 +32,7 @@ use crate::event_loop::now;
 use crate::links::LinkHandle;
 use crate::plan::ServerSpec;
 use crate::poller::{Poller, Token};
+use crate::roster::Roster;
 use crate::sandbox::{self, Confinement};
 use orders::Order;
 use questions::Questions;
@@ -166,8 +167,8 @@ impl Supervisor {
             failing: false,
             refusal: None,
         };
-        let servers = supervisor.parts.config.plan.servers();
-        supervisor.seats = servers.into_iter().map(Seat::new).collect();
+        let roster = Roster::of(&supervisor.parts.config.plan);
+        supervisor.seats = roster.servers().iter().copied().map(Seat::new).collect();
         for server in 0..supervisor.seats.len() {
             supervisor.start_server(server, now())?;
         }
