@@ -1,112 +1,79 @@
 //! Random kills under load: clients, workers, servers of datagrams, server processes and supervisors die by -9, some
-//! processes are stopped for a moment. Whoever was not killed lives on or hears a clear error, requests are answered
-//! again, and nothing leaks: interfaces, processes, descriptors, mappings, memory, sockets, files.
+//! processes are stopped for a moment, and listeners are opened and closed all the while. Whoever was not killed lives on
+//! or hears a clear error, requests are answered again, and nothing leaks: interfaces, processes, descriptors, mappings,
+//! memory, sockets, files. Under plans of one server and of several.
 //!
 //! `HAYPILE_E2E_KILLS=100 HAYPILE_E2E_SEED=7` chooses how many and which. The load is in `kills_under_load/load.rs`,
-//! the programs are `scripts/under_fire.py`, what is counted when all is quiet is in `kills_under_load/census.rs`.
+//! the programs are `scripts/under_fire.py`, who dies and what that explains is in `kills_under_load/victims.rs`, what is
+//! counted when all is quiet in `kills_under_load/census.rs`.
 
 mod census;
 mod load;
+mod victims;
 
 use crate::support::process::{Process, send_signal};
 use crate::support::random::Random;
 use crate::support::stage::{HOST, SERVICE, Stage, on_stage, service};
 use crate::support::{content, inspect, nginx, python, script, setting, wait_until};
+use crate::without_root::Nobody;
 use census::Census;
+use haypile_service::plan::Plan;
 use load::{EchoServers, Kind, Load, PAGE_BYTES, Targets, now_us};
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::thread;
 use std::time::{Duration, Instant};
+use victims::{Victim, deck, ends_connections, is_explained, is_explained_inside, servers_for};
 
 /// Everything is as before a kill within this time, on the slowest machine.
 const RECOVERY: Duration = Duration::from_secs(60);
+/// Lost packets are sent again within this time; what takes longer is shown.
+const SLOW: Duration = Duration::from_secs(4);
 /// Programs have heard of the death of their supervisor, and nothing of it is left.
 const OBITUARY: Duration = Duration::from_secs(60);
 /// Children of the prefork server.
 const CHILDREN: usize = 6;
+/// Children of the program with doors, and its first port.
+const DOOR_CHILDREN: usize = 2;
+const FIRST_DOOR: u16 = 8100;
 /// A census after so many kills.
 const CENSUS_EVERY: usize = 6;
+/// For the whole test in a user namespace.
+const INSIDE_TIME: Duration = Duration::from_secs(1800);
 
-/// Who is killed.
-#[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Victim {
-    /// A client on Haypile, of the kernel's servers or of those on Haypile.
-    Client,
-    /// A worker of nginx.
-    NginxWorker,
-    /// A child that accepts in blocking calls.
-    PreforkChild,
-    /// The server of datagrams.
-    DatagramServer,
-    /// The service's server process.
-    Server,
-    /// The service's supervisor.
-    Supervisor,
-    /// Nobody dies: somebody is stopped for a moment.
-    Nobody,
-}
-
-/// Of twenty kills so many are of this kind.
-const SHARES: [(Victim, usize); 6] = [
-    (Victim::Client, 4),
-    (Victim::NginxWorker, 4),
-    (Victim::PreforkChild, 3),
-    (Victim::DatagramServer, 3),
-    (Victim::Server, 4),
-    (Victim::Supervisor, 2),
-];
-
-/// What may go wrong, and with whom, when a victim dies: anything else is a failure of the test.
-fn is_explained(victim: Victim, kind: Kind, what: &str) -> bool {
-    if what.contains("WRONG") || what == "SILENCE" {
-        return false;
-    }
-    // The end of a process: what it had accepted is reset, or was cut short by its close.
-    let ended = ["ConnectionReset", "UnexpectedEof", "BrokenPipe"].contains(&what);
-    let lost = what == "datagram lost";
-    match (victim, kind) {
-        // Datagrams may always be lost on a busy machine.
-        (_, Kind::Datagram) if lost => true,
-        (Victim::NginxWorker, Kind::HttpKept | Kind::HttpShort)
-        | (Victim::PreforkChild, Kind::Echo) => ended,
-        // Nobody has the port until the next one is there.
-        (Victim::DatagramServer, Kind::Datagram) => what == "ConnectionRefused",
-        (Victim::Server, Kind::Datagram) => what == "ConnectionRefused",
-        (Victim::Server, _) => ended || what == "cut off by a death",
-        // The interface goes, and with it the way there.
-        (Victim::Supervisor, _) => true,
-        _ => false,
-    }
-}
-
-/// The order of the victims: each has its share, and at least one place.
-fn deck(kills: usize, random: &mut Random) -> Vec<Victim> {
-    let mut deck: Vec<Victim> = Vec::new();
-    for (victim, share) in SHARES {
-        deck.extend(std::iter::repeat_n(victim, (kills * share / 20).max(1)));
-    }
-    while deck.len() < kills {
-        deck.push(SHARES[random.below(SHARES.len() as u64) as usize].0);
-    }
-    for place in (1..deck.len()).rev() {
-        deck.swap(place, random.below(place as u64 + 1) as usize);
-    }
-    deck.truncate(kills.max(1));
-    deck
+/// What a client on Haypile does.
+#[derive(Clone, Debug)]
+enum Errand {
+    /// Asks the servers at this address, for streams and for datagrams.
+    Ask(String, u16, u16),
+    /// Opens and closes listeners and UDP sockets at these ports.
+    Doors(u16),
 }
 
 /// A client on Haypile and what it said.
 struct Client {
     process: Process,
-    target: (String, u16, u16),
+    errand: Errand,
+    /// Its errors that have been looked at.
+    explained: usize,
 }
 
 impl Client {
-    fn start(stage: &Stage, target: &(String, u16, u16)) -> Client {
-        let (address, port, udp) = (&target.0, target.1.to_string(), target.2.to_string());
-        let words = [python(), &script("under_fire.py"), "client", address, &port, &udp];
-        Client { process: stage.run(&words), target: target.clone() }
+    fn start(stage: &Stage, errand: &Errand) -> Client {
+        let words = match errand {
+            Errand::Ask(address, port, udp) => {
+                ["client", address, &port.to_string(), &udp.to_string()].map(str::to_string)
+            }
+            Errand::Doors(port) => {
+                let (port, count) = (port.to_string(), load::DOORS.to_string());
+                ["doors".to_string(), SERVICE.to_string(), port, count]
+            }
+        };
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let script = script("under_fire.py");
+        let process = stage.run(&[&[python(), &script], &words[..]].concat());
+        Client { process, errand: errand.clone(), explained: 0 }
     }
 
     /// No byte was wrong, and no call was left without an answer or an error.
@@ -114,7 +81,22 @@ impl Client {
         let said = [self.lines("wrong"), self.lines("error")].concat();
         let bad = |line: &&String| line.starts_with("wrong") || line.ends_with("TIMEOUT");
         let bad: Vec<&String> = said.iter().filter(bad).collect();
-        assert!(bad.is_empty(), "the client of {:?}: {bad:?}", self.target);
+        assert!(bad.is_empty(), "the client for {:?}: {bad:?}", self.errand);
+    }
+
+    /// Fails unless the victim's death explains the errors that are new.
+    fn explain(&mut self, victim: Victim, what: &str) -> Vec<String> {
+        let said = self.lines("error").split_off(self.explained);
+        self.explained += said.len();
+        let inside =
+            !matches!(&self.errand, Errand::Ask(address, ..) if *address == HOST.to_string());
+        for line in &said {
+            let mut words = line.split_whitespace().skip(1);
+            let (place, why) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+            let explained = is_explained_inside(victim, inside, place, why);
+            assert!(explained, "{what}: the client for {:?}: {line}", self.errand);
+        }
+        said
     }
 
     fn end(self) {
@@ -133,20 +115,22 @@ impl Client {
 /// A service with everything that runs on it.
 struct Life<'a> {
     stage: &'a Stage,
+    plan: Plan,
     supervisor: Process,
     nginx: Process,
     nginx_master: u32,
     prefork: Process,
     datagrams: Process,
+    /// One for each errand, in this order.
     clients: Vec<Client>,
-    targets: Vec<(String, u16, u16)>,
+    errands: Vec<Errand>,
     /// What there is when all is quiet.
     quiet: Option<Census>,
 }
 
 impl<'a> Life<'a> {
-    fn start(stage: &'a Stage, echo_port: u16) -> Life<'a> {
-        let supervisor = stage.serve();
+    fn start(stage: &'a Stage, plan: &Plan, echo_port: u16) -> Life<'a> {
+        let supervisor = stage.serve_with(&["--plan", &plan.to_string()]);
         let nginx = nginx::start(stage, 8080);
         let nginx_master = nginx::master(stage, "nginx-8080");
         let address = SERVICE.to_string();
@@ -154,16 +138,21 @@ impl<'a> Life<'a> {
         let mut prefork = stage.run(&words);
         prefork.wait_for_output("ready");
         let datagrams = start_datagrams(stage);
-        let targets = vec![(HOST.to_string(), echo_port, echo_port), (address, 8083, 8084)];
+        let errands = vec![
+            Errand::Ask(HOST.to_string(), echo_port, echo_port),
+            Errand::Ask(address, 8083, 8084),
+            Errand::Doors(FIRST_DOOR),
+        ];
         let mut life = Life {
             stage,
+            plan: plan.clone(),
             supervisor,
             nginx,
             nginx_master,
             prefork,
             datagrams,
             clients: Vec::new(),
-            targets,
+            errands,
             quiet: None,
         };
         life.start_clients();
@@ -172,13 +161,34 @@ impl<'a> Life<'a> {
 
     fn start_clients(&mut self) {
         let stage = self.stage;
-        self.clients = self.targets.iter().map(|target| Client::start(stage, target)).collect();
+        self.clients = self.errands.iter().map(|errand| Client::start(stage, errand)).collect();
     }
 
-    fn server(&self) -> u32 {
-        wait_until("a server runs", RECOVERY, || {
-            let is_server = |pid: &u32| inspect::program_of(*pid).starts_with("haypile-srv");
-            inspect::children_of(self.supervisor.pid()).into_iter().find(is_server)
+    /// The process of a server of the plan.
+    fn server(&self, number: u16) -> u32 {
+        let name = format!("haypile-srv{number}");
+        wait_until(&format!("server {number} runs"), RECOVERY, || {
+            let is_it = |pid: &u32| inspect::program_of(*pid) == name && inspect::is_alive(*pid);
+            inspect::children_of(self.supervisor.pid()).into_iter().find(is_it)
+        })
+    }
+
+    fn servers(&self) -> Vec<u32> {
+        self.plan.servers().iter().map(|spec| self.server(spec.number)).collect()
+    }
+
+    /// One of the servers that may be killed as `victim`.
+    fn some_server(&self, victim: Victim, random: &mut Random) -> u32 {
+        let servers = servers_for(victim, &self.plan);
+        self.server(servers[random.below(servers.len() as u64) as usize].number)
+    }
+
+    fn door_children(&self) -> Vec<u32> {
+        let doors = self.clients.last().expect("clients").process.pid();
+        wait_until("all children that open and close doors are there", RECOVERY, || {
+            let mut children = inspect::children_of(doors);
+            children.retain(|pid| inspect::is_alive(*pid));
+            (children.len() == DOOR_CHILDREN).then_some(children)
         })
     }
 
@@ -201,7 +211,7 @@ impl<'a> Life<'a> {
     /// Who is stopped for a moment.
     fn stop_for_a_moment(&self, random: &mut Random) -> String {
         let (who, pid) = match random.below(4) {
-            0 => ("the server process", self.server()),
+            0 => ("a server process", self.some_server(Victim::TwoServers, random)),
             1 => ("the supervisor", self.supervisor.pid()),
             2 => ("a worker of nginx", nginx::workers(self.nginx_master)[0]),
             _ => ("a child of the prefork server", self.prefork_children()[0]),
@@ -255,16 +265,19 @@ struct Run<'a> {
     /// When nothing was left of a killed supervisor, and when the programs had all heard of it.
     gone_ms: Vec<u64>,
     heard_ms: Vec<u64>,
-    /// Right answers to programs on Haypile that have ended.
     censuses: usize,
 }
 
 impl<'a> Run<'a> {
-    fn new(stage: &'a Stage, seed: u64) -> Run<'a> {
+    fn new(stage: &'a Stage, plan: &Plan, seed: u64) -> Run<'a> {
         let echo = EchoServers::start();
-        let life = Life::start(stage, echo.port);
-        let targets =
-            Targets { http: service(8080), echo: service(8083), datagrams: service(8084) };
+        let life = Life::start(stage, plan, echo.port);
+        let targets = Targets {
+            http: service(8080),
+            echo: service(8083),
+            datagrams: service(8084),
+            doors: service(FIRST_DOOR),
+        };
         let load = Load::start(targets, seed);
         let random = Random::for_test(4242);
         let (tally, gone_ms, heard_ms) = (BTreeMap::new(), Vec::new(), Vec::new());
@@ -300,21 +313,15 @@ impl<'a> Run<'a> {
                 self.life.datagrams = start_datagrams(self.stage);
                 struck
             }
-            Victim::Server => {
-                let server = self.life.server();
-                self.load.note_death();
-                let struck = Struck::down(server);
-                // What was asked before is cut off, too.
-                self.load.note_death();
-                if self.random.below(2) == 0 {
-                    // Somebody comes while nobody is there.
-                    let place = self.random.below(2) as usize;
-                    let target = self.life.clients[place].target.clone();
-                    let newcomer = Client::start(self.stage, &target);
-                    std::mem::replace(&mut self.life.clients[place], newcomer).end();
-                }
+            Victim::DoorChild => {
+                let children = self.life.door_children();
+                let child = children[self.random.below(children.len() as u64) as usize];
+                let struck = Struck::down(child);
+                inspect::wait_until_disowned(self.stage, child);
+                self.life.door_children();
                 struck
             }
+            Victim::Server | Victim::Helper | Victim::TwoServers => self.kill_servers(victim),
             Victim::Supervisor => self.kill_supervisor(),
             Victim::Nobody => {
                 let who = self.life.stop_for_a_moment(&mut self.random);
@@ -329,13 +336,41 @@ impl<'a> Run<'a> {
         self.explain(victim, what);
     }
 
+    /// Kills a server, or two, and half the time has somebody come while nobody is there.
+    fn kill_servers(&mut self, victim: Victim) -> Struck {
+        let server = self.life.some_server(victim, &mut self.random);
+        self.note_death(victim);
+        let mut struck = Struck::down(server);
+        if victim == Victim::TwoServers {
+            thread::sleep(Duration::from_millis(self.random.below(150)));
+            let second = self.life.some_server(victim, &mut self.random);
+            struck.dead_us = Struck::down(second).dead_us;
+        }
+        // What was asked before is cut off, too.
+        self.note_death(victim);
+        if self.random.below(2) == 0 {
+            let place = self.random.below(self.life.clients.len() as u64) as usize;
+            let errand = self.life.errands[place].clone();
+            let newcomer = Client::start(self.stage, &errand);
+            std::mem::replace(&mut self.life.clients[place], newcomer).end();
+        }
+        struck
+    }
+
+    fn note_death(&self, victim: Victim) {
+        match ends_connections(victim) {
+            true => self.load.note_death(),
+            false => self.load.note_loss(),
+        }
+    }
+
     fn kill_client(&mut self) -> Struck {
         let place = self.random.below(2) as usize;
         let victim = self.life.clients[place].process.pid();
         let struck = Struck::down(victim);
         self.life.clients[place].check();
-        let target = self.life.clients[place].target.clone();
-        self.life.clients[place] = Client::start(self.stage, &target);
+        let errand = self.life.errands[place].clone();
+        self.life.clients[place] = Client::start(self.stage, &errand);
         inspect::wait_until_disowned(self.stage, victim);
         struck
     }
@@ -346,10 +381,16 @@ impl<'a> Run<'a> {
             self.life.clients.iter().map(|client| client.lines("turn").len()).collect();
         let mut last_us = 0;
         let started = Instant::now();
+        let mut shown = false;
         for strand in &self.load.strands {
             last_us = last_us.max(loop {
                 if let Some(answered_us) = strand.answered_since(since_us) {
                     break answered_us;
+                }
+                if started.elapsed() > SLOW && !shown {
+                    shown = true;
+                    self.stage.say(&format!("{what}: {:?} is not answered yet", strand.kind));
+                    self.show();
                 }
                 if started.elapsed() > RECOVERY {
                     self.show();
@@ -369,9 +410,9 @@ impl<'a> Run<'a> {
                 let client = &mut self.life.clients[place];
                 client.process.assert_alive();
                 if started.elapsed() > RECOVERY {
-                    let target = client.target.clone();
+                    let errand = client.errand.clone();
                     self.show();
-                    panic!("{what}: the client of {target:?} does not go on");
+                    panic!("{what}: the client for {errand:?} does not go on");
                 }
                 thread::sleep(Duration::from_millis(2));
             }
@@ -393,6 +434,8 @@ impl<'a> Run<'a> {
         }
         thread::sleep(Duration::from_millis(500));
         self.stage.say(&format!("sockets: {:?}", self.stage.ask("ss", &["--all"])));
+        let kernels = self.stage.output(&["ss", "-tanoi"], RECOVERY);
+        self.stage.say(&format!("the kernel's: {}", kernels.out));
         self.stage.say(&format!("status: {:?}", self.stage.ask("status", &[])));
     }
 
@@ -404,6 +447,11 @@ impl<'a> Run<'a> {
                 let explained = is_explained(victim, strand.kind, &failure);
                 assert!(explained, "{what}: {:?}: {failure} ({count} times)", strand.kind);
                 *tally.failures.entry(format!("{:?} {failure}", strand.kind)).or_default() += count;
+            }
+        }
+        for client in &mut self.life.clients {
+            for line in client.explain(victim, what) {
+                *tally.failures.entry(line).or_default() += 1;
             }
         }
     }
@@ -430,7 +478,8 @@ impl<'a> Run<'a> {
         wait_until("no process of the programs is left", OBITUARY, || {
             self.stage.processes().into_iter().all(|pid| !inspect::is_alive(pid)).then_some(())
         });
-        self.life = Life::start(self.stage, self.echo.port);
+        let plan = self.life.plan.clone();
+        self.life = Life::start(self.stage, &plan, self.echo.port);
         // Who was cut off by the interface's end.
         self.load.note_death();
         struck
@@ -444,7 +493,7 @@ impl<'a> Run<'a> {
             let why = wait_until("a client hears of the death of its service", OBITUARY, || {
                 client.lines("error").get(*before).cloned()
             });
-            assert!(is_clear(&why), "the client of {:?}: {why}", client.target);
+            assert!(is_clear(&why), "the client for {:?}: {why}", client.errand);
         }
         for (what, server) in [("prefork", &self.life.prefork), ("udp", &self.life.datagrams)] {
             let why = wait_until(&format!("{what} hears of the death"), OBITUARY, || {
@@ -478,11 +527,11 @@ impl<'a> Run<'a> {
         }
         let people = census::People {
             supervisor: self.life.supervisor.pid(),
-            server: self.life.server(),
+            servers: self.life.servers(),
             lasting: vec![self.life.nginx_master, self.life.prefork.pid()],
         };
-        // Supervisor, server, guardian; nginx and its workers; prefork and its children; the datagram server.
-        let processes = 3 + 3 + 1 + CHILDREN + 1;
+        // Supervisor, guardian, servers; nginx and its workers; prefork and its children; the datagram server.
+        let processes = 2 + people.servers.len() + 3 + 1 + CHILDREN + 1;
         let before = self.life.quiet.as_ref();
         let census = census::take(self.stage, &people, processes, before, what);
         match &self.life.quiet {
@@ -539,21 +588,25 @@ impl<'a> Run<'a> {
     }
 }
 
-#[test]
-fn whoever_is_killed_under_load_the_others_live() {
+/// Says that the test is the one inside a user namespace.
+const INSIDE: &str = "HAYPILE_E2E_INSIDE";
+
+/// Kills under a plan.
+fn kills(test: &'static str, plan: &'static str, kills: u64) {
     let needs = ["nginx", "python3"];
-    on_stage("whoever_is_killed_under_load_the_others_live", &needs, |stage| {
+    on_stage(test, &needs, move |stage| {
         content::write(&stage.served("page"), PAGE_BYTES as u64);
+        let plan: Plan = plan.parse().expect("a plan");
         let seed = setting("HAYPILE_E2E_SEED", 1);
-        let kills = setting("HAYPILE_E2E_KILLS", 6) as usize;
-        stage.say(&format!("HAYPILE_E2E_SEED={seed} HAYPILE_E2E_KILLS={kills}"));
+        let kills = setting("HAYPILE_E2E_KILLS", kills) as usize;
+        stage.say(&format!("{plan} HAYPILE_E2E_SEED={seed} HAYPILE_E2E_KILLS={kills}"));
         let started = Instant::now();
-        let mut run = Run::new(stage, seed);
+        let mut run = Run::new(stage, &plan, seed);
         run.wait_for_answers(now_us(), "the start");
         run.take_census("the first census");
-        let deck = deck(kills, &mut run.random);
+        let deck = deck(&plan, kills, &mut run.random);
         for (number, victim) in deck.into_iter().enumerate() {
-            let what = format!("seed {seed}, kill {number} of {victim:?}");
+            let what = format!("{plan}, seed {seed}, kill {number} of {victim:?}");
             if run.life.quiet.is_none() {
                 run.take_census(&format!("{what}, before"));
             }
@@ -570,5 +623,52 @@ fn whoever_is_killed_under_load_the_others_live() {
         stage.say(&format!("{kills} kills in {:.1} s", started.elapsed().as_secs_f64()));
         run.end();
         drop(fs::remove_dir_all(stage.path("nginx-8080")));
+    });
+}
+
+#[test]
+fn whoever_is_killed_under_load_the_others_live() {
+    kills("whoever_is_killed_under_load_the_others_live", "TS1LS1CM1", 7);
+}
+
+#[test]
+fn kills_under_load_with_two_combined_servers() {
+    kills("kills_under_load_with_two_combined_servers", "TS2LS2CM2", 3);
+}
+
+#[test]
+fn kills_under_load_with_a_manager_apart() {
+    kills("kills_under_load_with_a_manager_apart", "TS2LS2+CM1", 2);
+}
+
+#[test]
+fn kills_under_load_with_all_servers_apart() {
+    kills("kills_under_load_with_all_servers_apart", "TS2+LS1+CM1", 3);
+}
+
+/// The same by a user without rights but for those in a namespace of its own, in which this test is started again.
+#[test]
+fn kills_without_root() {
+    if std::env::var_os(INSIDE).is_some() {
+        return kills("inside", "TS2LS2CM2", 2);
+    }
+    let needs = ["nginx", "python3", "setpriv", "unshare"];
+    on_stage("kills_without_root", &needs, |stage| {
+        let Some(nobody) = Nobody::with_tap(stage) else { return };
+        fs::set_permissions(stage.path(""), Permissions::from_mode(0o711)).expect("passable");
+        let test = std::env::current_exe().expect("this program");
+        let test = test.display().to_string();
+        let readable = nobody.command(&["head", "-c1", &script("under_fire.py"), &test]).output();
+        if !readable.is_ok_and(|output| output.status.success()) {
+            return stage.say("skipped: another user may not read the programs of this test");
+        }
+        let namespace = ["unshare", "--user", "--map-current-user", "--keep-caps", "--net"];
+        let name = ["--exact", "kills_under_load::kills_without_root", "--nocapture"];
+        let mut command = nobody.command(&[&namespace[..], &[test.as_str()], &name].concat());
+        // A short name: those of sockets must be.
+        command.env(INSIDE, "1").env("TMPDIR", stage.path("r"));
+        let finished = stage.start_command("inside", command).finish(INSIDE_TIME);
+        stage.say(&finished.err);
+        finished.expect_success("the test in a user namespace");
     });
 }

@@ -19,7 +19,7 @@ const PORT: u16 = 80;
 const NEEDS: [&str; 4] = ["nginx", "curl", "setpriv", "unshare"];
 
 /// A user without rights, with a run directory, whose name is short because those of sockets must be.
-struct Nobody<'a> {
+pub struct Nobody<'a> {
     stage: &'a Stage,
     /// A TAP device that the user may open, to be put in place of the system's.
     device: Option<PathBuf>,
@@ -51,7 +51,7 @@ impl<'a> Nobody<'a> {
     }
 
     /// The same with a device of its own; `None`: this system does not let us make one.
-    fn with_tap(stage: &'a Stage) -> Option<Nobody<'a>> {
+    pub fn with_tap(stage: &'a Stage) -> Option<Nobody<'a>> {
         let mut nobody = Nobody::new(stage)?;
         let device = stage.path("tun");
         let made = Command::new("mknod").arg(&device).args(["c", "10", "200"]).status();
@@ -66,7 +66,7 @@ impl<'a> Nobody<'a> {
     }
 
     /// A command by this user.
-    fn command(&self, words: &[&str]) -> Command {
+    pub fn command(&self, words: &[&str]) -> Command {
         let (id, mut command) = (NOBODY.to_string(), Command::new("unshare"));
         let prepare = match &self.device {
             Some(device) => format!("mount --bind {} /dev/net/tun && ", device.display()),

@@ -17,7 +17,7 @@ const MEMORY_SLACK_KIB: u64 = 8 * 1024;
 /// Whose descriptors are counted.
 pub struct People {
     pub supervisor: u32,
-    pub server: u32,
+    pub servers: Vec<u32>,
     /// Programs that live as long as the service.
     pub lasting: Vec<u32>,
 }
@@ -83,6 +83,9 @@ pub fn take(
         if started.elapsed() > QUIET && quiet {
             let leaks = before.map(|before| before.leaks(&now)).unwrap_or_default();
             stage.say(&format!("status: {:?}", stage.ask("status", &[])));
+            for pid in people.servers.iter().chain([&people.supervisor]) {
+                stage.say(&format!("{}: {:?}", inspect::describe(*pid), links(*pid)));
+            }
             stage.say(&format!("sockets: {:?}", inspect::sockets(stage)));
             panic!("{what}: after {QUIET:?} still {}", leaks.join(", "));
         }
@@ -124,8 +127,10 @@ fn count(stage: &Stage, people: &People) -> Census {
     }
     let attached = status["processes"].as_array().map_or(0, Vec::len) as u64;
     add("attached processes".into(), attached, 0);
-    add("server descriptors".into(), descriptors(people.server), 0);
-    add("server memory KiB".into(), resident_kib(people.server), MEMORY_SLACK_KIB);
+    for (number, pid) in people.servers.iter().enumerate() {
+        add(format!("server {number} descriptors"), descriptors(*pid), 0);
+        add(format!("server {number} memory KiB"), resident_kib(*pid), MEMORY_SLACK_KIB);
+    }
     add("supervisor descriptors".into(), descriptors(people.supervisor), 0);
     add("supervisor memory KiB".into(), resident_kib(people.supervisor), MEMORY_SLACK_KIB);
     for pid in &people.lasting {
@@ -135,6 +140,16 @@ fn count(stage: &Stage, people: &People) -> Census {
         add(format!("{name} memory KiB"), resident_kib(*pid), MEMORY_SLACK_KIB);
     }
     census
+}
+
+/// What the descriptors of a process are.
+fn links(pid: u32) -> Vec<String> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let link = |path: std::path::PathBuf| {
+        let target = fs::read_link(&path).unwrap_or_default();
+        format!("{}={}", path.file_name().unwrap_or_default().display(), target.display())
+    };
+    entries.map(|entry| link(entry.path())).collect()
 }
 
 fn descriptors(pid: u32) -> u64 {

@@ -22,6 +22,9 @@ const SILENCE: Duration = Duration::from_secs(60);
 /// Between two requests of a thread, so that the load leaves the machine something.
 const PAUSE: Duration = Duration::from_millis(1);
 
+/// Ports that are opened and closed.
+pub const DOORS: u16 = 8;
+
 const RUN: u8 = 0;
 const HALT: u8 = 1;
 const END: u8 = 2;
@@ -37,6 +40,10 @@ pub enum Kind {
     Echo,
     /// Datagrams to an echo server and back.
     Datagram,
+    /// A connection each to listeners that are opened and closed, for one block.
+    Door,
+    /// Datagrams to sockets that are opened and closed.
+    DoorDatagram,
 }
 
 /// Microseconds since the first call.
@@ -80,6 +87,9 @@ struct Shared {
     halted: AtomicUsize,
     /// Deaths of servers and supervisors, after which peers may hear nothing.
     deaths: AtomicU64,
+    /// Deaths of link servers: what they had on the way is lost. TCP sends again all but a reset, which is what ends
+    /// connections of listeners that are closed.
+    losses: AtomicU64,
     page: Vec<u8>,
 }
 
@@ -103,6 +113,8 @@ pub struct Targets {
     pub http: SocketAddr,
     pub echo: SocketAddr,
     pub datagrams: SocketAddr,
+    /// The first of [`DOORS`] ports.
+    pub doors: SocketAddr,
 }
 
 impl Load {
@@ -112,10 +124,12 @@ impl Load {
             state: AtomicU8::new(RUN),
             halted: AtomicUsize::new(0),
             deaths: AtomicU64::new(0),
+            losses: AtomicU64::new(0),
             page: content::bytes(PAGE_BYTES, 0),
         });
-        use Kind::{Datagram, Echo, HttpKept, HttpShort};
-        let kinds = [HttpKept, HttpKept, HttpShort, HttpShort, Echo, Echo, Datagram];
+        use Kind::{Datagram, Door, DoorDatagram, Echo, HttpKept, HttpShort};
+        let kinds =
+            [HttpKept, HttpKept, HttpShort, HttpShort, Echo, Echo, Datagram, Door, DoorDatagram];
         let (mut strands, mut threads) = (Vec::new(), Vec::new());
         for (number, kind) in kinds.into_iter().enumerate() {
             let strand = Arc::new(Strand {
@@ -142,6 +156,11 @@ impl Load {
     /// A server or supervisor is about to die.
     pub fn note_death(&self) {
         self.shared.deaths.fetch_add(1, Ordering::Release);
+    }
+
+    /// A link server is about to die, or has died.
+    pub fn note_loss(&self) {
+        self.shared.losses.fetch_add(1, Ordering::Release);
     }
 
     /// Has every thread end its connections and wait.
@@ -198,6 +217,8 @@ impl Worker {
                 Kind::HttpShort => self.pages(1),
                 Kind::Echo => self.echo(),
                 Kind::Datagram => self.datagrams(),
+                Kind::Door => self.door(),
+                Kind::DoorDatagram => self.door_datagram(),
             };
             if let Err(error) = outcome {
                 self.strand.note(in_words(&error));
@@ -209,8 +230,17 @@ impl Worker {
 
     /// A request is about to be made, on a connection that was alive a moment ago.
     fn begin(&self) -> u64 {
-        self.deaths.store(self.shared.deaths.load(Ordering::Acquire), Ordering::Relaxed);
+        self.deaths.store(self.count_deaths(), Ordering::Relaxed);
         now_us()
+    }
+
+    /// Events after which an answer may never come.
+    fn count_deaths(&self) -> u64 {
+        let losses = match self.strand.kind {
+            Kind::Door => self.shared.losses.load(Ordering::Acquire),
+            _ => 0,
+        };
+        self.shared.deaths.load(Ordering::Acquire) + losses
     }
 
     fn answered(&self, begun_us: u64) {
@@ -221,7 +251,7 @@ impl Worker {
 
     /// After a slice in which nothing came: whether to go on waiting. A server that was killed tells nobody.
     fn wait_on(&self, since: Instant) -> io::Result<()> {
-        if self.shared.deaths.load(Ordering::Acquire) != self.deaths.load(Ordering::Relaxed) {
+        if self.count_deaths() != self.deaths.load(Ordering::Relaxed) {
             return Err(io::Error::other("cut off by a death"));
         }
         if since.elapsed() > SILENCE {
@@ -316,6 +346,46 @@ impl Worker {
             self.answered(begun_us);
             thread::sleep(PAUSE);
         }
+        Ok(())
+    }
+
+    /// One of the ports that are opened and closed.
+    fn some_door(&mut self) -> SocketAddr {
+        let mut door = self.targets.doors;
+        door.set_port(door.port() + self.random.below(DOORS.into()) as u16);
+        door
+    }
+
+    fn door(&mut self) -> io::Result<()> {
+        let begun_us = self.begin();
+        self.serial += 1;
+        let block = content::bytes(1 + self.random.below(3000) as usize, self.serial);
+        let door = self.some_door();
+        let mut stream = self.connect(door)?;
+        stream.write_all(&block)?;
+        let mut heard = vec![0; block.len()];
+        stream.read_exact(&mut heard)?;
+        if heard != block {
+            return Err(io::Error::other("WRONG echo"));
+        }
+        self.answered(begun_us);
+        thread::sleep(PAUSE);
+        Ok(())
+    }
+
+    fn door_datagram(&mut self) -> io::Result<()> {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.connect(self.some_door())?;
+        socket.set_read_timeout(Some(SLICE))?;
+        let begun_us = self.begin();
+        self.serial += 1;
+        let block = numbered(self.serial, self.random.below(3000) as usize);
+        socket.send(&block)?;
+        match self.hear(&socket, &block)? {
+            true => self.answered(begun_us),
+            false => self.strand.note("datagram lost".to_string()),
+        }
+        thread::sleep(PAUSE);
         Ok(())
     }
 

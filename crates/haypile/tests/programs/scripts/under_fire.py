@@ -1,8 +1,9 @@
-"""Programs that are killed, or whose service is, while they work: under_fire.py KIND ADDRESS PORT [UDP_PORT].
+"""Programs that are killed, or whose service is, while they work: under_fire.py KIND ADDRESS PORT [UDP_PORT|COUNT].
 
 Kinds: prefork (six children accept on one listener and echo; those that die are replaced), udp (echoes datagrams),
 client (asks an echo server again and again on a kept connection, on short ones and by datagrams, and compares every
-byte). Errors are told as `error WHERE NAME`; a client's full turns as `turn NUMBER`, not more than fifty a second.
+byte), doors (two children open and close listeners and UDP sockets at COUNT ports, echo what comes, and are replaced
+when they die). Errors are told as `error WHERE NAME`; a client's full turns as `turn NUMBER`, not more than fifty a second.
 What ends a program that is not killed: `over WHERE NAME`, or `wrong ...` for bytes that nobody has sent.
 """
 
@@ -53,13 +54,123 @@ def echo_all(accepting):
 
 def prefork():
     accepting = socket.create_server((ADDRESS, PORT), backlog=64)
+    keep_children(CHILDREN, lambda: echo_all(accepting))
+
+
+def udp():
+    # With this it is attached to every server, wherever its home and that of its port are: what servers have can be
+    # compared from one of its lives to the next.
+    socket.create_server((ADDRESS, 0)).close()
+    one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    one.bind((ADDRESS, PORT))
+    tell("ready")
+    while True:
+        try:
+            block, sender = one.recvfrom(1 << 16)
+            one.sendto(block, sender)
+        except OSError as error:
+            tell("over udp", name(error))
+            return
+
+
+class Doors:
+    """Listeners and UDP sockets that come and go, all waited for at once. Both children open the same listeners."""
+
+    CHANGES_S = 0.02
+
+    def __init__(self, count):
+        self.count, self.changes, self.told, self.step = count, 0, 0, "socket"
+        self.waiting = select.epoll()
+        self.listeners, self.datagrams, self.connections = {}, {}, {}
+
+    def open(self, kind, port):
+        one = socket.socket(socket.AF_INET, kind)
+        try:
+            self.step = "option"
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            self.step = "bind"
+            one.bind((ADDRESS, port))
+            if kind == socket.SOCK_STREAM:
+                self.step = "listen"
+                one.listen(16)
+            self.step = "register"
+            one.setblocking(False)
+            self.waiting.register(one, select.EPOLLIN)
+        except OSError:
+            one.close()
+            raise
+        return one
+
+    def change(self):
+        port = PORT + random.randrange(self.count)
+        kind = random.choice((socket.SOCK_STREAM, socket.SOCK_DGRAM))
+        of_kind = self.listeners if kind == socket.SOCK_STREAM else self.datagrams
+        for fd, one in list(of_kind.items()):
+            if one.getsockname()[1] == port:
+                del of_kind[fd]
+                one.close()
+                break
+        else:
+            one = self.open(kind, port)
+            of_kind[one.fileno()] = one
+        self.changes += 1
+
+    def serve(self, fd):
+        if fd in self.listeners:
+            connection, _ = self.listeners[fd].accept()
+            connection.setblocking(False)
+            self.connections[connection.fileno()] = connection
+            self.waiting.register(connection, select.EPOLLIN)
+        elif fd in self.datagrams:
+            block, sender = self.datagrams[fd].recvfrom(1 << 16)
+            self.datagrams[fd].sendto(block, sender)
+        elif fd in self.connections:
+            block = self.connections[fd].recv(1 << 16)
+            # A peer says no more than a buffer takes.
+            if not block or self.connections[fd].send(block) < len(block):
+                self.connections.pop(fd).close()
+
+    def drop(self, fd):
+        for of_kind in (self.listeners, self.datagrams, self.connections):
+            if fd in of_kind:
+                of_kind.pop(fd).close()
+
+    def run(self):
+        due = time.monotonic()
+        while True:
+            for fd, _ in self.waiting.poll(0.005):
+                try:
+                    self.serve(fd)
+                except BlockingIOError:
+                    pass
+                except OSError as error:
+                    # Peers end as they like; that of a listener or a UDP socket is told.
+                    if fd not in self.connections:
+                        tell("error", "door", name(error))
+                    self.drop(fd)
+            now = time.monotonic()
+            if now < due:
+                continue
+            due = now + random.random() * self.CHANGES_S
+            try:
+                self.change()
+            except OSError as error:
+                tell("error", self.step, name(error))
+            if now - self.told > 0.02:
+                self.told = now
+                tell("turn", self.changes)
+
+
+def keep_children(count, work):
+    """Those that die are replaced; one that ends by itself ends all."""
     children = set()
 
     def start():
         child = os.fork()
         if child == 0:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            echo_all(accepting)
+            work()
+            os._exit(OVER)
         children.add(child)
 
     def end(*_):
@@ -67,7 +178,7 @@ def prefork():
             os.kill(child, signal.SIGTERM)
         os._exit(0)
 
-    for _ in range(CHILDREN):
+    for _ in range(count):
         start()
     signal.signal(signal.SIGTERM, end)
     tell("ready")
@@ -79,17 +190,8 @@ def prefork():
         start()
 
 
-def udp():
-    one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    one.bind((ADDRESS, PORT))
-    tell("ready")
-    while True:
-        try:
-            block, sender = one.recvfrom(1 << 16)
-            one.sendto(block, sender)
-        except OSError as error:
-            tell("over udp", name(error))
-            return
+def doors():
+    keep_children(2, lambda: Doors(int(sys.argv[4])).run())
 
 
 def contents(number, length):
@@ -155,7 +257,9 @@ def client():
                 with connect() as short:
                     exchange(short, contents(number, random.randrange(1, 3000)))
             where = "datagram"
-            if datagrams is None:
+            if datagrams is None or number % ROUNDS == 0:
+                if datagrams is not None:
+                    datagrams.close()
                 datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
                 datagrams.connect((ADDRESS, int(sys.argv[4])))
             ask_by_datagrams(datagrams, number)
@@ -173,4 +277,4 @@ def client():
             tell("turn", number)
 
 
-{"prefork": prefork, "udp": udp, "client": client}[KIND]()
+{"prefork": prefork, "udp": udp, "client": client, "doors": doors}[KIND]()
