@@ -231,6 +231,12 @@ impl<M: RingMemory> Producer<M> {
         self.position
     }
 
+    /// Messages that the consumer has not taken yet, looked up now.
+    pub fn queued(&mut self) -> u32 {
+        self.refresh();
+        self.position.wrapping_sub(self.consumed)
+    }
+
     /// How many messages the consumer has taken in all, wrapping: read now, after a fence that puts
     /// everything written before ahead of the read.
     pub fn consumed_position(&mut self) -> u32 {

@@ -176,17 +176,9 @@ impl Spinner {
         if now_ns < self.offer_ns {
             return true;
         }
-        let core = Core::present();
-        sys::sched_yield();
-        let back_ns = sys::clock_monotonic_ns();
+        let (back_ns, lost) = give_away(now_ns);
         self.offer_ns = back_ns + OFFER_EVERY_NS;
-        if !is_lost(now_ns, back_ns) {
-            return true;
-        }
-        if let Some(core) = core {
-            core.lost(back_ns);
-        }
-        false
+        !lost
     }
 
     /// Spins until `done` or until it is enough; whether it is done.
@@ -200,6 +192,26 @@ impl Spinner {
             }
         }
     }
+}
+
+/// Offers the core to whoever waits for it, unless somebody computes there.
+pub fn offer() {
+    let now_ns = sys::clock_monotonic_ns();
+    if Core::present().is_some_and(|core| !core.is_left(now_ns)) {
+        give_away(now_ns);
+    }
+}
+
+/// Offers the core at `now_ns`. When it was back, and whether that cost a slice.
+fn give_away(now_ns: u64) -> (u64, bool) {
+    let core = Core::present();
+    sys::sched_yield();
+    let back_ns = sys::clock_monotonic_ns();
+    let lost = is_lost(now_ns, back_ns);
+    if lost && let Some(core) = core {
+        core.lost(back_ns);
+    }
+    (back_ns, lost)
 }
 
 /// Whether the time from `from_ns` to `to_ns`, for which a core was given away, was lost.

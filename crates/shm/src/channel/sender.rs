@@ -14,11 +14,15 @@ use crate::doorbell::Doorbell;
 use crate::handshake::{LocalLock, LockFailure};
 use crate::messages::Message;
 use crate::ring::Producer;
+use crate::spin;
 use crate::status::AppStatus;
 use crate::sys;
 
 /// Messages that signal handlers may leave with the thread they interrupt.
 pub const DEFERRED_MAX: usize = 16;
+
+/// So many messages that a service on the caller's core has not taken are worth two switches.
+const TURN_AFTER: u32 = 16;
 
 /// Longest wait for another thread to finish its copy.
 const LOCK_LIMIT: Duration = Duration::from_secs(1);
@@ -142,7 +146,7 @@ impl RequestSender {
         if self.abandoned.load(Ordering::Relaxed) {
             return Err(SendError::Gone);
         }
-        self.push(Some(message))?;
+        let queued = self.push(Some(message))?;
         // A handler may have come between the last look at its messages and the unlocking. If
         // another thread holds the lock by now, it took it after that and sees them.
         while self.deferred_count.load(Ordering::Relaxed) != 0 {
@@ -150,7 +154,11 @@ impl RequestSender {
                 break;
             }
         }
-        self.ring_if_asleep()
+        self.ring_if_asleep()?;
+        if is_worth_a_turn(queued) && self.is_beside_service() {
+            spin::offer();
+        }
+        Ok(())
     }
 
     /// Rings the service if it sleeps.
@@ -161,7 +169,10 @@ impl RequestSender {
         Ok(())
     }
 
-    fn push(&self, message: Option<&Message>) -> Result<(), SendError> {
+    /// How many messages the service has not taken yet, if it runs on the caller's core; else 0,
+    /// because looking would take the line from the service.
+    fn push(&self, message: Option<&Message>) -> Result<u32, SendError> {
+        let beside = self.is_beside_service();
         let _held = self.lock.lock(LOCK_LIMIT).map_err(|failure| match failure {
             LockFailure::Reentered => SendError::WouldDeadlock,
             LockFailure::TimedOut => SendError::Full,
@@ -170,10 +181,11 @@ impl RequestSender {
         let producer = unsafe { &mut *self.producer.get() };
         let pushed = message.is_none_or(|message| producer.push(message));
         let flushed = self.flush_deferred(producer);
+        let queued = if beside { producer.queued() } else { 0 };
         if producer.is_corrupt() {
             Err(SendError::Corrupt)
         } else if pushed && (message.is_some() || flushed) {
-            Ok(())
+            Ok(queued)
         } else {
             Err(SendError::Full)
         }
@@ -238,8 +250,25 @@ impl RequestSender {
     }
 }
 
+/// Whether the service is given the core for so many messages: so that its work and that of whoever
+/// waits for it elsewhere goes on while the program does more.
+fn is_worth_a_turn(queued: u32) -> bool {
+    queued > 0 && queued.is_multiple_of(TURN_AFTER)
+}
+
 /// Sleeps for a time without being woken.
 pub(super) fn pause(time: Duration) {
     let never = AtomicU32::new(0);
     let _: sys::Waited = sys::futex_wait(&never, 0, Some(time));
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_service_gets_a_turn_for_many_messages_alone() {
+        let worth: Vec<u32> = (0..=48).filter(|queued| is_worth_a_turn(*queued)).collect();
+        assert_eq!(worth, [TURN_AFTER, 2 * TURN_AFTER, 3 * TURN_AFTER]);
+    }
 }

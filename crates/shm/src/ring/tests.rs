@@ -141,6 +141,18 @@ fn a_backlog_is_reported_once() {
 }
 
 #[test]
+fn what_the_consumer_has_not_taken_is_queued() {
+    let (mut producer, mut consumer) = ends_at(&shared(8), u32::MAX - 1);
+    assert_eq!(producer.queued(), 0);
+    for queued in 1..=5 {
+        assert!(producer.push(&[0; 8]));
+        assert_eq!(producer.queued(), queued);
+    }
+    assert!(consumer.pop().is_some() && consumer.pop().is_some());
+    assert_eq!(producer.queued(), 3);
+}
+
+#[test]
 fn only_a_sleeper_is_woken() {
     let (producer, consumer) = ends_at(&shared(2), 0);
     assert!(!producer.must_wake());
