@@ -160,10 +160,7 @@ impl Core {
                 self.adoptions.push(Adoption { connection: key, placeholder, restores: None });
                 Ok(())
             }
-            ControlRequest::Restored => {
-                self.end_inherited_of(attached?);
-                Ok(())
-            }
+            ControlRequest::Restored => attached.map(|process| self.end_inherited_of(process)),
             ControlRequest::Restore { shared } => {
                 attached?;
                 let placeholder = first.ok_or(Errno::EPROTO)?;

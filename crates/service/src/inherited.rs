@@ -3,8 +3,9 @@
 //!
 //! A held listener works: handshakes complete and connections queue. Its application names it by
 //! its placeholder (RESTORE, or ADOPT by the second process of several); what nobody has named in
-//! time is closed, and what a process that has come back has not named, at once. Called by `server_process` at the start, by `attach`, and by `requests` whenever
-//! a listener comes, changes or goes. Read `docs/decisions/0008`.
+//! time is closed, and what a process that has come back has not named, at once. Called by
+//! `server_process` at the start, by `attach`, and by `requests` whenever a listener comes, changes
+//! or goes. Read `docs/decisions/0008`.
 
 use std::collections::HashMap;
 

@@ -1,11 +1,11 @@
 //! Random kills under load: clients, workers, servers of datagrams, server processes and supervisors die by -9, some
-//! processes are stopped for a moment, and listeners are opened and closed all the while. Whoever was not killed lives on
-//! or hears a clear error, requests are answered again, and nothing leaks: interfaces, processes, descriptors, mappings,
-//! memory, sockets, files. Under plans of one server and of several.
+//! processes are stopped for a moment, and listeners are opened and closed all the while. Whoever was not killed
+//! lives on or hears a clear error, requests are answered again, and nothing leaks: interfaces, processes,
+//! descriptors, mappings, memory, sockets, files. Under plans of one server and of several.
 //!
 //! `HAYPILE_E2E_KILLS=100 HAYPILE_E2E_SEED=7` chooses how many and which. The load is in `kills_under_load/load.rs`,
-//! the programs are `scripts/under_fire.py`, who dies and what that explains is in `kills_under_load/victims.rs`, what is
-//! counted when all is quiet in `kills_under_load/census.rs`.
+//! the programs are `scripts/under_fire.py`, who dies and what that explains is in `kills_under_load/victims.rs`,
+//! what is counted when all is quiet in `kills_under_load/census.rs`.
 
 mod census;
 mod load;
