@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use crate::carry::carried;
 use crate::control::names::ServerNumber;
 
 /// Why a [`crate::ShardConfig`] cannot be used.
@@ -261,3 +262,20 @@ impl fmt::Display for SocketError {
 }
 
 impl std::error::Error for SocketError {}
+
+carried!(
+    enum SocketError {
+        ConnectionReset = 0,
+        ConnectionRefused = 1,
+        ConnectionAborted = 2,
+        TimedOut = 3,
+        HostUnreachable = 4,
+        NetworkUnreachable = 5,
+        ProtocolUnreachable = 6,
+        BrokenPipe = 7,
+        NoMemory = 8,
+        MessageTooLong = 9,
+        PermissionDenied = 10,
+        ProtocolError = 11,
+    }
+);

@@ -7,6 +7,7 @@
 //! of a packet in, `shard/transmit.rs` for the way out, and [`tcp`] for what a connection does.
 #![forbid(unsafe_code)]
 
+pub mod carry;
 pub mod config;
 pub mod control;
 pub mod counters;

@@ -3,6 +3,8 @@
 //! The service translates `setsockopt` into [`SocketOption`]; a listener's [`SocketOptions`] are
 //! the template of the connections it accepts, as on Linux.
 
+use crate::carry::carried;
+
 /// How to end a socket.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub enum Close {
@@ -161,6 +163,25 @@ impl SocketOptions {
         }
     }
 }
+
+carried!(struct SocketOptions {
+    no_delay,
+    cork,
+    quick_ack,
+    keep_alive,
+    keep_idle_s,
+    keep_interval_s,
+    keep_count,
+    user_timeout_ms,
+    max_segment,
+    receive_buffer,
+    send_buffer,
+    type_of_service,
+    hop_limit,
+    defer_accept_s,
+    syn_count,
+    fin_wait_2_s,
+});
 
 #[cfg(test)]
 mod tests {

@@ -4,6 +4,8 @@
 //! and in which order the ranges grew, for SACK. Called by `receive.rs` and `sack.rs`. The ranges
 //! are sorted, disjoint and never touch each other.
 
+use crate::carry::{Carry, Reader, Refusal, Writer, carried, demand, read_list, write_list};
+
 /// Most ranges kept for one connection; a segment that would need one more is not stored.
 pub(super) const RANGES_MAX: usize = 128;
 
@@ -127,6 +129,30 @@ impl Assembler {
     /// Gives the memory back.
     pub(super) fn clear(&mut self) {
         self.ranges = Vec::new();
+    }
+}
+
+carried!(struct Range { start, end, grown, told });
+
+impl Carry for Assembler {
+    fn write(&self, out: &mut Writer) {
+        write_list(out, self.ranges.iter());
+    }
+
+    fn read(input: &mut Reader<'_>) -> Result<Assembler, Refusal> {
+        Ok(Assembler { ranges: read_list(input, RANGES_MAX)? })
+    }
+}
+
+impl Assembler {
+    /// That the ranges are what ranges are, and lie beyond `edge` and before `end`.
+    pub(super) fn check(&self, edge: u64, end: u64) -> Result<(), Refusal> {
+        let mut before = edge;
+        for range in &self.ranges {
+            demand(before < range.start && range.start < range.end, "ranges received")?;
+            before = range.end;
+        }
+        demand(self.ranges.is_empty() || before <= end, "ranges received")
     }
 }
 

@@ -23,10 +23,11 @@ use super::sequence_space::{FIRST_DATA, SYN_OFFSET, SequenceSpace, offset_of_pos
 use super::time_wait::TimeWait;
 use super::timers::{Timer, Timers};
 use super::window::{RECEIVE_MSS_INITIAL, shift_for};
+use crate::carry::carried;
 use crate::{Instant, Progress, SocketError, SocketOption, SocketOptions};
 
 /// Offsets stay below this whatever an application claims, so that sums never wrap.
-const OFFSET_MAX: u64 = 1 << 62;
+pub(super) const OFFSET_MAX: u64 = 1 << 62;
 
 /// Our half of the sequence space, RFC 9293 section 3.3.1.
 #[derive(Debug)]
@@ -240,6 +241,92 @@ pub struct Connection {
     /// Progress has changed.
     pub(super) changed: bool,
 }
+
+carried!(struct SendSpace {
+    una,
+    nxt,
+    tail,
+    small_end,
+    push_end,
+    space,
+    window,
+    window_max,
+    wl1,
+    wl2,
+    mss,
+    shift,
+});
+carried!(struct ReceiveSpace {
+    nxt,
+    edge,
+    acked,
+    consumed,
+    fin_at,
+    discard_from,
+    out_of_order,
+    duplicate,
+    duplicate_acks,
+    measured_at,
+    measured_from,
+    space,
+    buffer,
+    mss,
+    mss_announced,
+    segment_max,
+    pushed,
+    shift,
+});
+carried!(struct TimestampClock { on, offset: clock, recent, recent_at_s: seconds });
+carried!(
+    enum AckNeed {
+        None = 0,
+        Delayed = 1,
+        Now = 2,
+    }
+);
+carried!(
+    enum Probe {
+        None = 0,
+        Window = 1,
+        KeepAlive = 2,
+    }
+);
+carried!(struct Connection {
+    send,
+    receive,
+    rtt,
+    loss,
+    congestion,
+    timers,
+    timestamps,
+    options,
+    parameters,
+    heard_at,
+    data_sent_at,
+    data_received_at,
+    waiting_since,
+    challenged_at,
+    state,
+    error,
+    soft_error,
+    ack,
+    probe,
+    duplicate_acks_due,
+    quick_acks,
+    probes_unanswered,
+    probe_backoff,
+    ping_pong,
+    syn_due,
+    fin_queued,
+    orphaned,
+    connected,
+    ipv6,
+    passive,
+    scaling,
+    sack_permitted,
+    buffer_fixed,
+    changed,
+});
 
 impl Connection {
     /// What both ways of opening share: nothing sent, nothing heard.

@@ -14,6 +14,7 @@ use super::sequence_space::SYN_OFFSET;
 use super::tail_probe::TailProbe;
 use super::timers::Timer;
 use crate::Instant;
+use crate::carry::carried;
 
 /// An echo that is older than this many milliseconds is garbage.
 const ECHO_AGE_MS_MAX: u32 = 1 << 24;
@@ -283,3 +284,32 @@ impl Connection {
         self.rtt.abandon_timing();
     }
 }
+
+carried!(
+    enum Phase {
+        Open = 0,
+        Recovery = 1,
+        Loss = 2,
+    }
+);
+carried!(
+    enum Rescue {
+        Waits = 0,
+        Due = 1,
+        Done = 2,
+    }
+);
+carried!(struct Loss {
+    board,
+    recover,
+    departed,
+    retransmits,
+    duplicates,
+    new_data_sent_us: low_half,
+    reordering,
+    phase,
+    backoff,
+    retransmit_now,
+    rescue,
+    tail_probe,
+});

@@ -6,6 +6,7 @@
 //! RFC 9293 section 3.10.7.4) and `transmit.rs` (what is sent next).
 
 mod assembler;
+mod carry;
 mod close;
 mod congestion;
 pub mod connection;

@@ -6,6 +6,7 @@
 
 use super::seam::Parameters;
 use crate::Instant;
+use crate::carry::carried;
 
 /// Round trip state of one connection.
 #[derive(Debug)]
@@ -74,6 +75,8 @@ impl RoundTrip {
         self.rto_us = self.srtt_us.saturating_add(variance_us).min(parameters.rto_max_us);
     }
 }
+
+carried!(struct RoundTrip { srtt_us, rttvar_us, min_us, rto_us, timed_end, timed_at });
 
 #[cfg(test)]
 mod tests {

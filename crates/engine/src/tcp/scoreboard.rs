@@ -8,6 +8,8 @@
 //! of segments: a run may be a part of one, or many that were sent as one large frame. What a peer
 //! can make of its blocks is bounded by [`RUNS_MAX`].
 
+mod carry;
+
 use std::collections::VecDeque;
 
 /// Most runs that SACK blocks may cut the flight into, per connection: a hole after each segment of

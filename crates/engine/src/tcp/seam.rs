@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 
 use super::segment::{Outgoing, SeqNumber};
 use crate::SocketOptions;
+use crate::carry::carried;
 
 /// What the shard gives a new connection.
 #[derive(Clone, Debug)]
@@ -165,6 +166,35 @@ pub enum State {
     /// Gone: reset, timed out, or closed in order.
     Closed,
 }
+
+carried!(struct Parameters {
+    receive_buffer_max,
+    send_buffer_max,
+    rto_initial_us,
+    rto_min_us,
+    rto_max_us,
+    delayed_ack_us,
+    challenge_interval_us,
+    fin_wait_2_ms,
+    syn_retries,
+    synack_retries,
+    retries,
+    orphan_retries,
+});
+carried!(
+    enum State {
+        SynSent = 0,
+        SynReceived = 1,
+        Established = 2,
+        FinWait1 = 3,
+        FinWait2 = 4,
+        CloseWait = 5,
+        Closing = 6,
+        LastAck = 7,
+        TimeWait = 8,
+        Closed = 9,
+    }
+);
 
 /// The few figures of a connection that the event trace keeps.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]

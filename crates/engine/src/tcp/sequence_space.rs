@@ -11,6 +11,7 @@
 //! ```
 
 use super::segment::SeqNumber;
+use crate::carry::carried;
 
 /// Offset of the SYN of a direction.
 pub(super) const SYN_OFFSET: u64 = 1 << 32;
@@ -51,6 +52,8 @@ pub(super) fn position(offset: u64) -> u64 {
 pub(super) fn offset_of_position(position: u64) -> u64 {
     position.saturating_add(FIRST_DATA)
 }
+
+carried!(struct SequenceSpace { initial });
 
 #[cfg(test)]
 mod tests {

@@ -14,6 +14,7 @@ use super::segment::Outgoing;
 use super::timers::Timer;
 use super::transmit::Piece;
 use crate::Instant;
+use crate::carry::carried;
 
 /// Added to the two round trips, in microseconds, for the peer's and our own slowness (Linux: two
 /// ticks of its clock, at 250 ticks a second). With less, a core that was busy elsewhere looks like
@@ -152,3 +153,12 @@ impl Connection {
         }
     }
 }
+
+carried!(
+    enum TailProbe {
+        None = 0,
+        Due = 1,
+        New = 2,
+        Copy = 3,
+    }
+);

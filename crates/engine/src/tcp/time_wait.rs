@@ -4,8 +4,9 @@
 //! flow. Read first: RFC 9293 section 3.10.7.4 (TIME-WAIT), RFC 1337 (a RST must not end the
 //! state), RFC 6191 (a newer SYN may take the pair of addresses over).
 
-use super::segment::{Flags, Options, Outgoing, Segment, SeqNumber, Timestamps};
+use super::segment::{Flags, Options, Outgoing, Segment, SeqNumber, Timestamps, WINDOW_SCALE_MAX};
 use crate::Instant;
+use crate::carry::{Refusal, carried, demand};
 
 /// Least time between two answers to one record's stray segments, in microseconds.
 const ANSWER_INTERVAL_US: u64 = 500_000;
@@ -107,5 +108,25 @@ impl TimeWait {
             payload_len: 0,
             segment_size: 0,
         }
+    }
+}
+
+carried!(struct TimeWait {
+    snd_nxt,
+    rcv_nxt,
+    receive_window,
+    window_shift,
+    ts_recent,
+    timestamp_offset: clock,
+    answered_at,
+});
+
+impl TimeWait {
+    /// That nothing computed from what was read can go wrong.
+    ///
+    /// # Errors
+    /// [`Refusal::Impossible`].
+    pub fn check(&self) -> Result<(), Refusal> {
+        demand(self.window_shift <= WINDOW_SCALE_MAX, "window scale of a TIME-WAIT record")
     }
 }

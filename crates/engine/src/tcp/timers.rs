@@ -6,6 +6,7 @@
 
 use super::connection::{AckNeed, Connection, Probe};
 use super::seam::{State, TcpCounters, TimerOutcome};
+use crate::carry::carried;
 use crate::{Instant, SocketError};
 
 /// The timers a connection has.
@@ -287,3 +288,5 @@ impl Connection {
         None
     }
 }
+
+carried!(struct Timers { deadlines });

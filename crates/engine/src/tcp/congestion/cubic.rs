@@ -4,6 +4,7 @@
 //! reached, if that is more. C is 0.4 segments per cubic second, beta is 0.7.
 
 use crate::Instant;
+use crate::carry::carried;
 
 /// Time bound of one epoch in milliseconds; keeps the cube in range.
 const EPOCH_MS_MAX: i64 = 1 << 20;
@@ -111,6 +112,8 @@ fn cube_root(value: u128) -> u64 {
     }
     root as u64
 }
+
+carried!(struct Cubic { w_max, origin, k_ms, epoch_start, w_est, cwnd_rest, est_rest });
 
 #[cfg(test)]
 mod tests {

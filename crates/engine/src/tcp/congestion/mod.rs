@@ -8,6 +8,7 @@ mod cubic;
 mod newreno;
 
 use crate::Instant;
+use crate::carry::{Carry, Reader, Refusal, Writer, carried, demand};
 use cubic::Cubic;
 use newreno::NewReno;
 
@@ -17,6 +18,10 @@ const INITIAL_SEGMENTS: u32 = 10;
 const INITIAL_BYTES: u32 = 14_600;
 /// Windows never grow beyond this; RFC 7323 allows no larger send window.
 const CWND_MAX: u32 = 1 << 30;
+
+/// Numbers of the algorithms where a connection crosses to another server.
+const CUBIC: u8 = 0;
+const NEW_RENO: u8 = 1;
 
 /// Which algorithm a connection uses.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -160,6 +165,38 @@ impl Congestion {
 /// RFC 6928 section 2.
 fn initial_window(mss: u32) -> u32 {
     (INITIAL_SEGMENTS * mss).min((2 * mss).max(INITIAL_BYTES))
+}
+
+carried!(struct Congestion { cwnd, ssthresh, used_until, algorithm });
+
+impl Carry for Algorithm {
+    fn write(&self, out: &mut Writer) {
+        match self {
+            Algorithm::Cubic(cubic) => {
+                CUBIC.write(out);
+                cubic.write(out);
+            }
+            Algorithm::NewReno(newreno) => {
+                NEW_RENO.write(out);
+                newreno.write(out);
+            }
+        }
+    }
+
+    fn read(input: &mut Reader<'_>) -> Result<Algorithm, Refusal> {
+        Ok(match u8::read(input)? {
+            CUBIC => Algorithm::Cubic(Cubic::read(input)?),
+            NEW_RENO => Algorithm::NewReno(NewReno::read(input)?),
+            _ => return Err(Refusal::Impossible("congestion control")),
+        })
+    }
+}
+
+impl Congestion {
+    /// That nothing computed from what was read can go wrong.
+    pub(super) fn check(&self) -> Result<(), Refusal> {
+        demand((1..=CWND_MAX).contains(&self.cwnd) && self.ssthresh > 0, "congestion window")
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Congestion avoidance of RFC 5681: one segment a round trip, half the flight at a loss.
 
+use crate::carry::carried;
+
 /// State of the additive increase.
 #[derive(Debug, Default)]
 pub(super) struct NewReno {
@@ -24,3 +26,5 @@ impl NewReno {
         flight / 2
     }
 }
+
+carried!(struct NewReno { acked });

@@ -7,7 +7,7 @@ use crate::random::Random;
 use crate::tcp::*;
 
 /// Faults by percent from a seed.
-fn faults(
+pub(super) fn faults(
     seed: u64,
     percent: u64,
 ) -> impl FnMut(crate::Instant, Side, usize, &Segment<'_>) -> Fate {
