@@ -99,10 +99,7 @@ impl Connection {
         counters.tail_loss_probes += 1;
         let is_copy = piece.from < self.send.nxt;
         let outgoing = match is_copy {
-            true => {
-                self.loss.board_mut().begin(self.send.una);
-                self.send_again(now, piece, counters)
-            }
+            true => self.send_again(now, piece, counters),
             false => self.send_new(now, piece, counters),
         };
         self.loss.tail_probe = if is_copy { TailProbe::Copy } else { TailProbe::New };

@@ -296,7 +296,11 @@ impl Connection {
         self.loss.retransmit_now = false;
         let grain_us = self.rtt.srtt_us / SENT_GRAINS;
         let now_us = now.us() as u32;
-        self.loss.board_mut().mark_resent(piece.from, piece.end(), now_us, grain_us);
+        // A rescue, or a probe of the tail, may be the first that is known of the flight.
+        let una = self.send.una;
+        let board = self.loss.board_mut();
+        board.begin(una);
+        board.mark_resent(piece.from, piece.end(), now_us, grain_us);
         self.rtt.abandon_timing();
         self.send_piece(now, piece, counters)
     }
