@@ -1,9 +1,10 @@
 //! How state crosses from one server to another: numbers in a fixed order, little-endian, with a total decoder.
 //!
-//! Used by `tcp/carry.rs` (a connection), `tcp/time_wait.rs` (a TIME-WAIT record) and [`crate::migration`] (a bucket).
-//! Fields are listed once, in [`carried!`], beside their type: one that is added to the type and not to the list does
-//! not compile. Points in time cross as distances from one moment, so that the two clocks need not have the same
-//! start. What is read may be nonsense: a reader never panics, and ranges are checked by whoever reads.
+//! Used by `tcp/carry.rs` (a connection), `tcp/time_wait.rs` (a TIME-WAIT record) and [`crate::migration`] (a
+//! bucket). Fields are listed once, in [`carried!`], beside their type: one that is added to the type and not to
+//! the list does not compile. Points in time cross as distances from one moment, so that the two clocks need not
+//! have the same start. What is read may be nonsense: a reader never panics, and ranges are checked by whoever
+//! reads.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -71,16 +72,10 @@ impl Writer {
         self.bytes
     }
 
-    /// Bytes collected so far.
-    pub fn len(&self) -> usize {
-        self.bytes.len()
-    }
-
-    /// Writes `value` over the number at `at`, which was written before.
-    pub fn overwrite_u32(&mut self, at: usize, value: u32) {
-        if let Some(place) = self.bytes.get_mut(at..at + 4) {
-            place.copy_from_slice(&value.to_le_bytes());
-        }
+    /// Bytes, with their number.
+    pub fn bytes(&mut self, bytes: &[u8]) {
+        (bytes.len() as u32).write(self);
+        self.bytes.extend_from_slice(bytes);
     }
 
     /// The low half of a point in time in microseconds, as its age.
@@ -112,9 +107,19 @@ impl<'a> Reader<'a> {
         Reader { bytes, moment }
     }
 
-    /// Bytes that are left.
-    pub fn left(&self) -> usize {
-        self.bytes.len()
+    /// What is left, with points in time told from `moment`.
+    pub fn at(self, moment: Instant) -> Reader<'a> {
+        Reader { moment, ..self }
+    }
+
+    /// Bytes with their number, at most `limit`.
+    ///
+    /// # Errors
+    /// [`Refusal::Truncated`], or [`Refusal::Impossible`] when there are more.
+    pub fn bytes(&mut self, limit: usize) -> Result<&'a [u8], Refusal> {
+        let len = u32::read(self)? as usize;
+        demand(len <= limit, "more bytes than are allowed")?;
+        self.take(len)
     }
 
     /// The next `len` bytes.
@@ -177,8 +182,8 @@ pub fn demand(holds: bool, what: &'static str) -> Result<(), Refusal> {
     if holds { Ok(()) } else { Err(Refusal::Impossible(what)) }
 }
 
-/// Implements [`Carry`] for a struct from the list of all its fields, or for an enum without fields from the numbers of
-/// its variants. `field: how` uses that method of [`Writer`] and [`Reader`].
+/// Implements [`Carry`] for a struct from the list of all its fields, or for an enum without fields from the
+/// numbers of its variants. `field: how` uses that method of [`Writer`] and [`Reader`].
 macro_rules! carried {
     (struct $name:ident { $($field:ident $(: $how:ident)?),* $(,)? }) => {
         impl $crate::carry::Carry for $name {

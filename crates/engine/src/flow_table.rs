@@ -102,6 +102,11 @@ impl FlowTable {
         }
     }
 
+    /// All flows, in no order: it looks at every place.
+    pub fn iter(&self) -> impl Iterator<Item = (FlowKey, FlowOwner)> + '_ {
+        self.table.iter().copied()
+    }
+
     /// Flows in the table.
     #[cfg(test)]
     pub fn len(&self) -> usize {

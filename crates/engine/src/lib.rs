@@ -17,6 +17,7 @@ pub mod drop_reason;
 pub mod error;
 pub mod event;
 pub mod limits;
+pub mod migration;
 pub mod options;
 pub mod random;
 pub mod resolver;
@@ -56,6 +57,7 @@ pub use error::{
 };
 pub use event::{Event, Progress, QUOTED_MAX};
 pub use limits::Limits;
+pub use migration::{Exported, Freight, Imported, NotExported, Positions};
 pub use network::{AddressState, AddressSummary, NetworkUpdate, Origin};
 pub use options::{Close, ListenOptions, SocketOption, SocketOptions};
 pub use shard::{Forward, ForwardKind, Shard, SocketState, SocketSummary, Steered};

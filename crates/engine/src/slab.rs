@@ -43,6 +43,11 @@ impl<T> Slab<T> {
         self.len >= self.limit
     }
 
+    /// Entries that still fit.
+    pub fn room(&self) -> usize {
+        self.limit.saturating_sub(self.len)
+    }
+
     /// Stores the value that `make` builds from its name; `None` when the table is full.
     pub fn insert_with(&mut self, make: impl FnOnce(SocketId) -> T) -> Option<SocketId> {
         if self.is_full() {

@@ -12,6 +12,9 @@
 //! | ARP and neighbour discovery | to everyone: all learn, the speaker answers |
 //! | all else, and what is cut short | the speaker |
 //!
+//! TCP flows can move from one server to another, a bucket at a time ([`crate::migration`]); a map knows of
+//! each bucket how often its flows have moved, so that news may come in any order. The rest of a bucket stays.
+//!
 //! The *speaker* is server 0. Read first: PIKA section 4.1.
 
 pub mod frames;
@@ -90,6 +93,17 @@ pub struct Steering {
     servers: u16,
     /// The server of each bucket.
     owners: Box<[ServerNumber; BUCKETS]>,
+    /// Where the TCP flows of buckets are now, once one has moved.
+    moves: Option<Box<Moves>>,
+}
+
+/// TCP flows may move to another server and back; UDP ports and fragments stay where their buckets are.
+#[derive(Clone, PartialEq, Eq)]
+struct Moves {
+    /// The server of each bucket's flows; means nothing where the version is 0.
+    servers: [ServerNumber; BUCKETS],
+    /// How often the flows of each bucket have moved.
+    versions: [u32; BUCKETS],
 }
 
 impl core::fmt::Debug for Steering {
@@ -102,8 +116,10 @@ impl core::fmt::Debug for Steering {
 /// What a frame goes by.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 enum Kind {
-    /// A bucket decides.
-    Bucket(u16),
+    /// A TCP flow, by its bucket.
+    Flow(u16),
+    /// A UDP port, by its bucket.
+    Port(u16),
     /// A fragment: the bucket of its addresses.
     Fragment(u16),
     /// For the DHCP client.
@@ -133,7 +149,7 @@ impl Steering {
         for (bucket, place) in owners.iter_mut().enumerate() {
             *place = owner(bucket);
         }
-        Steering { key, rule, servers, owners }
+        Steering { key, rule, servers, owners, moves: None }
     }
 
     /// The key that belongs to the secret of a service; the same in all its servers.
@@ -144,7 +160,7 @@ impl Steering {
     /// The same spread with other numbers, such as those of the queues from which the servers get
     /// their frames: `number_of` is given a bucket and its server.
     pub fn renumbered(&self, number_of: impl Fn(u16, ServerNumber) -> u16) -> Steering {
-        let mut other = self.clone();
+        let mut other = Steering { moves: None, ..self.clone() };
         for (bucket, owner) in other.owners.iter_mut().enumerate() {
             *owner = number_of(bucket as u16, *owner);
         }
@@ -182,16 +198,57 @@ impl Steering {
         self.owners[usize::from(bucket) % BUCKETS]
     }
 
+    /// The server of a bucket's TCP flows.
+    pub fn owner_of_flows(&self, bucket: u16) -> ServerNumber {
+        let bucket = usize::from(bucket) % BUCKETS;
+        match &self.moves {
+            Some(moves) if moves.versions[bucket] > 0 => moves.servers[bucket],
+            _ => self.owners[bucket],
+        }
+    }
+
+    /// How often the flows of a bucket have moved, as far as this map knows.
+    pub fn version_of_flows(&self, bucket: u16) -> u32 {
+        self.moves.as_ref().map_or(0, |moves| moves.versions[usize::from(bucket) % BUCKETS])
+    }
+
+    /// The flows of a bucket are with `server` by move number `version`. False, and nothing changed, if
+    /// that is no news: whoever hears of moves in any order, and more than once, ends with the same map.
+    pub fn move_flows(&mut self, bucket: u16, version: u32, server: ServerNumber) -> bool {
+        if version <= self.version_of_flows(bucket) || server >= self.servers {
+            return false;
+        }
+        let nothing = || Box::new(Moves { servers: [0; BUCKETS], versions: [0; BUCKETS] });
+        let moves = self.moves.get_or_insert_with(nothing);
+        moves.servers[usize::from(bucket) % BUCKETS] = server;
+        moves.versions[usize::from(bucket) % BUCKETS] = version;
+        true
+    }
+
+    /// What a server that starts has to be told: buckets whose flows have moved, how often, and where to.
+    pub fn moves(&self) -> impl Iterator<Item = (u16, u32, ServerNumber)> + '_ {
+        self.moves.iter().flat_map(|moves| {
+            let moved = moves.versions.iter().zip(&moves.servers).enumerate();
+            moved
+                .filter(|(_, (version, _))| **version > 0)
+                .map(|(bucket, (version, server))| (bucket as u16, *version, *server))
+        })
+    }
+
     /// The bucket that decides about a frame: all that the kernel's program knows. `None`, which
     /// means the speaker, for what goes by no bucket.
     pub fn bucket(&self, frame: &[u8]) -> Option<u16> {
         match self.kind(frame)? {
-            Kind::Bucket(bucket) | Kind::Fragment(bucket) | Kind::Dhcp(bucket) => Some(bucket),
+            Kind::Flow(bucket)
+            | Kind::Port(bucket)
+            | Kind::Fragment(bucket)
+            | Kind::Dhcp(bucket) => Some(bucket),
             Kind::Neighbours | Kind::Other => None,
         }
     }
 
-    /// What the kernel's program says of a frame: the owner of its bucket, or the speaker.
+    /// What the kernel's program says of a frame: the owner of its bucket, or the speaker. It does not
+    /// follow flows that move; whoever takes the frame from the queue does.
     pub fn queue(&self, frame: &[u8]) -> u16 {
         self.bucket(frame).map_or(SPEAKER, |bucket| self.owner_of(bucket))
     }
@@ -215,7 +272,12 @@ impl Steering {
 
     /// The server of a TCP flow.
     pub fn owner_of_flow(&self, local: SocketAddr, remote: SocketAddr) -> ServerNumber {
-        let bucket = match self.rule {
+        self.owner_of_flows(self.bucket_of_flow(local, remote))
+    }
+
+    /// The bucket of a TCP flow.
+    pub fn bucket_of_flow(&self, local: SocketAddr, remote: SocketAddr) -> u16 {
+        match self.rule {
             Rule::Low12 => low12(remote.port()),
             Rule::Hash => {
                 let hash = match (local.ip(), remote.ip()) {
@@ -229,8 +291,7 @@ impl Steering {
                 };
                 finish(hash, both_ports(local.port(), remote.port()))
             }
-        };
-        self.owner_of(bucket)
+        }
     }
 
     /// The home of a UDP port of ours.
@@ -251,7 +312,8 @@ impl Steering {
             Kind::Neighbours => Destination::Everyone,
             // Only members of the group would put them together, and nobody here knows who they are.
             Kind::Fragment(_) if is_group => Destination::Everyone,
-            Kind::Bucket(bucket) | Kind::Fragment(bucket) => {
+            Kind::Flow(bucket) => Destination::Server(self.owner_of_flows(bucket)),
+            Kind::Port(bucket) | Kind::Fragment(bucket) => {
                 Destination::Server(self.owner_of(bucket))
             }
             Kind::Dhcp(_) | Kind::Other => Destination::Server(SPEAKER),
@@ -358,9 +420,9 @@ impl Steering {
         };
         Some(match (protocol, self.rule) {
             (UDP, _) if ours == DHCP_CLIENT_PORT => Kind::Dhcp(self.bucket_of_port(ours)),
-            (UDP, _) => Kind::Bucket(self.bucket_of_port(ours)),
-            (_, Rule::Hash) => Kind::Bucket(finish(hash, both_ports(source, destination))),
-            (_, Rule::Low12) => Kind::Bucket(low12(peer)),
+            (UDP, _) => Kind::Port(self.bucket_of_port(ours)),
+            (_, Rule::Hash) => Kind::Flow(finish(hash, both_ports(source, destination))),
+            (_, Rule::Low12) => Kind::Flow(low12(peer)),
         })
     }
 

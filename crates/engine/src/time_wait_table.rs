@@ -1,8 +1,12 @@
 //! The TIME-WAIT records of a shard: bounded, all of the same age limit, oldest first.
 //!
 //! Every record waits equally long, so the order of entry is the order of expiry: a list is both
-//! the timer and the choice of whom to forget when the table is full. What a record answers is in
+//! the timer and the choice of whom to forget when the table is full. Records that have come from another
+//! server have waited there already, and stand in a heap beside it. What a record answers is in
 //! `tcp/time_wait.rs`; the flow table leads here.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 
 use crate::flow_table::FlowKey;
 use crate::lists::{Links, List};
@@ -32,6 +36,8 @@ pub struct TimeWaitTable {
     records: Slab<Waiting>,
     links: Links,
     by_age: List,
+    /// Of records from elsewhere: when they expire. One that means a record no more is passed over.
+    moved: BinaryHeap<Reverse<(Instant, SocketId)>>,
     duration_us: u64,
 }
 
@@ -42,6 +48,7 @@ impl TimeWaitTable {
             records: Slab::new(limit),
             links: Links::default(),
             by_age: List::new(),
+            moved: BinaryHeap::new(),
             duration_us,
         }
     }
@@ -56,6 +63,16 @@ impl TimeWaitTable {
         waiting.expires = now.plus_us(self.duration_us);
         let name = self.records.insert_with(|_| waiting)?;
         self.links.push_back(&mut self.by_age, name.index());
+        Some(name)
+    }
+
+    /// Adds a record that has waited elsewhere; it goes on waiting for what is left of the time at most.
+    /// `None` when the table is full.
+    pub fn insert_moved(&mut self, now: Instant, mut waiting: Waiting) -> Option<SocketId> {
+        waiting.expires = waiting.expires.min(now.plus_us(self.duration_us));
+        let expires = waiting.expires;
+        let name = self.records.insert_with(|_| waiting)?;
+        self.moved.push(Reverse((expires, name)));
         Some(name)
     }
 
@@ -80,6 +97,7 @@ impl TimeWaitTable {
             waiting.expires = now.plus_us(self.duration_us);
             self.links.remove(&mut self.by_age, name.index());
             self.links.push_back(&mut self.by_age, name.index());
+            self.pass_over();
         }
     }
 
@@ -87,6 +105,7 @@ impl TimeWaitTable {
     pub fn remove(&mut self, name: SocketId) -> Option<Waiting> {
         let waiting = self.records.remove(name)?;
         self.links.remove(&mut self.by_age, name.index());
+        self.pass_over();
         Some(waiting)
     }
 
@@ -112,7 +131,22 @@ impl TimeWaitTable {
     }
 
     fn oldest(&self) -> Option<SocketId> {
-        self.records.id_at(self.by_age.first()?)
+        let first = self.by_age.first().and_then(|index| self.records.id_at(index));
+        let Some(Reverse((expires, moved))) = self.moved.peek() else { return first };
+        let earlier =
+            |name: SocketId| self.records.get(name).is_some_and(|one| one.expires <= *expires);
+        first.filter(|name| earlier(*name)).or(Some(*moved))
+    }
+
+    /// Sees that the first of the heap, if there is one, is a record that waits for that moment.
+    fn pass_over(&mut self) {
+        while let Some(Reverse((expires, name))) = self.moved.peek() {
+            let stands = self.records.get(*name).is_some_and(|one| one.expires == *expires);
+            if stands && !self.links.is_linked(name.index()) {
+                return;
+            }
+            let _ = self.moved.pop();
+        }
     }
 }
 
@@ -151,6 +185,25 @@ mod tests {
         assert_eq!(table.pop_expired(at(150)).map(|(name, _)| name), Some(second));
         assert_eq!(table.pop_expired(at(150)).map(|(name, _)| name), Some(first));
         assert!(table.pop_expired(at(1000)).is_none());
+        assert_eq!(table.next_timeout(), None);
+    }
+
+    #[test]
+    fn records_from_elsewhere_take_their_place_among_the_others() {
+        let mut table = TimeWaitTable::new(10, 100);
+        let at = Instant::from_us;
+        let expiring = |port, us| Waiting { expires: at(us), ..waiting(port) };
+        let own = table.insert(at(10), waiting(1)).expect("room");
+        let early = table.insert_moved(at(20), expiring(2, 50)).expect("room");
+        let late = table.insert_moved(at(20), expiring(3, 115)).expect("room");
+        let bounded = table.insert_moved(at(20), expiring(4, 1_000)).expect("room");
+        let restarted = table.insert_moved(at(20), expiring(5, 40)).expect("room");
+        assert_eq!(table.next_timeout(), Some(at(40)));
+        table.restart(at(30), restarted);
+        assert_eq!(table.next_timeout(), Some(at(50)));
+        let order: Vec<_> =
+            std::iter::from_fn(|| table.pop_expired(at(130))).map(|(name, _)| name).collect();
+        assert_eq!(order, [early, own, late, bounded, restarted]);
         assert_eq!(table.next_timeout(), None);
     }
 

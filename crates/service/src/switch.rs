@@ -172,6 +172,7 @@ enum Crossing {
 const KIND_SHIFT: u32 = 56;
 const UNFINISHED: u64 = 1 << 48;
 const CHECKSUM_VALID: u64 = 1 << 49;
+const FROM_WIRE: u64 = 1 << 48;
 
 impl Crossing {
     fn encode(self) -> u64 {
@@ -188,6 +189,11 @@ impl Crossing {
             }
             Crossing::Packet(ForwardKind::Reassembled) => (3, 0),
             Crossing::Packet(ForwardKind::Own) => (4, 0),
+            Crossing::Packet(ForwardKind::Moved { wire, times, segment_size }) => {
+                let wire = if wire { FROM_WIRE } else { 0 };
+                (7, u64::from(segment_size) | u64::from(times) << 16 | wire)
+            }
+            Crossing::Packet(ForwardKind::Move(_)) => (8, 0),
             Crossing::Network => (5, 0),
             Crossing::Groups => (6, 0),
         };
@@ -208,6 +214,10 @@ impl Crossing {
             }
             3 => Crossing::Packet(ForwardKind::Reassembled),
             4 => Crossing::Packet(ForwardKind::Own),
+            7 => {
+                let (times, wire) = ((tag >> 16) as u8, tag & FROM_WIRE != 0);
+                Crossing::Packet(ForwardKind::Moved { wire, times, segment_size })
+            }
             5 => Crossing::Network,
             6 => Crossing::Groups,
             _ => return None,
@@ -305,7 +315,11 @@ impl Switch {
     /// What the shard has for other servers, after its turn.
     fn collect(&mut self, peers: &mut FramePeers, shard: &mut Shard) {
         while let Some(Forward { to, kind, packet }) = shard.poll_forward() {
-            self.hand(peers, to, Crossing::Packet(kind), &packet);
+            match kind {
+                // Buckets do not move in a service yet.
+                ForwardKind::Move(_) => self.counters.misdirected += 1,
+                _ => self.hand(peers, to, Crossing::Packet(kind), &packet),
+            }
             shard.recycle(packet);
         }
         let mut to_tell = peers.take_joined();

@@ -13,6 +13,7 @@ use super::receive::Ingress;
 use crate::control::names::ServerNumber;
 use crate::counters::Counter;
 use crate::flow_table::FlowKey;
+use crate::migration::protocol::MoveMessage;
 use crate::network::NetworkUpdate;
 use crate::steering::{Destination, SPEAKER, Steering};
 use crate::streams::Streams;
@@ -27,6 +28,14 @@ pub struct Steered {
     pub steering: Arc<Steering>,
 }
 
+impl Steered {
+    /// See [`Steering::move_flows`]. Others who share the map keep it as it was.
+    pub(super) fn move_flows(&mut self, bucket: u16, version: u32, server: ServerNumber) -> bool {
+        let is_news = version > self.steering.version_of_flows(bucket);
+        is_news && Arc::make_mut(&mut self.steering).move_flows(bucket, version, server)
+    }
+}
+
 /// How a packet came to be handed over.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub enum ForwardKind {
@@ -34,6 +43,18 @@ pub enum ForwardKind {
     Reassembled,
     /// We sent it to an address of ours.
     Own,
+    /// It came for a flow that has moved. Its checksums are verified.
+    Moved {
+        /// It is from outside.
+        wire: bool,
+        /// How often it has been sent after the flow, this time included.
+        times: u8,
+        /// As [`crate::RxMeta::segment_size`].
+        segment_size: u16,
+    },
+    /// No packet: for the other server's [`crate::migration::protocol::Mover`]. It must not be dropped for lack of
+    /// room, and nothing may overtake it.
+    Move(MoveMessage),
 }
 
 /// An IP packet for another server.
@@ -67,15 +88,22 @@ impl Shard {
         streams: &mut impl Streams,
     ) {
         self.now = now;
+        let ingress = match kind {
+            ForwardKind::Reassembled => Ingress::REASSEMBLED,
+            ForwardKind::Own => Ingress::OWN,
+            ForwardKind::Moved { wire, times, segment_size } => {
+                Ingress { wire, segment_size, forwarded: times, ..Ingress::OWN }
+            }
+            // Not a packet: the caller's mistake.
+            ForwardKind::Move(_) => return,
+        };
         self.counters.count(Counter::PacketsTakenOver);
-        let ingress = if kind == ForwardKind::Reassembled {
+        if ingress.wire {
             self.counters.count(Counter::FramesReceived);
             self.counters.add(Counter::BytesReceived, packet.len() as u64);
-            Ingress::REASSEMBLED
         } else {
             self.counters.count(Counter::LoopbackPackets);
-            Ingress::OWN
-        };
+        }
         let verdict = self.handle_ip(ingress, packet, streams);
         self.tally(verdict);
     }
@@ -90,7 +118,8 @@ impl Shard {
         self.steered.as_ref().is_none_or(|steered| steered.server == SPEAKER)
     }
 
-    /// The other server that owns a TCP flow; `None` when it is ours.
+    /// The other server that owns a TCP flow; `None` when it is ours. A flow of a bucket that is on its
+    /// way to us is ours.
     pub fn flow_owner(&self, local: SocketAddr, remote: SocketAddr) -> Option<ServerNumber> {
         let steered = self.steered.as_ref()?;
         let owner = steered.steering.owner_of_flow(local, remote);
@@ -113,9 +142,12 @@ impl Shard {
         self.flow_owner(SocketAddr::new(remote.ip(), 0), remote)
     }
 
-    /// Whether a segment belongs to a flow of another server.
+    /// Whether a flow cannot be begun here: it is another server's, or of a bucket that is on its way to us.
     pub(super) fn is_elsewhere(&self, key: &FlowKey) -> bool {
-        self.steered.is_some() && self.flow_owner(key.local(), key.remote()).is_some()
+        let Some(steered) = &self.steered else { return false };
+        let bucket = steered.steering.bucket_of_flow(key.local(), key.remote());
+        steered.steering.owner_of_flows(bucket) != steered.server
+            || self.arriving.buckets.contains_key(&bucket)
     }
 
     /// Hands a packet to its owner; gives it back when that is us.
@@ -125,14 +157,19 @@ impl Shard {
             Destination::Server(server) if server != steered.server => server,
             _ => return Some(packet),
         };
+        self.queue_forward(Forward { to, kind, packet });
+        None
+    }
+
+    /// Queues a packet for another server.
+    pub(super) fn queue_forward(&mut self, forward: Forward) {
         if self.forwards.len() < self.limits.loopback_packets as usize {
             self.counters.count(Counter::PacketsForwarded);
-            self.forwards.push_back(Forward { to, kind, packet });
+            self.forwards.push_back(forward);
         } else {
             self.counters.count(Counter::ForwardsDropped);
-            self.buffers.give(packet);
+            self.buffers.give(forward.packet);
         }
-        None
     }
 
     /// What the speaker has to tell the other servers since the last call, if anything.

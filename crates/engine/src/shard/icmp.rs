@@ -151,9 +151,11 @@ impl Shard {
         let quote = &packet.payload[ICMP_HEADER..];
         let (key, seq) = quoted_segment(quote).ok_or(DropReason::IcmpErrorUnmatched)?;
         if self.report_to_connection(&key, error, seq) {
-            Ok(())
-        } else {
-            Err(DropReason::IcmpErrorUnmatched)
+            return Ok(());
+        }
+        match self.follow_flow(packet, &key) {
+            Some(Ok(())) => Ok(()),
+            Some(Err(_)) | None => Err(DropReason::IcmpErrorUnmatched),
         }
     }
 

@@ -185,7 +185,7 @@ impl Shard {
 
     /// Takes a connection out of the ready list, or out of the list of those that wait for a
     /// neighbour.
-    fn stop_sending(&mut self, id: SocketId) {
+    pub(super) fn stop_sending(&mut self, id: SocketId) {
         let Some(entry) = self.sockets.get_mut(id).and_then(Socket::connection_mut) else { return };
         let list = match entry.parked.take() {
             Some(neighbour) => self.neighbours.waiting(neighbour),

@@ -19,6 +19,7 @@ mod icmp_errors;
 mod ipv4;
 mod ipv6;
 mod lifecycle;
+mod migration;
 mod ndp;
 mod network;
 mod receive;
@@ -38,6 +39,7 @@ use std::net::{IpAddr, SocketAddr};
 pub use self::elsewhere::{Forward, ForwardKind, Steered};
 use self::entry::{Entry, Socket};
 use self::lifecycle::QueuedEvent;
+use self::migration::Arriving;
 use self::udp::DatagramSocket;
 use crate::config::{Offloads, ShardConfig};
 use crate::control::names::ServerNumber;
@@ -172,6 +174,8 @@ pub struct Shard {
     steered: Option<Steered>,
     /// Packets for other servers.
     forwards: VecDeque<Forward>,
+    /// Buckets that are on their way to us.
+    arriving: Arriving,
     /// The speaker has news for the others.
     network_update_due: bool,
     /// Groups of other servers, at the speaker.
@@ -247,6 +251,7 @@ impl Shard {
             trace: None,
             steered,
             forwards: VecDeque::new(),
+            arriving: Arriving::default(),
             network_update_due: false,
             foreign_groups: BTreeMap::new(),
             limits,

@@ -31,6 +31,8 @@ pub(super) struct Ingress {
     pub reassembled: bool,
     /// Payload of each TCP segment that the link has merged into the packet; 0 = an ordinary one.
     pub segment_size: u16,
+    /// How often it was sent after a flow that has moved.
+    pub forwarded: u8,
 }
 
 impl Ingress {
@@ -41,6 +43,7 @@ impl Ingress {
         checksum_valid: true,
         reassembled: false,
         segment_size: 0,
+        forwarded: 0,
     };
 
     /// A packet whose fragments came from outside.
@@ -50,6 +53,7 @@ impl Ingress {
         checksum_valid: false,
         reassembled: true,
         segment_size: 0,
+        forwarded: 0,
     };
 }
 
@@ -134,6 +138,7 @@ impl Shard {
             checksum_valid: meta.checksum_valid,
             reassembled: false,
             segment_size: meta.segment_size,
+            forwarded: 0,
         };
         match frame.ethertype() {
             EthernetProtocol::Arp => self.handle_arp(frame.payload()),

@@ -66,7 +66,7 @@ impl Shard {
         let handled = match owner {
             Some(FlowOwner::Connection(id)) => self.handle_segment(id, &segment, streams),
             Some(FlowOwner::TimeWait(name)) => self.handle_late_segment(name, key, &segment),
-            None => self.handle_stray_segment(key, &segment, streams),
+            None => self.handle_stray_segment(packet, key, &segment, streams),
         };
         self.trace_received(owner, key, &segment, handled.err());
         handled
@@ -190,16 +190,17 @@ impl Shard {
         }
     }
 
-    /// A segment that belongs to nothing: a new connection, or a mistake.
+    /// A segment that belongs to nothing: a new connection, a flow of another server, or a mistake.
     fn handle_stray_segment(
         &mut self,
+        packet: &IpPacket<'_>,
         key: FlowKey,
         segment: &Segment<'_>,
         streams: &mut impl Streams,
     ) -> Result<(), DropReason> {
         let flags = segment.flags;
-        if self.is_elsewhere(&key) {
-            return Err(DropReason::TcpElsewhere);
+        if let Some(followed) = self.follow_flow(packet, &key) {
+            return followed;
         }
         if flags.contains(Flags::RST) {
             return Err(DropReason::TcpNoFlowReset);

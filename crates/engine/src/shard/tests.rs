@@ -8,6 +8,7 @@ mod datagrams;
 mod fragments;
 mod harness;
 mod icmp;
+mod migration;
 mod multicast;
 mod names;
 mod neighbours;

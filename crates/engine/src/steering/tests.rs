@@ -270,3 +270,27 @@ fn the_key_is_the_services_secret() {
     let text = format!("{:?}", steering(Rule::Hash, 2));
     assert!(!text.contains(&KEY.to_string()), "{text}");
 }
+
+#[test]
+fn flows_move_and_the_rest_of_their_bucket_stays() {
+    let mut steering = Steering::new(KEY, Rule::Hash, 3);
+    let (local, remote) = ("198.18.0.1:80".parse().unwrap(), "198.18.0.9:4000".parse().unwrap());
+    let bucket = steering.bucket_of_flow(local, remote);
+    let home = steering.owner_of(bucket);
+    let (away, further) = ((home + 1) % 3, (home + 2) % 3);
+    assert_eq!(
+        (steering.owner_of_flow(local, remote), steering.version_of_flows(bucket)),
+        (home, 0)
+    );
+    assert!(steering.move_flows(bucket, 2, away));
+    assert!(!steering.move_flows(bucket, 1, further), "older news");
+    assert!(!steering.move_flows(bucket, 2, further), "the same again");
+    assert!(!steering.move_flows(bucket, 3, 3), "nobody has that number");
+    assert_eq!(steering.owner_of_flow(local, remote), away);
+    assert_eq!((steering.owner_of(bucket), steering.version_of_flows(bucket)), (home, 2));
+    assert_eq!(steering.moves().collect::<Vec<_>>(), [(bucket, 2, away)]);
+    let others = (0..BUCKETS as u16).filter(|other| *other != bucket);
+    assert!(others.into_iter().all(|one| steering.owner_of_flows(one) == steering.owner_of(one)));
+    assert!(steering.move_flows(bucket, 3, home));
+    assert_eq!(steering.owner_of_flow(local, remote), home);
+}

@@ -1,7 +1,7 @@
 //! A connection on its way to another server: all of its variables, and the check that they fit each other.
 //!
-//! The fields are listed beside their types (`carried!`). Bytes of the streams do not cross with them: they stay where
-//! they lie, or are brought there by whoever calls. Called by [`crate::migration`] by way of the shard.
+//! The fields are listed beside their types (`carried!`). Bytes of the streams do not cross with them: they stay
+//! where they lie, or are brought there by whoever calls. Called by [`crate::migration`] by way of the shard.
 
 use super::connection::{Connection, OFFSET_MAX};
 use super::seam::{Parameters, State};
@@ -37,6 +37,11 @@ impl Connection {
     /// The connection runs over IPv6.
     pub fn is_ipv6(&self) -> bool {
         self.ipv6
+    }
+
+    /// The connection was opened by the peer.
+    pub fn is_passive(&self) -> bool {
+        self.passive
     }
 
     fn check(&self) -> Result<(), Refusal> {

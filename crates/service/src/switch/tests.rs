@@ -48,6 +48,7 @@ proptest! {
             Crossing::ToSend { checksum, segment_size },
             Crossing::Packet(ForwardKind::Reassembled),
             Crossing::Packet(ForwardKind::Own),
+            Crossing::Packet(ForwardKind::Moved { wire: valid, times: offset as u8, segment_size }),
             Crossing::Network,
             Crossing::Groups,
         ] {

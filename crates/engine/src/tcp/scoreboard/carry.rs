@@ -97,7 +97,7 @@ impl Scoreboard {
     /// That the marks are of a flight `una..nxt`, and nothing computed from them can go wrong.
     pub(in crate::tcp) fn check(&self, una: u64, nxt: u64) -> Result<(), Refusal> {
         let Some(last) = self.runs.back() else { return Ok(()) };
-        demand(self.start == una && last.end <= nxt, "runs of the scoreboard")?;
+        demand(self.start == una && last.end <= nxt, "runs beside the flight")?;
         demand(self.high_sacked <= nxt, "what the peer holds")?;
         let first = self.runs.iter().position(|run| run.marks.waits());
         let passed_over = first.is_some_and(|first| self.runs[first].end <= self.waiting_from);

@@ -44,7 +44,7 @@ fn run_crossing(pair: &mut Pair, us: u64, random: &mut Random) -> usize {
     while pair.now < end {
         pair.run_until(pair.now.plus_us(1 + random.between(0, us / 8)).min(end));
         for side in [Side::A, Side::B] {
-            count += usize::from(random.between(0, 2 - 1) == 0 && cross(pair, side));
+            count += usize::from(random.below(2) == 0 && cross(pair, side));
         }
     }
     count
@@ -56,14 +56,14 @@ fn drawn_pair(seed: u64) -> (Pair, Random) {
     let mut pair = Pair::new();
     pair.a.iss = SeqNumber::new(random.next_u64() as u32 | 0xffff_0000);
     pair.b.iss = SeqNumber::new(random.next_u64() as u32);
-    pair.a.mss = [536, 1220, 1460, 8960][random.between(0, 4 - 1) as usize];
-    pair.a.options.keep_alive = random.between(0, 2 - 1) == 0;
-    pair.b.options.receive_buffer = [4096, 20_000, 262_144][random.between(0, 3 - 1) as usize];
-    pair.a.limits.sack = random.between(0, 4 - 1) > 0;
-    pair.delay_us = 1 + random.between(0, 50_000 - 1);
+    pair.a.mss = [536, 1220, 1460, 8960][random.below(4) as usize];
+    pair.a.options.keep_alive = random.below(2) == 0;
+    pair.b.options.receive_buffer = [4096, 20_000, 262_144][random.below(3) as usize];
+    pair.a.limits.sack = random.below(4) > 0;
+    pair.delay_us = 1 + random.below(50_000);
     pair.b.listens = true;
     pair.open(Side::A);
-    if random.between(0, 3 - 1) == 0 {
+    if random.below(3) == 0 {
         pair.a.tcp().set_congestion_control(CongestionControl::NewReno);
     }
     pair.set_fault(faults(seed, random.next_u64() % 12));
@@ -76,15 +76,15 @@ fn a_connection_goes_on_elsewhere_as_if_nothing_had_happened() {
     for seed in 0..300 {
         let (mut pair, mut random) = drawn_pair(seed);
         crossings += run_crossing(&mut pair, 20_000_000, &mut random);
-        for _ in 0..1 + random.between(0, 10 - 1) {
-            pair.write(Side::A, random.between(0, 60_000 - 1) as usize);
-            pair.write(Side::B, random.between(0, 5_000 - 1) as usize);
-            let us = 1 + random.between(0, 300_000 - 1);
+        for _ in 0..1 + random.below(10) {
+            pair.write(Side::A, random.below(60_000) as usize);
+            pair.write(Side::B, random.below(5_000) as usize);
+            let us = 1 + random.below(300_000);
             crossings += run_crossing(&mut pair, us, &mut random);
         }
         pair.shutdown_send(Side::A);
         crossings += run_crossing(&mut pair, 1_000_000, &mut random);
-        pair.write(Side::B, random.between(0, 20_000 - 1) as usize);
+        pair.write(Side::B, random.below(20_000) as usize);
         pair.shutdown_send(Side::B);
         for _ in 0..600 {
             crossings += run_crossing(&mut pair, 1_000_000, &mut random);
@@ -154,19 +154,19 @@ fn live(mut connection: Connection, mut now: Instant, random: &mut Random) {
             };
             acks.rotate_right(1);
             acks[0] = outgoing.seq + outgoing.payload_len as u32;
-            let payload = vec![0; random.between(0, 2_000 - 1) as usize];
+            let payload = vec![0; random.below(2_000) as usize];
             let mut options = outgoing.options;
             options.timestamps = options.timestamps.map(|stamps| Timestamps {
-                value: stamps.echo.wrapping_add(random.between(0, 3 - 1) as u32),
+                value: stamps.echo.wrapping_add(random.below(3) as u32),
                 echo: stamps.value,
             });
             options.sack[0] = (acks[0], acks[0] + 500);
-            options.sack_len = random.between(0, 2 - 1) as u8;
+            options.sack_len = random.below(2) as u8;
             let segment = Segment {
                 source_port: 1,
                 destination_port: 2,
-                seq: outgoing.ack + random.between(0, 3_000 - 1) as u32 * random.between(0, 2 - 1) as u32,
-                ack: acks[random.between(0, 3 - 1) as usize],
+                seq: outgoing.ack + random.below(3_000) as u32 * random.below(2) as u32,
+                ack: acks[random.below(3) as usize],
                 flags: Flags::ACK,
                 window: random.next_u64() as u16,
                 urgent: 0,
@@ -177,10 +177,10 @@ fn live(mut connection: Connection, mut now: Instant, random: &mut Random) {
             let _ =
                 connection.handle_segment(now, socket_id(), &segment, &mut Nowhere, &mut counters);
         }
-        connection.send_ready(now, random.between(0, 1 << 20 - 1));
+        connection.send_ready(now, random.below(1 << 20));
         connection.receive_consumed(now, connection.progress().rx_end);
         let _ = connection.info(now);
-        now = connection.next_timeout().unwrap_or(now).max(now).plus_us(random.between(0, 100_000 - 1));
+        now = connection.next_timeout().unwrap_or(now).max(now).plus_us(random.below(100_000));
         if connection.is_over() {
             return;
         }
@@ -199,9 +199,9 @@ proptest! {
         cut in prop::option::of(any::<prop::sample::Index>()),
     ) {
         let (mut pair, mut random) = drawn_pair(seed);
-        pair.run_for(random.between(0, 2_000_000 - 1));
-        pair.write(Side::A, random.between(0, 90_000 - 1) as usize);
-        pair.run_for(random.between(0, 400_000 - 1));
+        pair.run_for(random.below(2_000_000));
+        pair.write(Side::A, random.below(90_000) as usize);
+        pair.run_for(random.below(400_000));
         let now = pair.now;
         for side in [Side::A, Side::B] {
             let Some(connection) = &pair.host(side).connection else { continue };

@@ -1,0 +1,536 @@
+//! What servers say to each other while a bucket moves: a pure state machine, one [`Mover`] a transport server.
+//!
+//! ```text
+//!  old owner O                     new owner N                  everyone who steers (O and N too)
+//!     |-- Coming, State ... ---------->|  its packets wait            |
+//!     |   packets are sent after it -->|                              |
+//!     |                             import                            |
+//!     |<----------------------- Taken -|                              |
+//!     |-- announcement: N has it ------------------------------------>|  steers to N
+//!     |<------------- Switched, behind the last frame steered to O ---|
+//!     |-- Settled, behind the last --->|  may move it on
+//! ```
+//!
+//! What O has for N goes one way, in order: the shard's queue of [`Forward`](crate::Forward)s, in which packets
+//! stand too. Nothing is lost: until N has the state its packets wait there; whatever comes to O is sent on until
+//! all have switched; and only then may the bucket move again, so that no frame steered by an older map is on its
+//! way. A server may refuse: then O takes back what it has kept. The caller carries messages, and says who steers
+//! and who has died; a server is among those who steer, and its shard hears of an announcement
+//! ([`Shard::note_move`]) before it has switched.
+//!
+//! | what of a bucket | what becomes of it |
+//! |---|---|
+//! | connections, closing and orphaned ones too | move with all variables; applications follow (`Freight`) |
+//! | half-open connections | move to the new server's listener; forgotten where there is none |
+//! | complete, waiting to be accepted | announced anew by the new server; reset where the listener is gone |
+//! | TIME-WAIT records | move with what is left of their time |
+//! | SYN cookies | one secret and clock for all; the new server takes them as long as the old one would |
+//! | connections that are over but not closed | have no flow; stay |
+//! | UDP, fragments, listeners | do not move: by port, by addresses, everywhere |
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::{Freight, Imported, NotExported};
+use crate::carry::{Carry, Reader, Refusal, Writer, demand};
+use crate::control::names::ServerNumber;
+use crate::shard::Shard;
+use crate::steering::BUCKETS;
+use crate::time::Instant;
+
+/// Most bytes of one [`MoveMessage::State`].
+pub const STATE_MAX: usize = 32 * 1024;
+/// Most bytes of a bucket: more is refused before memory is taken for it.
+pub const BUCKET_BYTES_MAX: u32 = 64 << 20;
+
+/// Whoever has a map and sends frames by it; in a service a process of the plan.
+pub type Steerer = u16;
+
+/// One server to another.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum MoveMessage {
+    /// The bucket is coming, by this move, in `len` bytes of [`MoveMessage::State`].
+    Coming {
+        /// Which.
+        bucket: u16,
+        /// The number of the move.
+        version: u32,
+        /// Bytes.
+        len: u32,
+    },
+    /// The next bytes of the bucket that is coming stand beside this message.
+    State {
+        /// Which.
+        bucket: u16,
+    },
+    /// The sender has taken the bucket over.
+    Taken {
+        /// Which.
+        bucket: u16,
+        /// The number of the move.
+        version: u32,
+    },
+    /// The sender does not take the bucket: it is the receiver's by the next move.
+    Refused {
+        /// Which.
+        bucket: u16,
+        /// The number of the move.
+        version: u32,
+    },
+    /// All who steer know of the move; nothing comes by way of the sender any more.
+    Settled {
+        /// Which.
+        bucket: u16,
+        /// The number of the move.
+        version: u32,
+    },
+}
+
+impl MoveMessage {
+    /// As a record between servers: kind, bucket, number of the move, length, and what stands beside it.
+    pub fn encode(&self, body: &[u8]) -> Vec<u8> {
+        let (kind, bucket, version, len): (u8, u16, u32, u32) = match *self {
+            MoveMessage::Coming { bucket, version, len } => (0, bucket, version, len),
+            MoveMessage::State { bucket } => (1, bucket, 0, body.len() as u32),
+            MoveMessage::Taken { bucket, version } => (2, bucket, version, 0),
+            MoveMessage::Refused { bucket, version } => (3, bucket, version, 0),
+            MoveMessage::Settled { bucket, version } => (4, bucket, version, 0),
+        };
+        let mut out = Writer::new(Instant::default());
+        kind.write(&mut out);
+        bucket.write(&mut out);
+        version.write(&mut out);
+        len.write(&mut out);
+        let mut bytes = out.into_bytes();
+        if kind == 1 {
+            bytes.extend_from_slice(body);
+        }
+        bytes
+    }
+
+    /// What [`MoveMessage::encode`] wrote, with what stands beside it.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub fn decode(bytes: &[u8]) -> Result<(MoveMessage, &[u8]), Refusal> {
+        let mut input = Reader::new(bytes, Instant::default());
+        let kind = u8::read(&mut input)?;
+        let bucket = u16::read(&mut input)?;
+        demand(usize::from(bucket) < BUCKETS, "number of a bucket")?;
+        let (version, len) = (u32::read(&mut input)?, u32::read(&mut input)?);
+        let named = version > 0 && version < u32::MAX;
+        let message = match kind {
+            0 if named => MoveMessage::Coming { bucket, version, len },
+            1 if version == 0 && len as usize <= STATE_MAX => {
+                let body = input.take(len as usize)?;
+                input.end()?;
+                return Ok((MoveMessage::State { bucket }, body));
+            }
+            2 if named && len == 0 => MoveMessage::Taken { bucket, version },
+            3 if named && len == 0 => MoveMessage::Refused { bucket, version },
+            4 if named && len == 0 => MoveMessage::Settled { bucket, version },
+            _ => return Err(Refusal::Impossible("message about a move")),
+        };
+        input.end()?;
+        Ok((message, &[]))
+    }
+}
+
+/// To everyone who steers: the flows of the bucket are with `server`. The answer is [`Mover::handle_switched`],
+/// behind every frame that was steered before.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct Announcement {
+    /// Whom to tell.
+    pub to: Steerer,
+    /// Which bucket.
+    pub bucket: u16,
+    /// The number of the move.
+    pub version: u32,
+    /// Who has it.
+    pub server: ServerNumber,
+}
+
+/// Why a bucket is not given away.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum NotGiven {
+    /// See [`NotExported`].
+    NotExported(NotExported),
+    /// Its last move is not settled yet.
+    Unsettled,
+}
+
+/// What has come of a move.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// The bucket is ours, with so much.
+    Arrived(Imported),
+    /// We have refused the bucket.
+    Refused(Refusal),
+    /// The other server has it; those who steer are being told.
+    Left,
+    /// The other server did not take it, and it is ours again.
+    TakenBack(Imported),
+    /// As before, but it could not be put back: its connections are lost.
+    Lost(Refusal),
+    /// The move is over.
+    Settled,
+}
+
+/// A bucket that we give away.
+#[derive(Debug)]
+struct Leaving {
+    to: ServerNumber,
+    version: u32,
+    /// Kept until the other has taken it.
+    state: Option<Vec<u8>>,
+    /// Who has yet to switch, once the other has taken it.
+    steered_by: BTreeSet<Steerer>,
+}
+
+/// A bucket that is coming.
+#[derive(Debug)]
+struct Coming {
+    from: ServerNumber,
+    version: u32,
+    len: usize,
+    state: Vec<u8>,
+}
+
+/// A server's part in moves.
+#[derive(Debug, Default)]
+pub struct Mover {
+    steerers: BTreeSet<Steerer>,
+    leaving: BTreeMap<u16, Leaving>,
+    coming: BTreeMap<u16, Coming>,
+    /// Taken over, and not settled: by which move, and who will say that it is.
+    unsettled: BTreeMap<u16, (u32, ServerNumber)>,
+    announcements: VecDeque<Announcement>,
+}
+
+impl Mover {
+    /// Among those who steer.
+    pub fn new(steerers: impl IntoIterator<Item = Steerer>) -> Mover {
+        Mover { steerers: steerers.into_iter().collect(), ..Mover::default() }
+    }
+
+    /// No bucket is on its way, and all moves are settled.
+    pub fn is_idle(&self) -> bool {
+        self.leaving.is_empty() && self.coming.is_empty() && self.unsettled.is_empty()
+    }
+
+    /// Gives a bucket of ours to another server.
+    ///
+    /// # Errors
+    /// See [`NotGiven`]; nothing has changed.
+    pub fn give(
+        &mut self,
+        now: Instant,
+        bucket: u16,
+        to: ServerNumber,
+        shard: &mut Shard,
+        freight: &mut impl Freight,
+    ) -> Result<(), NotGiven> {
+        if self.leaving.contains_key(&bucket) || self.unsettled.contains_key(&bucket) {
+            return Err(NotGiven::Unsettled);
+        }
+        let exported =
+            shard.export_bucket(now, bucket, to, freight).map_err(NotGiven::NotExported)?;
+        let (version, state) = (exported.version, exported.bytes);
+        let len = state.len() as u32;
+        shard.send_move(to, MoveMessage::Coming { bucket, version, len }, Vec::new());
+        for part in state.chunks(STATE_MAX) {
+            shard.send_move(to, MoveMessage::State { bucket }, part.to_vec());
+        }
+        let steered_by = BTreeSet::new();
+        self.leaving.insert(bucket, Leaving { to, version, state: Some(state), steered_by });
+        Ok(())
+    }
+
+    /// Another server says something; `body` stands beside a [`MoveMessage::State`].
+    ///
+    /// # Errors
+    /// What cannot be said now, or not by this server: it is ignored.
+    pub fn handle(
+        &mut self,
+        now: Instant,
+        from: ServerNumber,
+        message: MoveMessage,
+        body: &[u8],
+        shard: &mut Shard,
+        freight: &mut impl Freight,
+    ) -> Result<Option<Outcome>, Refusal> {
+        match message {
+            MoveMessage::Coming { bucket, version, len } => {
+                Ok(self.handle_coming(from, bucket, version, len, shard))
+            }
+            MoveMessage::State { bucket } => {
+                self.handle_state(now, from, bucket, body, shard, freight)
+            }
+            MoveMessage::Taken { bucket, version } => {
+                let leaving = self.leaving_to(from, bucket, version)?;
+                demand(leaving.state.take().is_some(), "taken twice")?;
+                self.announce(bucket, version, from);
+                if let Some(leaving) = self.leaving.get_mut(&bucket) {
+                    leaving.steered_by = self.steerers.clone();
+                }
+                Ok(self.settle(bucket, shard).or(Some(Outcome::Left)))
+            }
+            MoveMessage::Refused { bucket, version } => {
+                let untaken = self.leaving_to(from, bucket, version)?.state.is_some();
+                demand(untaken, "refused after it was taken")?;
+                Ok(self.take_back(now, bucket, shard, freight))
+            }
+            MoveMessage::Settled { bucket, version } => {
+                let right = self.unsettled.get(&bucket) == Some(&(version, from));
+                demand(right, "a move that is not ours is settled")?;
+                self.unsettled.remove(&bucket);
+                Ok(Some(Outcome::Settled))
+            }
+        }
+    }
+
+    /// Whoever was told by [`Mover::poll_announcement`] steers by the new map, and all frames that it steered to us
+    /// before have come.
+    pub fn handle_switched(
+        &mut self,
+        steerer: Steerer,
+        bucket: u16,
+        version: u32,
+        shard: &mut Shard,
+    ) -> Option<Outcome> {
+        let leaving = self.leaving.get_mut(&bucket).filter(|one| one.version == version)?;
+        leaving.steered_by.remove(&steerer);
+        self.settle(bucket, shard)
+    }
+
+    /// The next one to tell.
+    pub fn poll_announcement(&mut self) -> Option<Announcement> {
+        self.announcements.pop_front()
+    }
+
+    /// Somebody new steers: it is told which buckets have moved to us. What else has moved others tell it.
+    pub fn add_steerer(&mut self, steerer: Steerer, shard: &Shard) {
+        self.steerers.insert(steerer);
+        let Some(steered) = shard.steered() else { return };
+        for (bucket, version, server) in steered.steering.moves() {
+            if server == steered.server && !self.coming.contains_key(&bucket) {
+                self.announcements.push_back(Announcement { to: steerer, bucket, version, server });
+            }
+        }
+    }
+
+    /// One of those who steer has died, and with it the frames on their way.
+    pub fn remove_steerer(&mut self, steerer: Steerer, shard: &mut Shard) {
+        self.steerers.remove(&steerer);
+        self.announcements.retain(|one| one.to != steerer);
+        let buckets: Vec<u16> = self.leaving.keys().copied().collect();
+        for bucket in buckets {
+            if let Some(leaving) = self.leaving.get_mut(&bucket) {
+                leaving.steered_by.remove(&steerer);
+            }
+            let _: Option<Outcome> = self.settle(bucket, shard);
+        }
+    }
+
+    /// A server has died, and with it what was on its ways. What it had not taken is ours again; what was coming
+    /// from it is lost with it, and its bucket ours, as is one whose move it can settle no more. To be called with
+    /// whoever steered there removed.
+    pub fn remove_server(
+        &mut self,
+        now: Instant,
+        server: ServerNumber,
+        shard: &mut Shard,
+        freight: &mut impl Freight,
+    ) {
+        let leaving: Vec<u16> = self.leaving.keys().copied().collect();
+        for bucket in leaving {
+            let Some(one) = self.leaving.get(&bucket).filter(|one| one.to == server) else {
+                continue;
+            };
+            if one.state.is_some() {
+                let _: Option<Outcome> = self.take_back(now, bucket, shard, freight);
+            } else {
+                self.leaving.remove(&bucket);
+            }
+        }
+        let mut ours: Vec<(u16, u32)> = Vec::new();
+        for (bucket, coming) in &self.coming {
+            if coming.from == server {
+                ours.push((*bucket, coming.version));
+            }
+        }
+        for (bucket, _) in &ours {
+            self.coming.remove(bucket);
+            shard.stop_expecting(now, *bucket, freight);
+        }
+        let orphaned = self.unsettled.iter().filter(|(_, (_, from))| *from == server);
+        ours.extend(orphaned.map(|(bucket, (version, _))| (*bucket, *version)));
+        self.unsettled.retain(|_, (_, from)| *from != server);
+        let own = shard.steered().map(|steered| steered.server);
+        for (bucket, version) in ours {
+            if let Some(own) = own {
+                self.announce(bucket, version, own);
+            }
+        }
+    }
+
+    fn leaving_to(
+        &mut self,
+        to: ServerNumber,
+        bucket: u16,
+        version: u32,
+    ) -> Result<&mut Leaving, Refusal> {
+        let leaving = self.leaving.get_mut(&bucket);
+        leaving
+            .filter(|one| one.to == to && one.version == version)
+            .ok_or(Refusal::Impossible("a bucket that was not given"))
+    }
+
+    /// The bucket is expected, or refused at once.
+    fn handle_coming(
+        &mut self,
+        from: ServerNumber,
+        bucket: u16,
+        version: u32,
+        len: u32,
+        shard: &mut Shard,
+    ) -> Option<Outcome> {
+        let owner = shard.steered().map(|steered| steered.steering.owner_of_flows(bucket));
+        match self.check_coming(from, bucket, len, owner) {
+            Ok(()) if shard.expect_bucket(bucket, version) => {
+                let coming = Coming { from, version, len: len as usize, state: Vec::new() };
+                self.coming.insert(bucket, coming);
+                None
+            }
+            refusal => {
+                shard.send_move(from, MoveMessage::Refused { bucket, version }, Vec::new());
+                if owner == Some(from) {
+                    shard.note_move(bucket, version + 1, from);
+                }
+                let refusal = refusal.err().unwrap_or(Refusal::Impossible("an old move"));
+                Some(Outcome::Refused(refusal))
+            }
+        }
+    }
+
+    fn check_coming(
+        &self,
+        from: ServerNumber,
+        bucket: u16,
+        len: u32,
+        owner: Option<ServerNumber>,
+    ) -> Result<(), Refusal> {
+        let moves = self.coming.contains_key(&bucket)
+            || self.leaving.contains_key(&bucket)
+            || self.unsettled.contains_key(&bucket);
+        demand(!moves, "a bucket that moves already")?;
+        demand(owner == Some(from), "a bucket that is not the sender's")?;
+        demand((1..=BUCKET_BYTES_MAX).contains(&len), "length of a bucket")
+    }
+
+    fn handle_state(
+        &mut self,
+        now: Instant,
+        from: ServerNumber,
+        bucket: u16,
+        body: &[u8],
+        shard: &mut Shard,
+        freight: &mut impl Freight,
+    ) -> Result<Option<Outcome>, Refusal> {
+        let coming = self.coming.get_mut(&bucket).filter(|coming| coming.from == from);
+        // Of a bucket that was refused at once, all the rest is under way.
+        let Some(coming) = coming else { return Ok(None) };
+        coming.state.extend_from_slice(body);
+        if coming.state.len() < coming.len {
+            return Ok(None);
+        }
+        let Some(Coming { version, len, state, .. }) = self.coming.remove(&bucket) else {
+            return Ok(None);
+        };
+        let fits = demand(state.len() == len, "more state than was said");
+        let imported = fits.and_then(|()| shard.import_bucket(now, bucket, &state, freight));
+        Ok(Some(match imported {
+            Ok(imported) => {
+                self.unsettled.insert(bucket, (version, from));
+                shard.send_move(from, MoveMessage::Taken { bucket, version }, Vec::new());
+                Outcome::Arrived(imported)
+            }
+            Err(refusal) => {
+                shard.send_move(from, MoveMessage::Refused { bucket, version }, Vec::new());
+                shard.give_up_bucket(now, bucket, version + 1, from, freight);
+                Outcome::Refused(refusal)
+            }
+        }))
+    }
+
+    /// The other server has not taken what we gave: we go on with what was kept.
+    fn take_back(
+        &mut self,
+        now: Instant,
+        bucket: u16,
+        shard: &mut Shard,
+        freight: &mut impl Freight,
+    ) -> Option<Outcome> {
+        let Leaving { version, state, .. } = self.leaving.remove(&bucket)?;
+        let state = state?;
+        shard.expect_bucket(bucket, version + 1);
+        Some(match shard.import_bucket(now, bucket, &state, freight) {
+            Ok(imported) => Outcome::TakenBack(imported),
+            Err(refusal) => {
+                shard.stop_expecting(now, bucket, freight);
+                Outcome::Lost(refusal)
+            }
+        })
+    }
+
+    fn announce(&mut self, bucket: u16, version: u32, server: ServerNumber) {
+        let all = self.steerers.iter();
+        self.announcements.extend(all.map(|to| Announcement { to: *to, bucket, version, server }));
+    }
+
+    /// Ends a move when nobody is left who steers by the old map.
+    fn settle(&mut self, bucket: u16, shard: &mut Shard) -> Option<Outcome> {
+        let leaving = self.leaving.get(&bucket)?;
+        if leaving.state.is_some() || !leaving.steered_by.is_empty() {
+            return None;
+        }
+        let (to, version) = (leaving.to, leaving.version);
+        self.leaving.remove(&bucket);
+        shard.send_move(to, MoveMessage::Settled { bucket, version }, Vec::new());
+        Some(Outcome::Settled)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn message() -> impl Strategy<Value = MoveMessage> {
+        let numbers = (0..BUCKETS as u16, 1..u32::MAX, any::<u32>(), 0..5);
+        numbers.prop_map(|(bucket, version, len, kind)| match kind {
+            0 => MoveMessage::Coming { bucket, version, len },
+            1 => MoveMessage::State { bucket },
+            2 => MoveMessage::Taken { bucket, version },
+            3 => MoveMessage::Refused { bucket, version },
+            _ => MoveMessage::Settled { bucket, version },
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn messages_survive(message in message(), body in prop::collection::vec(any::<u8>(), 0..100)) {
+            let bytes = message.encode(&body);
+            let beside = if matches!(message, MoveMessage::State { .. }) { &body[..] } else { &[] };
+            prop_assert_eq!(MoveMessage::decode(&bytes), Ok((message, beside)));
+            prop_assert!(MoveMessage::decode(&bytes[..bytes.len() - 1]).is_err());
+            prop_assert!(MoveMessage::decode(&[&bytes[..], &[0]].concat()).is_err());
+        }
+
+        #[test]
+        fn nonsense_is_refused(bytes in prop::collection::vec(any::<u8>(), 0..40)) {
+            if let Ok((message, body)) = MoveMessage::decode(&bytes) {
+                prop_assert_eq!(message.encode(body), bytes);
+            }
+        }
+    }
+}
