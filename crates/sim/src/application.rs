@@ -1,9 +1,9 @@
-//! The simulated program on one end of one connection: writes so many bytes of a pattern, reads what comes at its own
-//! pace, and ends by half close, full close or abort. It checks every byte it reads. Driven by [`crate::host`].
+//! The simulated program on one end of one connection: writes so many bytes of a pattern, reads what comes at its
+//! own pace, and ends by half close, full close or abort. It checks every byte it reads. Driven by [`crate::host`].
 
 use crate::memory::Memory;
 use haypile_engine::random::Random;
-use haypile_engine::{Close, Instant, Progress, Shard, SocketId};
+use haypile_engine::{Close, Instant, Progress, Shard, SocketError, SocketId};
 use std::net::SocketAddr;
 
 /// What one end of a connection is to do.
@@ -77,6 +77,28 @@ impl Application {
     /// What the engine reported of the connection.
     pub fn observe(&mut self, progress: Progress) {
         self.progress = progress;
+    }
+
+    /// The connection has another name now. It may have written more meanwhile, of which nobody was told: how far
+    /// it has written and read.
+    pub fn follow(&mut self, id: SocketId, random: &mut Random) -> (u64, u64) {
+        self.id = id;
+        if self.may_write() && !self.half_closed {
+            let limit = self.script.send_bytes.min(self.progress.tx_acked + SEND_BUFFER);
+            let more = self.written + random.between(0, self.script.gulp_bytes);
+            self.written = more.min(limit).max(self.written);
+        }
+        (self.written, self.read)
+    }
+
+    /// Does nothing before then.
+    pub fn pause_until(&mut self, us: u64) {
+        self.next_us = self.next_us.max(us);
+    }
+
+    /// What ended the connection, if something did.
+    pub fn error(&self) -> Option<SocketError> {
+        self.progress.error
     }
 
     /// How it came out, once it is over.

@@ -5,7 +5,7 @@ use crate::application::{Application, Script, stream_key};
 use crate::memory::Memory;
 use crate::offload;
 use haypile_engine::random::Random;
-use haypile_engine::{Event, Instant, RxMeta, Shard, SocketId};
+use haypile_engine::{Event, Instant, Progress, RxMeta, Shard, SocketId};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
@@ -18,11 +18,19 @@ pub struct Host {
     /// Where its bytes live.
     pub memory: Memory,
     /// The programs that run, by the connection's index; ordered so that a run repeats.
-    programs: BTreeMap<(u32, u32), Application>,
+    pub(crate) programs: BTreeMap<(u32, u32), Application>,
     /// Programs that are over.
     finished: Vec<Application>,
     /// What a program on an accepted connection does; the listener's connections take one each from the front.
     accept_scripts: Vec<Script>,
+    /// The same by the peer's address, for listeners that several servers have.
+    pub(crate) scripts_of_peers: BTreeMap<SocketAddr, Script>,
+    /// Accepted connections wait so long before they are claimed, in microseconds.
+    pub(crate) claim_after_us: u64,
+    /// How far those are that wait.
+    pub(crate) progress: BTreeMap<(u32, u32), Progress>,
+    /// Those that wait, and until when.
+    pub(crate) unclaimed: BTreeMap<(u32, u32), Unclaimed>,
     frame: Vec<u8>,
     /// Its link merges segments that arrive together.
     pub merges: bool,
@@ -32,7 +40,16 @@ pub struct Host {
     pub cut: u64,
 }
 
-fn key(id: SocketId) -> (u32, u32) {
+/// A connection that waits to be claimed.
+#[derive(Copy, Clone, Debug)]
+pub(crate) struct Unclaimed {
+    pub id: SocketId,
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    pub at_us: u64,
+}
+
+pub(crate) fn key(id: SocketId) -> (u32, u32) {
     (id.index(), id.generation())
 }
 
@@ -46,6 +63,10 @@ impl Host {
             programs: BTreeMap::new(),
             finished: Vec::new(),
             accept_scripts: Vec::new(),
+            scripts_of_peers: BTreeMap::new(),
+            claim_after_us: 0,
+            unclaimed: BTreeMap::new(),
+            progress: BTreeMap::new(),
             frame: vec![0; frame_len],
             merges: false,
             merged: 0,
@@ -105,36 +126,61 @@ impl Host {
         if self.shard.poll_timeout().is_some_and(|at| at <= now) {
             self.shard.handle_timers(now, &mut self.memory);
         }
-        self.handle_events()?;
+        self.handle_events(now)?;
+        self.claim(now)?;
         self.run_programs(now, random)?;
         self.transmit(now, out);
-        self.handle_events()
+        self.handle_events(now)
     }
 
     /// When this host next has something to do of itself.
     pub fn wakes_at(&self) -> Option<u64> {
         let programs = self.programs.values().filter_map(Application::wakes_at).min();
         let timer = self.shard.poll_timeout().map(Instant::us);
-        [programs, timer].into_iter().flatten().min()
+        let claim = self.unclaimed.values().map(|one| one.at_us).min();
+        [programs, timer, claim].into_iter().flatten().min()
     }
 
-    fn handle_events(&mut self) -> Result<(), String> {
+    /// Claims connections whose time has come.
+    fn claim(&mut self, now: Instant) -> Result<(), String> {
+        let due: Vec<Unclaimed> =
+            self.unclaimed.values().filter(|one| one.at_us <= now.us()).copied().collect();
+        for Unclaimed { id, local, remote, .. } in due {
+            self.unclaimed.remove(&key(id));
+            self.shard.claimed(id);
+            let script =
+                self.scripts_of_peers.remove(&remote).or_else(|| self.accept_scripts.pop());
+            self.start(id, local, remote, script.ok_or("a connection too many was accepted")?);
+            if let Some(program) = self.programs.get_mut(&key(id))
+                && let Some(progress) = self.progress.remove(&key(id))
+            {
+                program.observe(progress);
+            }
+        }
+        Ok(())
+    }
+
+    fn handle_events(&mut self, now: Instant) -> Result<(), String> {
         while let Some(event) = self.shard.poll_event() {
             match event {
                 Event::Accepted { id, local, remote, .. } => {
-                    self.shard.claimed(id);
-                    let script =
-                        self.accept_scripts.pop().ok_or("a connection too many was accepted")?;
-                    self.start(id, local, remote, script);
+                    let at_us = now.us() + self.claim_after_us;
+                    self.unclaimed.insert(key(id), Unclaimed { id, local, remote, at_us });
+                    if self.claim_after_us == 0 {
+                        self.claim(now)?;
+                    }
                 }
                 Event::Progress { id, progress } => {
                     if let Some(program) = self.programs.get_mut(&key(id)) {
                         program.observe(progress);
+                    } else if self.unclaimed.contains_key(&key(id)) {
+                        self.progress.insert(key(id), progress);
                     }
                 }
                 Event::DatagramError { .. } | Event::NetworkChanged | Event::Resolved { .. } => {}
                 Event::Released { id } => {
                     self.memory.forget(id);
+                    self.unclaimed.remove(&key(id));
                     if self.programs.contains_key(&key(id)) {
                         return Err(format!("{id:?} was released under its program"));
                     }

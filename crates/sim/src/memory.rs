@@ -1,12 +1,12 @@
-//! Where the bytes of a simulated host's connections live: the send side is a pattern computed from the position, the
-//! receive side remembers every byte and which of them were written. Implements the engine's `Streams` for
+//! Where the bytes of a simulated host's connections live: the send side is a pattern computed from the position,
+//! the receive side remembers every byte and which of them were written. Implements the engine's `Streams` for
 //! [`crate::host`].
 
 use haypile_engine::{Datagram, SocketId, Streams};
 use std::collections::HashMap;
 
-/// The byte at `position` of the stream with this `key`: every stream has its own sequence, so that a byte that strays
-/// between connections or directions is noticed.
+/// The byte at `position` of the stream with this `key`: every stream has its own sequence, so that a byte that
+/// strays between connections or directions is noticed.
 pub fn pattern(key: u64, position: u64) -> u8 {
     let mixed = (position ^ key).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     (mixed >> 56) as u8 ^ (mixed >> 24) as u8
@@ -23,10 +23,17 @@ pub struct Received {
 }
 
 /// The receive side of one connection.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Stream {
     bytes: Vec<u8>,
     written: Vec<bool>,
+}
+
+/// The streams of a connection, on their way to another host of the same service.
+#[derive(Debug)]
+pub struct Moving {
+    received: Option<Stream>,
+    send_key: Option<u64>,
 }
 
 /// All streams of one host.
@@ -45,6 +52,18 @@ impl Memory {
     /// Says which pattern the connection sends.
     pub fn set_send_key(&mut self, id: SocketId, key: u64) {
         self.send_keys.insert(id, key);
+    }
+
+    /// Takes a connection's streams out.
+    pub fn take(&mut self, id: SocketId) -> Moving {
+        Moving { received: self.received.remove(&id), send_key: self.send_keys.remove(&id) }
+    }
+
+    /// Puts streams that were taken elsewhere under the connection's name here.
+    pub fn put(&mut self, id: SocketId, moving: Moving) {
+        let Moving { received, send_key } = moving;
+        self.received.extend(received.map(|received| (id, received)));
+        self.send_keys.extend(send_key.map(|key| (id, key)));
     }
 
     /// Forgets a connection.

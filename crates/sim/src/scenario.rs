@@ -147,7 +147,6 @@ pub fn build_service(
     let steering = Arc::new(Steering::new(seed, rule, servers));
     let member = |server| {
         let steered = Some(Steered { server, steering: Arc::clone(&steering) });
-        let seed = seed ^ u64::from(server) << 48;
         build(number, mtu, seed, Limits::default(), Offloads::default(), steered)
     };
     ((0..servers).map(member).collect(), Arc::clone(&steering))
@@ -171,9 +170,11 @@ fn build(
         Cidr { addr: host_address(number, false), prefix_len: 24 },
         Cidr { addr: host_address(number, true), prefix_len: 64 },
     ];
+    // One secret for all servers of a service, and tables of its own for each.
     let mut secret = [0; 32];
     let mut random = Random::new(seed ^ (number as u64) << 32);
     secret.fill_with(|| random.next_u64() as u8);
+    let server = steered.as_ref().map_or(0, |steered| u64::from(steered.server));
     let config = ShardConfig {
         mac,
         mtu,
@@ -181,7 +182,7 @@ fn build(
         routes: Vec::<Route>::new(),
         limits,
         secret,
-        seed: random.next_u64(),
+        seed: random.next_u64() ^ server << 48,
         offloads,
         steered,
     };
@@ -273,8 +274,8 @@ fn judge(world: &World, took_us: u64) -> Outcome {
     outcome
 }
 
-/// An end that completed has read the peer's stream to the end that the peer meant; the bytes were checked as they were
-/// read, so the lengths are what is left to compare.
+/// An end that completed has read the peer's stream to the end that the peer meant; the bytes were checked as they
+/// were read, so the lengths are what is left to compare.
 fn check_agreement(world: &World) -> Result<(), String> {
     let ends: Vec<_> = world.hosts.iter().flat_map(|host| host.finished()).collect();
     for end in &ends {

@@ -1,8 +1,9 @@
-//! The simulated world: hosts on one Ethernet switch whose ports follow fault plans, and a virtual clock that jumps to
-//! the next thing that happens. Everything is decided by the seed. [`crate::scenario`] builds worlds.
+//! The simulated world: hosts on one Ethernet switch whose ports follow fault plans, and a virtual clock that jumps
+//! to the next thing that happens. Everything is decided by the seed. [`crate::scenario`] builds worlds.
 
 use crate::fault::{FaultPlan, Path};
 use crate::host::Host;
+use crate::inside::Inside;
 use haypile_engine::random::Random;
 use haypile_engine::steering::{Destination, SPEAKER, Steering};
 use haypile_engine::{Forward, Instant};
@@ -21,6 +22,8 @@ struct Service {
     steering: Arc<Steering>,
     /// A packet that one hands to another is lost.
     handing_loss_ppm: u32,
+    /// Where its buckets move: what is between those who steer and the servers.
+    inside: Option<Inside>,
 }
 
 /// Rounds in which members hand packets to each other at one moment.
@@ -60,7 +63,8 @@ impl World {
     }
 
     /// Adds the servers of a service, in the order of their numbers, with one Ethernet address; `plan` is as for
-    /// [`World::add`], and packets that they hand to each other are lost with this chance. Returns the first's place.
+    /// [`World::add`], and packets that they hand to each other are lost with this chance. Returns the first's
+    /// place.
     pub fn add_service(
         &mut self,
         members: Vec<Host>,
@@ -73,8 +77,33 @@ impl World {
             self.add(member, plan.clone());
         }
         let members = first..self.hosts.len();
-        self.services.push(Service { members, steering, handing_loss_ppm });
+        self.services.push(Service { members, steering, handing_loss_ppm, inside: None });
         first
+    }
+
+    /// Lets the buckets of the last service move; `make` is given its members and who owns what.
+    pub fn let_buckets_move(&mut self, make: impl FnOnce(Range<usize>, &Steering) -> Inside) {
+        if let Some(service) = self.services.last_mut() {
+            service.inside = Some(make(service.members.clone(), &service.steering));
+        }
+    }
+
+    /// The inside of the last service, where its buckets move.
+    pub fn inside(&self) -> Option<&Inside> {
+        self.services.last()?.inside.as_ref()
+    }
+
+    /// Begins to move a bucket of the last service; false when it is not to be had now.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn move_bucket(&mut self, bucket: u16, to: u16) -> Result<bool, String> {
+        let now = self.now();
+        let World { services, hosts, .. } = self;
+        match services.last_mut().and_then(|service| service.inside.as_mut()) {
+            Some(inside) => inside.move_bucket(now, hosts, bucket, to),
+            None => Ok(false),
+        }
     }
 
     /// Puts a frame on the switch as if the host at place `sender` had sent it.
@@ -150,7 +179,9 @@ impl World {
     fn next_us(&self) -> Option<u64> {
         let arrival = self.in_flight.peek().map(|Reverse((at_us, ..))| *at_us);
         let host = self.hosts.iter().filter_map(Host::wakes_at).min();
-        [arrival, host].into_iter().flatten().min()
+        let insides = self.services.iter().filter_map(|service| service.inside.as_ref());
+        let inside = insides.filter_map(Inside::next_us).min();
+        [arrival, host, inside].into_iter().flatten().min()
     }
 
     fn turn(&mut self) -> Result<(), String> {
@@ -171,7 +202,7 @@ impl World {
             self.turn_of(host)?;
         }
         for _ in 0..HANDING_ROUNDS {
-            let woken = self.hand_over();
+            let woken = self.hand_over()?;
             if woken.is_empty() {
                 return Ok(());
             }
@@ -192,10 +223,14 @@ impl World {
     }
 
     /// A frame has arrived at a port: at a host, or at a service, whose steering says whose it is.
-    fn receive(&self, host: usize, frame: Vec<u8>, arrived: &mut [Vec<Vec<u8>>]) {
-        let Some(service) = self.services.iter().find(|one| one.members.contains(&host)) else {
+    fn receive(&mut self, host: usize, frame: Vec<u8>, arrived: &mut [Vec<Vec<u8>>]) {
+        let now = self.now();
+        let Some(service) = self.services.iter_mut().find(|one| one.members.contains(&host)) else {
             return arrived[host].push(frame);
         };
+        if let Some(inside) = &mut service.inside {
+            return inside.receive(now, &self.hosts, &frame);
+        }
         match service.steering.destination(&frame) {
             Destination::Server(server) => {
                 arrived[service.members.start + usize::from(server)].push(frame);
@@ -207,13 +242,20 @@ impl World {
     }
 
     /// Carries what members of services have for each other; who has got something.
-    fn hand_over(&mut self) -> Vec<usize> {
+    fn hand_over(&mut self) -> Result<Vec<usize>, String> {
         let (now, mut woken) = (self.now(), Vec::new());
         for at in 0..self.services.len() {
             let Service { members, handing_loss_ppm, .. } = &self.services[at];
             let (members, loss_ppm) = (members.clone(), *handing_loss_ppm);
             let speaker = members.start + usize::from(SPEAKER);
+            if let Some(inside) = &mut self.services[at].inside {
+                woken.extend(inside.deliver(now, &mut self.hosts)?);
+            }
             for member in members.clone() {
+                if let Some(inside) = &mut self.services[at].inside {
+                    let server = (member - members.start) as u16;
+                    inside.collect(now, &mut self.hosts, server);
+                }
                 while let Some(Forward { to, kind, packet }) =
                     self.hosts[member].shard.poll_forward()
                 {
@@ -238,9 +280,16 @@ impl World {
                 }
             }
         }
+        // What is on a way of no length has arrived already.
+        let waits = |service: &Service| {
+            service.inside.as_ref().and_then(Inside::next_us).is_some_and(|at| at <= now.us())
+        };
+        if woken.is_empty() && self.services.iter().any(waits) {
+            return self.hand_over();
+        }
         woken.sort_unstable();
         woken.dedup();
-        woken
+        Ok(woken)
     }
 
     /// The port of the switch that a host is at: servers of a service share one.
