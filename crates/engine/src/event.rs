@@ -9,7 +9,7 @@ use crate::error::SocketError;
 use crate::resolver::QueryId;
 use crate::socket_id::SocketId;
 
-/// Most bytes of a datagram's payload that an [`Event::DatagramError`] quotes: an ICMPv6 error is at
+/// Most bytes of a datagram's payload that a [`DatagramReport`] quotes: an ICMPv6 error is at
 /// most 1280 bytes long (RFC 4443 section 2.4 (c)), of which 48 and 48 are headers.
 pub const QUOTED_MAX: usize = 1184;
 
@@ -56,20 +56,27 @@ pub enum Event {
         id: SocketId,
         /// What it means.
         error: SocketError,
-        /// Where the datagram was sent to.
-        remote: SocketAddr,
-        /// Type of the ICMP or ICMPv6 message.
-        icmp_type: u8,
-        /// Its code.
-        icmp_code: u8,
-        /// The IP MTU that the message reports, in bytes; 0 if it reports none.
-        mtu: u32,
-        /// Who sent the message; `None` when we found out ourselves.
-        offender: Option<IpAddr>,
-        /// What the message quotes of the datagram's payload, at most [`QUOTED_MAX`] bytes; empty
-        /// unless the socket has `receive_errors`.
-        payload: Box<[u8]>,
+        /// The rest, in a box: it would make every event longer.
+        report: Box<DatagramReport>,
     },
+}
+
+/// An ICMP error about a datagram.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DatagramReport {
+    /// Where the datagram was sent to.
+    pub remote: SocketAddr,
+    /// Type of the ICMP or ICMPv6 message.
+    pub icmp_type: u8,
+    /// Its code.
+    pub icmp_code: u8,
+    /// The IP MTU that the message reports, in bytes; 0 if it reports none.
+    pub mtu: u32,
+    /// Who sent the message; `None` when we found out ourselves.
+    pub offender: Option<IpAddr>,
+    /// What the message quotes of the datagram's payload, at most [`QUOTED_MAX`] bytes; empty
+    /// unless the socket has `receive_errors`.
+    pub payload: Box<[u8]>,
 }
 
 /// How far a connection has come. Positions count bytes from the first data byte of a direction.

@@ -55,7 +55,7 @@ pub use drop_reason::DropReason;
 pub use error::{
     ConfigError, ConnectError, GroupError, ListenError, ParseCidrError, SendError, SocketError,
 };
-pub use event::{Event, Progress, QUOTED_MAX};
+pub use event::{DatagramReport, Event, Progress, QUOTED_MAX};
 pub use limits::Limits;
 pub use migration::{Exported, Freight, Imported, NotExported, Positions};
 pub use network::{AddressState, AddressSummary, NetworkUpdate, Origin};

@@ -12,8 +12,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use haypile_engine::error::GroupError;
 use haypile_engine::{
-    Close, Datagram, DatagramOption, DatagramOptions, Instant, ListenError, PathMtu, SendError,
-    SendTo, SocketError, SocketId,
+    Close, Datagram, DatagramOption, DatagramOptions, DatagramReport, Instant, ListenError,
+    PathMtu, SendError, SendTo, SocketError, SocketId,
 };
 use haypile_shm::DatagramHeader;
 use haypile_shm::datagram::RECORD_PAYLOAD_MAX;
@@ -495,16 +495,25 @@ impl Core {
         &mut self,
         id: SocketId,
         error: SocketError,
-        mut entry: DatagramError,
-        payload: Box<[u8]>,
+        report: DatagramReport,
     ) {
         let Some(key) = self.store.key_of(id) else { return };
+        let DatagramReport { remote, icmp_type, icmp_code, mtu, offender, payload } = report;
         let errno = errno::of_socket_error(error);
-        entry.errno = errno as u8;
-        entry.origin = match (entry.offender, entry.remote.is_ipv6()) {
-            (None, _) => ORIGIN_LOCAL,
-            (_, false) => ORIGIN_ICMP,
-            (_, true) => ORIGIN_ICMP6,
+        let entry = DatagramError {
+            errno: errno as u8,
+            origin: match (offender, remote.is_ipv6()) {
+                (None, _) => ORIGIN_LOCAL,
+                (_, false) => ORIGIN_ICMP,
+                (_, true) => ORIGIN_ICMP6,
+            },
+            kind: icmp_type,
+            code: icmp_code,
+            remote,
+            mtu,
+            offender,
+            payload_len: 0,
+            serial: 0,
         };
         self.raise(key, errno, Some((entry, payload)));
     }

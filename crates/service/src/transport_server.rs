@@ -7,7 +7,7 @@
 
 use haypile_engine::limits::{SEND_BUFFER_DEFAULT, SEND_BUFFER_MAX};
 use haypile_engine::{Close, Event, Instant, Progress, SocketId, SocketOptions};
-use haypile_shm::messages::{DatagramError, Shutdown, SocketKind, ready};
+use haypile_shm::messages::{Shutdown, SocketKind, ready};
 
 use crate::errno;
 use crate::server::Core;
@@ -37,28 +37,8 @@ impl Core {
                 Some(Event::Released { id }) => self.released(id),
                 // Addresses are looked up when they are shown, answers by who waits for them.
                 Some(Event::NetworkChanged | Event::Resolved { .. }) => {}
-                Some(Event::DatagramError {
-                    id,
-                    error,
-                    remote,
-                    icmp_type,
-                    icmp_code,
-                    mtu,
-                    offender,
-                    payload,
-                }) => {
-                    let entry = DatagramError {
-                        errno: 0,
-                        origin: 0,
-                        kind: icmp_type,
-                        code: icmp_code,
-                        remote,
-                        mtu,
-                        offender,
-                        payload_len: 0,
-                        serial: 0,
-                    };
-                    self.datagram_error(id, error, entry, payload);
+                Some(Event::DatagramError { id, error, report }) => {
+                    self.datagram_error(id, error, *report);
                 }
                 None => return count,
             }

@@ -17,7 +17,7 @@ use crate::counters::Counter;
 use crate::datagram::PathMtu;
 use crate::drop_reason::DropReason;
 use crate::error::SocketError;
-use crate::event::{Event, QUOTED_MAX};
+use crate::event::{DatagramReport, Event, QUOTED_MAX};
 
 /// Least MTU believed of a router for IPv4 (Linux's `min_pmtu`), for IPv6 (RFC 8201 section 4).
 const MTU_MIN_V4: u32 = 552;
@@ -106,16 +106,15 @@ impl Shard {
         if options.receive_errors || (connected && fatal) {
             self.counters.count(Counter::UdpErrorsReported);
             let quoted = if options.receive_errors { rest } else { &[] };
-            self.events.push_back(QueuedEvent::Ready(Event::DatagramError {
-                id,
-                error,
+            let report = Box::new(DatagramReport {
                 remote,
                 icmp_type: report.kind,
                 icmp_code: report.code,
                 mtu: report.mtu,
                 offender: report.offender,
                 payload: quoted[..quoted.len().min(QUOTED_MAX)].into(),
-            }));
+            });
+            self.events.push_back(QueuedEvent::Ready(Event::DatagramError { id, error, report }));
         }
         Ok(())
     }

@@ -184,9 +184,9 @@ impl Host {
 
     /// The ICMP errors that UDP sockets were told.
     pub fn datagram_errors(&self) -> Vec<(SocketId, SocketError, u8, u8, u32)> {
-        let error_of = |event: &Event| match *event {
-            Event::DatagramError { id, error, icmp_type, icmp_code, mtu, .. } => {
-                Some((id, error, icmp_type, icmp_code, mtu))
+        let error_of = |event: &Event| match event {
+            Event::DatagramError { id, error, report } => {
+                Some((*id, *error, report.icmp_type, report.icmp_code, report.mtu))
             }
             _ => None,
         };
@@ -196,7 +196,7 @@ impl Host {
     /// What these errors quoted of the datagrams.
     pub fn quoted_payloads(&self) -> Vec<Box<[u8]>> {
         let payload_of = |event: &Event| match event {
-            Event::DatagramError { payload, .. } => Some(payload.clone()),
+            Event::DatagramError { report, .. } => Some(report.payload.clone()),
             _ => None,
         };
         self.events.iter().filter_map(payload_of).collect()
