@@ -5,9 +5,11 @@
 //! second). Here a queue says something new when its best application is another, or costs something
 //! else, by at least [`SIGNIFICANT`]: at most every [`ANNOUNCE_MIN_US`]. Smaller changes, down to
 //! [`NOTICEABLE`], are said at most every [`ANNOUNCE_SLOW_US`]: ten a second, half of what table 3 has
-//! for each manager. Halves of `connection_manager`; read that first.
+//! for each manager. And whatever happens no more than one every [`ANNOUNCE_EACH_US`] in the long run.
+//! Halves of `connection_manager`; read that first.
 
 use super::connection_manager::ConnectionManager;
+use super::estimator::SAMPLE_INTERVAL_US;
 use super::messages::BetweenManagers;
 use super::names::{ListenerName, ServerNumber};
 use super::queue::{Acceptor, Queue, Source, Taker};
@@ -17,6 +19,11 @@ use crate::time::Instant;
 pub const ANNOUNCE_MIN_US: u64 = 50;
 /// Least time between two announcements of which the second says little.
 pub const ANNOUNCE_SLOW_US: u64 = 100_000;
+/// What one announcement uses up of the time that a queue has for them: whatever its applications do,
+/// it says no more than table 3 has for each manager.
+pub const ANNOUNCE_EACH_US: u64 = 50_000;
+/// How far ahead of that time it may be: so many of them come at once.
+const AHEAD_US: u64 = 8 * ANNOUNCE_EACH_US;
 /// A change of cost that matters at once, as a part of it.
 pub const SIGNIFICANT: f64 = 0.25;
 /// A change that matters at all.
@@ -70,6 +77,7 @@ impl ConnectionManager {
                     *rests_until = (*rests_until).min(now);
                     (acceptor.listed, acceptor.saturated) = (true, false);
                 }
+                queue.offers_changed();
                 self.may_assign(group);
             }
             BetweenManagers::Nobody { group } => {
@@ -90,6 +98,7 @@ impl ConnectionManager {
             acceptor.listed &= !which(from, acceptor.taker);
             acceptor.listed || acceptor.outstanding > 0
         });
+        queue.offers_changed();
         self.forget_if_done(group);
     }
 
@@ -106,7 +115,11 @@ impl ConnectionManager {
         for _ in 0..self.to_announce.len().min(LOOKS) {
             let group = self.to_announce.pop_front()?;
             let Some(queue) = self.queues.get_mut(&group) else { continue };
-            let best = queue.best(now, self.balance.estimator);
+            let kind = self.balance.estimator;
+            let best = queue
+                .best(now, kind)
+                .map(|(taker, cost_us)| (taker, queue.announced.level_us(kind, now, cost_us)));
+            queue.announced.looked = now;
             match queue.announcement(now, best) {
                 Announcement::Nothing => queue.announcing = false,
                 Announcement::NotBefore(due) => {
@@ -117,6 +130,8 @@ impl ConnectionManager {
                     queue.announcing = false;
                     queue.announced.best = best;
                     queue.announced.at = Some(now);
+                    queue.announced.used_up =
+                        queue.announced.used_up.max(now).plus_us(ANNOUNCE_EACH_US);
                     queue.announced.again = false;
                     self.counters.announced += 1;
                     return Some(match best {
@@ -129,6 +144,15 @@ impl ConnectionManager {
             }
         }
         None
+    }
+
+    /// An application has got a little slower or faster, or busier: looked at as often as the paper
+    /// looks at its median.
+    pub(super) fn may_announce_soon(&mut self, now: Instant, group: ListenerName) {
+        let soon = |queue: &Queue| now.since(queue.announced.looked) >= SAMPLE_INTERVAL_US;
+        if self.has_peers && self.queues.get(&group).is_some_and(soon) {
+            self.may_announce(group);
+        }
     }
 
     /// The queue's best application may have changed.
@@ -154,8 +178,9 @@ enum Announcement {
 impl Queue {
     fn announcement(&self, now: Instant, best: Option<(Taker, u32)>) -> Announcement {
         let told = self.announced.best;
+        let allowed = Instant::from_us(self.announced.used_up.us().saturating_sub(AHEAD_US));
         let after = |wait_us: u64| match self.announced.at.map(|at| at.plus_us(wait_us)) {
-            Some(due) if due > now => Announcement::NotBefore(due),
+            Some(due) if due.max(allowed) > now => Announcement::NotBefore(due.max(allowed)),
             _ => Announcement::Now,
         };
         if self.announced.again && (best.is_some() || told.is_some()) {

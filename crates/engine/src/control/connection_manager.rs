@@ -306,9 +306,11 @@ impl ConnectionManager {
         let Some(listener) = self.listeners.get(&taker.listener) else { return };
         let (group, ours) = (listener.group, listener.servers.contains(&server));
         let Some(acceptor) = self.find_acceptor(group, taker) else { return };
-        if let Source::Local(estimator) = &mut acceptor.source {
-            estimator.served(now, time_us, ours);
+        let Source::Local(estimator) = &mut acceptor.source else { return };
+        if estimator.served(now, time_us, ours) {
             self.may_announce(group);
+        } else {
+            self.may_announce_soon(now, group);
         }
     }
 

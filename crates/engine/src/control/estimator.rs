@@ -9,7 +9,9 @@
 //! **Long-lived connections** close seldom, so a median alone would say for hours what it said
 //! before they came. The first connection that was claimed since the last close counts with its
 //! age once that is clearly more than the median ([`CLEARLY`] times, which chance seldom makes), and
-//! at most [`AGE_MAX`] times: one idle connection must not look like a dead application.
+//! at most [`AGE_MAX`] times: one idle connection must not look like a dead application. A silence
+//! that was so long counts on when it is over, until a close comes sooner: the median of an
+//! application that has become forty times slower says so only after 65 connections, forty times later.
 
 use std::str::FromStr;
 
@@ -74,6 +76,8 @@ pub struct Estimator {
     heard: Instant,
     /// The first claim since the last close.
     silent_since: Option<Instant>,
+    /// How long it was silent before the last close, if that was clearly more than the median.
+    silence_us: u64,
     open: u32,
 }
 
@@ -96,13 +100,18 @@ impl Estimator {
         }
     }
 
-    /// A connection has closed; `counted`: its claim was told to [`Estimator::claimed`].
-    pub fn served(&mut self, now: Instant, service_time_us: u32, counted: bool) {
+    /// A connection has closed; `counted`: its claim was told to [`Estimator::claimed`]. True: nothing
+    /// was known before, or a silence has begun or ceased to count, so that the cost is another at once.
+    pub fn served(&mut self, now: Instant, service_time_us: u32, counted: bool) -> bool {
         if counted {
             self.open = self.open.saturating_sub(1);
         }
-        self.silent_since = None;
+        let silence_us = self.silent_since.take().map_or(0, |since| now.since(since));
+        let silence_us = silence_us.min(u64::from(service_time_us));
         let first = self.window.is_empty();
+        let counts = !first && silence_us >= self.clearly_us();
+        let counts_us = if counts { silence_us } else { 0 };
+        let before_us = std::mem::replace(&mut self.silence_us, counts_us);
         self.window.push(service_time_us);
         if first {
             self.look(now);
@@ -115,12 +124,18 @@ impl Estimator {
             self.average_us * keep + sample * (1.0 - keep)
         };
         self.heard = now;
+        first || (before_us > 0) != (counts_us > 0)
+    }
+
+    fn clearly_us(&self) -> u64 {
+        u64::from(self.median_us.max(1)) * u64::from(CLEARLY)
     }
 
     /// What was claimed will not be heard of again.
     pub fn forget_open(&mut self) {
         self.open = 0;
         self.silent_since = None;
+        self.silence_us = 0;
     }
 
     /// The cost in microseconds, at least 1; `None` while no connection has closed. `unclaimed`:
@@ -146,9 +161,8 @@ impl Estimator {
             self.look(now);
         }
         let median = self.median_us.max(1);
-        let Some(since) = self.silent_since else { return median };
-        let age = now.since(since);
-        if age < u64::from(median) * u64::from(CLEARLY) {
+        let age = self.silent_since.map_or(0, |since| now.since(since)).max(self.silence_us);
+        if age < self.clearly_us() {
             return median;
         }
         age.min(u64::from(median.saturating_mul(AGE_MAX))) as u32

@@ -73,6 +73,7 @@ pub(super) struct Acceptor {
 /// The queue of one listener, or of a group of them.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
+    /// Local ones first: a connection that stays costs the same however many managers there are.
     pub acceptors: Vec<Acceptor>,
     /// Waiting connections, oldest first; names of connections that are gone stay until their turn.
     pub waiting: VecDeque<ConnectionName>,
@@ -89,6 +90,10 @@ pub(super) struct Queue {
     pub announced: Announced,
     /// The virtual time of fair queueing.
     clock: u64,
+    /// No offer is known to cost less; may be out of date only towards 0.
+    cheapest_us: u32,
+    /// An offer passed the filter when it was last renewed.
+    any_passed: bool,
 }
 
 /// What other managers were told.
@@ -96,6 +101,12 @@ pub(super) struct Queue {
 pub(super) struct Announced {
     /// The best application and its cost; `None`: that there is nobody.
     pub best: Option<(Taker, u32)>,
+    /// Until when the time for announcements is used up.
+    pub used_up: Instant,
+    /// When it was last considered whether there is something to say.
+    pub looked: Instant,
+    /// The cost of the best application over time, where the estimator follows each connection.
+    level_us: f64,
     /// When.
     pub at: Option<Instant>,
     /// It has to be said again, changed or not.
@@ -149,11 +160,19 @@ impl Acceptor {
         matches!(&self.source, Source::Local(estimator) if estimator.is_known())
     }
 
+    /// What an offer says that it costs; `None`: not known yet, or it is local.
+    fn offered_us(&self) -> Option<u32> {
+        match self.source {
+            Source::Offer { cost_us, .. } => Some(cost_us).filter(|cost| *cost > 0),
+            Source::Local(_) => None,
+        }
+    }
+
     /// Its cost; `None`: not known yet.
     pub fn cost_us(&mut self, kind: EstimatorKind, now: Instant) -> Option<u32> {
         match &mut self.source {
             Source::Local(estimator) => estimator.cost_us(kind, now, self.outstanding),
-            Source::Offer { cost_us, .. } => Some(*cost_us).filter(|cost| *cost > 0),
+            Source::Offer { .. } => self.offered_us(),
         }
     }
 
@@ -196,6 +215,26 @@ impl Acceptor {
     }
 }
 
+/// Time in which the cost that others are told forgets all but 1/e of what it was, where the estimator
+/// counts single connections: long beside those, short beside what managers could do about it.
+const LEVEL_US: f64 = 100_000.0;
+
+impl Announced {
+    /// What others are to be told that an application costs which costs `cost_us` now. An estimator that
+    /// counts connections changes with each of them: what matters to others is the level.
+    pub fn level_us(&mut self, kind: EstimatorKind, now: Instant, cost_us: u32) -> u32 {
+        if kind == EstimatorKind::Median || cost_us == 0 {
+            return cost_us;
+        }
+        let keep = (-(now.since(self.looked) as f64) / LEVEL_US).exp();
+        if self.level_us < 1.0 {
+            self.level_us = f64::from(cost_us);
+        }
+        self.level_us = self.level_us * keep + f64::from(cost_us) * (1.0 - keep);
+        (self.level_us as u32).max(1)
+    }
+}
+
 impl Queue {
     pub fn find(&mut self, taker: Taker) -> Option<&mut Acceptor> {
         self.acceptors.iter_mut().find(|acceptor| acceptor.taker == taker)
@@ -203,7 +242,7 @@ impl Queue {
 
     /// Whether any application of ours accepts.
     pub fn has_local(&self) -> bool {
-        self.acceptors.iter().any(|acceptor| acceptor.listed && acceptor.is_local())
+        self.acceptors[..self.locals()].iter().any(|acceptor| acceptor.listed)
     }
 
     /// Whether somebody other than `taker` would take what is taken from it; `idle`: only somebody
@@ -216,7 +255,19 @@ impl Queue {
 
     /// Adds an acceptor, whose turn has come.
     pub fn add(&mut self, acceptor: Acceptor) {
-        self.acceptors.push(Acceptor { tag: self.clock, ..acceptor });
+        let place = if acceptor.is_local() { self.locals() } else { self.acceptors.len() };
+        self.acceptors.insert(place, Acceptor { tag: self.clock, ..acceptor });
+    }
+
+    /// How many of the acceptors are local; the offers come after them.
+    fn locals(&self) -> usize {
+        self.acceptors.partition_point(Acceptor::is_local)
+    }
+
+    /// An offer is there, gone or another.
+    pub fn offers_changed(&mut self) {
+        let offers = &self.acceptors[self.locals()..];
+        self.cheapest_us = offers.iter().filter_map(Acceptor::offered_us).min().unwrap_or(u32::MAX);
     }
 
     /// Chooses who gets the next connection; its place.
@@ -232,9 +283,9 @@ impl Queue {
         }
         let local = self.local_round(now, balance, random);
         let chosen = match local {
-            Some((place, _, _)) if !self.has_offers() => Some(place),
             // Without an estimate there is nothing to compare: it is tried.
             Some((place, _, None)) => Some(place),
+            Some((place, _, Some(best_us))) if !self.may_leave(balance, best_us) => Some(place),
             Some((place, local, Some(best_us))) => {
                 self.filter(balance, best_us);
                 let offers = self.offers(now, true);
@@ -249,15 +300,21 @@ impl Queue {
         Some(chosen)
     }
 
-    fn has_offers(&self) -> bool {
-        self.acceptors.iter().any(|acceptor| !acceptor.is_local())
+    /// Whether any offer may compete with local applications of which the best costs `best_us`: the
+    /// cheapest would, or one did until now. Most connections stay, and look at no offer.
+    fn may_leave(&self, balance: &Balance, best_us: u32) -> bool {
+        let any = self.acceptors.last().is_some_and(|last| !last.is_local());
+        any && (self.any_passed || balance.passes(best_us, self.cheapest_us, false))
     }
 
     /// Renews which offers compete with local applications of which the best costs `best_us`.
     fn filter(&mut self, balance: &Balance, best_us: u32) {
-        for acceptor in &mut self.acceptors {
+        let locals = self.locals();
+        self.any_passed = false;
+        for acceptor in &mut self.acceptors[locals..] {
             if let Source::Offer { cost_us, passed, .. } = &mut acceptor.source {
                 *passed = *cost_us > 0 && balance.passes(best_us, *cost_us, *passed);
+                self.any_passed |= *passed;
             }
         }
     }
@@ -269,12 +326,9 @@ impl Queue {
         now: Instant,
         filtered: bool,
     ) -> impl Iterator<Item = (usize, u32)> + Clone + '_ {
-        let known = |acceptor: &Acceptor| match acceptor.source {
-            Source::Offer { cost_us, .. } => Some(cost_us).filter(|cost| *cost > 0),
-            Source::Local(_) => None,
-        };
-        let usual = self.acceptors.iter().filter_map(known).min().unwrap_or(1);
-        self.acceptors.iter().enumerate().filter_map(move |(place, acceptor)| {
+        let locals = self.locals();
+        let usual = if self.cheapest_us == u32::MAX { 1 } else { self.cheapest_us };
+        self.acceptors.iter().enumerate().skip(locals).filter_map(move |(place, acceptor)| {
             let Source::Offer { cost_us, passed, .. } = acceptor.source else { return None };
             let competes = acceptor.can_take(now) && (passed || !filtered);
             competes.then_some((place, if cost_us > 0 { cost_us } else { usual }))
@@ -288,13 +342,13 @@ impl Queue {
         balance: &Balance,
         random: &mut Random,
     ) -> Option<(usize, Local, Option<u32>)> {
-        let (kind, clock) = (balance.estimator, self.clock);
-        let any_known = self.acceptors.iter().any(Acceptor::is_known);
+        let (kind, clock, locals) = (balance.estimator, self.clock, self.locals());
+        let any_known = self.acceptors[..locals].iter().any(Acceptor::is_known);
         let (mut best_us, mut weight) = (None, 0.0);
         let mut winner: Option<(usize, (u32, u32, u64))> = None;
         let mut untried: Option<(usize, u64)> = None;
-        for (place, acceptor) in self.acceptors.iter_mut().enumerate() {
-            if !acceptor.is_local() || !acceptor.can_take(now) {
+        for (place, acceptor) in self.acceptors[..locals].iter_mut().enumerate() {
+            if !acceptor.can_take(now) {
                 continue;
             }
             let cost = acceptor.cost_us(kind, now);
@@ -330,15 +384,17 @@ impl Queue {
 
     /// The power of two choices: two by lot, of which the cheaper one; what is not known costs `usual`.
     fn better_of_two(&mut self, now: Instant, usual: u32, random: &mut Random) -> Option<usize> {
-        let able = |acceptor: &Acceptor| acceptor.is_local() && acceptor.can_take(now);
-        let count = self.acceptors.iter().filter(|acceptor| able(acceptor)).count();
+        let locals = self.locals();
+        let local = &mut self.acceptors[..locals];
+        let able = |acceptor: &Acceptor| acceptor.can_take(now);
+        let count = local.iter().filter(|acceptor| able(acceptor)).count();
         if count < 2 {
             return None;
         }
         let first = random.below(count as u64) as usize;
         let second = (first + 1 + random.below(count as u64 - 1) as usize) % count;
         let (mut one, mut other) = (None, None);
-        let able = self.acceptors.iter_mut().enumerate().filter(|(_, acceptor)| able(acceptor));
+        let able = local.iter_mut().enumerate().filter(|(_, acceptor)| able(acceptor));
         for (number, (place, acceptor)) in able.enumerate() {
             if number == first || number == second {
                 let cost = acceptor.cost_us(EstimatorKind::PeakEwma, now).unwrap_or(usual);
@@ -364,10 +420,8 @@ impl Queue {
     /// The best application of ours for others, with its cost; 0: not known yet.
     pub fn best(&mut self, now: Instant, kind: EstimatorKind) -> Option<(Taker, u32)> {
         let mut best: Option<(Taker, u32)> = None;
-        for acceptor in &mut self.acceptors {
-            if !acceptor.is_local() || !acceptor.can_take(now) {
-                continue;
-            }
+        let locals = self.locals();
+        for acceptor in self.acceptors[..locals].iter_mut().filter(|one| one.can_take(now)) {
             let cost = acceptor.cost_us(kind, now).unwrap_or(0);
             // One that is known is better than one that is not.
             let better = |(_, other): (Taker, u32)| cost.wrapping_sub(1) < other.wrapping_sub(1);

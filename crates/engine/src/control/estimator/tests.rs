@@ -86,6 +86,33 @@ fn a_connection_that_stays_open_counts_with_its_age_once_it_is_clearly_longer() 
 }
 
 #[test]
+fn a_silence_counts_until_a_close_comes_sooner() {
+    let kind = EstimatorKind::Median;
+    let mut estimator = Estimator::default();
+    let mut now = at(0);
+    let mut serve = |estimator: &mut Estimator, time: u32| {
+        estimator.claimed(now);
+        now = now.plus_us(u64::from(time));
+        let changed = estimator.served(now, time, true);
+        (estimator.cost_us(kind, now.plus_us(SAMPLE_INTERVAL_US), 0).unwrap(), changed)
+    };
+    assert_eq!(serve(&mut estimator, 1000), (1000, true));
+    for _ in 0..200 {
+        assert_eq!(serve(&mut estimator, 1000), (1000, false));
+    }
+    // Forty times slower from now on: the median does not know for a long time.
+    assert_eq!(serve(&mut estimator, 40_000), (32_000, true));
+    for _ in 0..20 {
+        assert_eq!(serve(&mut estimator, 40_000), (32_000, false));
+    }
+    // One that was fast: all is well again.
+    assert_eq!(serve(&mut estimator, 1000), (1000, true));
+    assert_eq!(serve(&mut estimator, 1000), (1000, false));
+    // Times that chance makes are no silence.
+    assert_eq!(serve(&mut estimator, 7000), (1000, false));
+}
+
+#[test]
 fn outstanding_counts_connections_and_peak_ewma_rises_at_once() {
     let mut estimator = Estimator::default();
     let kind = EstimatorKind::Outstanding;
