@@ -8,6 +8,7 @@ use haypile_service::balance::{AcceptorRow, BalanceReport, ManagerRow, QueueRow}
 use haypile_service::config::BalanceChange;
 use haypile_service::control::{Request, ask};
 use haypile_service::error::Error;
+use haypile_service::times::TimesRow;
 
 use crate::cli::BalanceArgs;
 use crate::{place, table};
@@ -55,6 +56,7 @@ fn show(report: &BalanceReport) {
             manager.offers_received,
             manager.timed_out
         ));
+        table::say(&format!("  {}", times(&manager.times)));
     }
     let rows: Vec<Vec<String>> = report
         .managers
@@ -92,6 +94,20 @@ fn heading(manager: &ManagerRow) -> String {
         number(*high_watermark),
         number(*low_watermark),
         word(estimator)
+    )
+}
+
+/// Shares of the time since the start, as the paper's table 3 has them.
+fn times(times: &TimesRow) -> String {
+    let share = |us: f64| 100.0 * us / times.uptime_us.max(1) as f64;
+    let waited_us = times.assigning_us / times.assigned.max(1) as f64;
+    format!(
+        "of its server's time {:.2} % busy, {:.4} % connection manager, {:.4} % messages between servers, \
+         {:.4} % offers; from handshake to offer {waited_us:.1} us",
+        share(times.busy_us as f64),
+        share(times.manager_us),
+        share(times.messages_us),
+        share(times.offers_us),
     )
 }
 

@@ -9,10 +9,12 @@ use haypile_engine::control::messages::{ToManager, ToTransport};
 use haypile_engine::control::names::{ConnectionName, ListenerName, ProcessName};
 use haypile_engine::{Close, Instant, SocketId};
 use haypile_shm::messages::{Offer, SocketKind, ready};
+use haypile_shm::sys::cycle_counter;
 
 use crate::server::Core;
 use crate::slab::Key;
 use crate::sockets::Offered;
+use crate::times;
 
 impl Core {
     /// Carries out everything the connection manager wants done now. Bounded by the connections
@@ -23,6 +25,7 @@ impl Core {
         if self.manager.is_quiet(now) {
             return;
         }
+        let began = cycle_counter();
         self.manager.handle_timers(now);
         while let Some(action) = self.manager.poll_action(now) {
             let (ToTransport::Offer { connection, .. } | ToTransport::Revoke { connection, .. }) =
@@ -33,9 +36,14 @@ impl Core {
                 self.managers.to_transport(connection.server, action);
             }
         }
-        while let Some(offer) = self.manager.poll_offer(now) {
-            self.managers.to_managers(offer);
+        if self.manager.may_have_offers(now) {
+            let began = cycle_counter();
+            while let Some(offer) = self.manager.poll_offer(now) {
+                self.managers.to_managers(offer);
+            }
+            self.times.offers += times::since(began);
         }
+        self.times.manager += times::since(began);
     }
 
     /// Does what a connection manager wants done with a connection of ours, and tells it how it
@@ -100,6 +108,10 @@ impl Core {
         }
         if let Some(accepting) = &mut socket.accepting {
             accepting.offered = Some(Offered { process, by, since: now });
+            if let Some(came) = accepting.came.take() {
+                self.times.assigning += times::since(came.get());
+                self.times.assigned += 1;
+            }
         }
         self.announce_to(by, Some(process), ready::IN);
         true

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::BalanceChange;
 use crate::error::Error;
 use crate::server::Core;
+use crate::times::TimesRow;
 
 /// The answer to the question.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,6 +36,9 @@ pub struct ManagerRow {
     pub offers_received: u64,
     /// Connections that were not claimed in time.
     pub timed_out: u64,
+    /// Where the time of its server went.
+    #[serde(default)]
+    pub times: TimesRow,
     /// Its accept queues.
     pub queues: Vec<QueueRow>,
 }
@@ -76,8 +80,8 @@ pub struct AcceptorRow {
 }
 
 impl Core {
-    /// Changes the parameters as asked, and says how things are. The supervisor gives a change to the
-    /// server that takes this one's place.
+    /// Changes the parameters as asked, and says how things are; `busy_us` is what the server has
+    /// spent in turns with work. The supervisor gives a change to the server that takes this one's place.
     ///
     /// # Errors
     /// What is wrong with the change.
@@ -85,6 +89,7 @@ impl Core {
         &mut self,
         now: Instant,
         change: &BalanceChange,
+        busy_us: u64,
     ) -> Result<BalanceReport, Error> {
         if !change.is_empty() {
             let balance = change.apply(self.manager.balance())?;
@@ -103,6 +108,7 @@ impl Core {
             offers_sent: counters.announced,
             offers_received: counters.heard,
             timed_out: counters.timed_out,
+            times: self.times.row(now, busy_us),
             queues: queues.iter().map(|queue| self.queue_row(queue)).collect(),
         };
         Ok(BalanceReport { managers: vec![row] })

@@ -20,12 +20,14 @@ use haypile_engine::control::names::ServerNumber;
 use haypile_link::port::Port;
 use haypile_shm::messages::ServerMessageKind;
 use haypile_shm::peer::{self, PeerBell, PeerSide};
+use haypile_shm::sys::cycle_counter;
 use haypile_shm::{Errno, Fd, Message};
 
 use crate::managers::Outgoing;
 use crate::managers::wire::Incoming;
 use crate::roles::{ProcessNumber, Roles};
 use crate::server::{Core, Server};
+use crate::times;
 
 /// Messages of one peer heard in one turn.
 const HEARD_AT_ONCE: usize = 64;
@@ -129,6 +131,7 @@ impl Core {
     }
 
     fn hear_all(&mut self, now: Instant) -> usize {
+        let began = cycle_counter();
         let mut count = 0;
         let mut room: [Message; HEARD_AT_ONCE] = [[0; 8]; HEARD_AT_ONCE];
         for place in 0..self.rings.present().len() {
@@ -143,10 +146,14 @@ impl Core {
         while let Some(peer) = self.rings.take_overrun() {
             self.say_everything_to(now, peer);
         }
+        if count > 0 {
+            self.times.messages += times::since(began);
+        }
         count
     }
 
     fn hear(&mut self, now: Instant, peer: ProcessNumber, message: &Message) {
+        let began = cycle_counter();
         let Ok(message) = Incoming::decode(message) else {
             self.conversation.nonsense += 1;
             return;
@@ -164,6 +171,7 @@ impl Core {
             Incoming::ToTransport(message) => self.from_manager(now, message),
             Incoming::BetweenManagers(message) => {
                 self.between_managers(now, from.manager.unwrap_or_default(), message);
+                self.times.offers += times::since(began);
             }
         }
     }
@@ -171,10 +179,13 @@ impl Core {
     /// Puts what is to be said on rings, and wakes who sleeps.
     #[inline]
     pub(crate) fn speak_to_peers(&mut self) {
-        if self.managers.waiting() > 0 {
-            self.say_all();
+        if self.managers.waiting() == 0 {
+            return self.rings.flush();
         }
+        let began = cycle_counter();
+        self.say_all();
         self.rings.flush();
+        self.times.messages += times::since(began);
     }
 
     fn say_all(&mut self) {
@@ -189,11 +200,13 @@ impl Core {
                     self.say(process, &Incoming::ToTransport(message));
                 }
                 Outgoing::ToManagers(message) => {
+                    let began = cycle_counter();
                     for manager in 0..self.rings.roles().manager_count() {
                         let process = self.rings.roles().process_of_manager(manager);
                         let other = process != Some(self.rings.roles().own().number);
                         self.say(process.filter(|_| other), &Incoming::BetweenManagers(message));
                     }
+                    self.times.offers += times::since(began);
                 }
             }
         }

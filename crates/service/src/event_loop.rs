@@ -351,10 +351,13 @@ impl<P: Port> Service<P> {
         Some(match request {
             Request::Resolve { name } => return self.begin_lookup(client, &name),
             Request::Status {} => control::acceptance(self.server.status(&self.facts, now())),
-            Request::Balance { change } => match self.server.core.balance(now(), &change) {
-                Ok(report) => control::acceptance(report),
-                Err(error) => control::refusal(&error.to_string()),
-            },
+            Request::Balance { change } => {
+                let busy_us = self.server.load.busy_us;
+                match self.server.core.balance(now(), &change, busy_us) {
+                    Ok(report) => control::acceptance(report),
+                    Err(error) => control::refusal(&error.to_string()),
+                }
+            }
             Request::Ss { listening, all, tcp, udp } => {
                 let choice = SocketChoice { listening, all, tcp, udp };
                 control::acceptance(self.server.core.socket_rows(&choice))

@@ -48,6 +48,7 @@ pub mod start;
 pub mod stats;
 pub mod supervisor;
 pub mod switch;
+pub mod times;
 pub mod trace;
 pub mod transport_server;
 

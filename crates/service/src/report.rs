@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::sandbox::Confinement;
 use crate::server::{Core, Server};
+use crate::times::TimesRow;
 
 /// One line of `haypile ss`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -158,6 +159,9 @@ pub struct ServerRow {
     pub tx_frames: u64,
     /// Connections, half-open and closing ones included.
     pub connections: u64,
+    /// Where its time went.
+    #[serde(default)]
+    pub times: TimesRow,
 }
 
 /// Something counted.
@@ -360,6 +364,7 @@ impl<P: Port> Server<P> {
             rx_frames: link.rx_frames,
             tx_frames: link.tx_frames,
             connections: self.core.shard.connection_count() as u64,
+            times: self.core.times.row(now, self.load.busy_us),
         };
         Status {
             version: env!("CARGO_PKG_VERSION").to_string(),
@@ -394,6 +399,8 @@ impl<P: Port> Server<P> {
             ("connections_offered", "offers sent to acceptors", manager.offered),
             ("connections_claimed", "connections claimed by applications", manager.claimed),
             ("offers_revoked", "offers taken back", manager.revoked),
+            ("offers_sent", "best applications told to other managers", manager.announced),
+            ("offers_heard", "best applications of other managers", manager.heard),
             ("offers_timed_out", "offers not claimed in time", manager.timed_out),
             ("offers_refused", "offers that could not be used or taken", manager.refused),
         ];

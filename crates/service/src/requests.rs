@@ -41,6 +41,7 @@ impl Core {
         let mut messages = std::mem::take(&mut self.request_room);
         messages.resize(BUDGET, [0; 8]);
         let count = self.processes.take_requests(process, &mut messages);
+        self.counters.requests += count as u64;
         for message in &messages[..count] {
             match Request::decode(message) {
                 Ok(request) => self.handle_request(now, process, &request),
@@ -120,9 +121,15 @@ impl Core {
     /// Requests without an answer, about a socket that exists.
     fn handle_notice(&mut self, now: Instant, process: ProcessId, key: Key, body: &RequestBody) {
         match *body {
-            RequestBody::Acceptor => self.set_acceptor(now, process, key, true),
+            RequestBody::Acceptor => {
+                self.counters.acceptors += 1;
+                self.set_acceptor(now, process, key, true);
+            }
             RequestBody::NotAcceptor => self.set_acceptor(now, process, key, false),
-            RequestBody::Claim => self.claim(now, process, key),
+            RequestBody::Claim => {
+                self.counters.claims += 1;
+                self.claim(now, process, key);
+            }
             RequestBody::Refuse => self.refuse(now, process, key),
             RequestBody::KickTx => self.kick_tx(now, key),
             RequestBody::KickRx => self.kick_rx(now, key),

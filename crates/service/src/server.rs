@@ -33,6 +33,7 @@ use crate::slab::Key;
 use crate::sockets::Store;
 use crate::stats::{Counters, Load};
 use crate::switch::Switching;
+use crate::times::Times;
 use haypile_engine::control::connection_manager::{ConnectionManager, ProcessId};
 use haypile_engine::control::names::ListenerNames;
 
@@ -52,6 +53,8 @@ pub struct Core {
     pub processes: Processes,
     /// What happened, beside what the engine and the link count.
     pub counters: Counters,
+    /// Where the time goes.
+    pub times: Times,
     pub(crate) ports: Ports,
     pub(crate) status: ServiceStatus,
     pub(crate) diag: Diag,
@@ -286,6 +289,7 @@ impl<P: Port> Server<P> {
             listener_names: ListenerNames::new(&foundation.secret),
             processes: Processes::default(),
             counters: Counters::default(),
+            times: Times::new(now),
             ports,
             status: ServiceStatus::create().map_err(refused)?,
             diag: foundation.diag,

@@ -8,11 +8,13 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 
 use haypile_engine::{Datagram, Instant, Progress, SocketId, SocketOptions, Streams};
 use haypile_shm::ServiceStream;
 use haypile_shm::messages::{SocketKind, ready};
 use haypile_shm::stream::status;
+use haypile_shm::sys::cycle_counter;
 
 use crate::datagrams::DatagramState;
 use crate::domains::Domains;
@@ -90,6 +92,8 @@ pub struct Accepting {
     pub listener: Key,
     /// To whom it is offered now.
     pub offered: Option<Offered>,
+    /// The processor's counter when it came, until it is offered first.
+    pub came: Option<NonZeroU64>,
     /// All bytes received so far, from position 0, kept until the claim.
     bytes: Vec<u8>,
 }
@@ -306,6 +310,7 @@ impl Store {
             (socket.options, socket.resets) = inherited.unwrap_or_default();
             if let Some(accepting) = &mut socket.accepting {
                 accepting.listener = listener;
+                accepting.came = NonZeroU64::new(cycle_counter());
             }
         }
         key
@@ -316,7 +321,7 @@ impl Store {
         let bytes = self.spare.bytes.pop().unwrap_or_default();
         if let Some(socket) = self.sockets.get_mut(key) {
             socket.kind = SocketKind::Connection;
-            socket.accepting = Some(Accepting { listener: key, offered: None, bytes });
+            socket.accepting = Some(Accepting { listener: key, offered: None, came: None, bytes });
         }
         self.set_id(key, id);
         key

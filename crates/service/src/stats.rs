@@ -6,6 +6,12 @@ use haypile_engine::Instant;
 /// Events of the service. They only grow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
+    /// Messages of applications, of every kind.
+    pub requests: u64,
+    /// Of them: that a process accepts.
+    pub acceptors: u64,
+    /// That a connection was claimed.
+    pub claims: u64,
     /// Requests for a socket that was gone.
     pub stale_requests: u64,
     /// Requests that no honest application sends.
@@ -24,8 +30,11 @@ pub struct Counters {
 
 impl Counters {
     /// Names, texts and values, for display.
-    pub fn rows(&self) -> [(&'static str, &'static str, u64); 7] {
+    pub fn rows(&self) -> [(&'static str, &'static str, u64); 10] {
         let Counters {
+            requests,
+            acceptors,
+            claims,
             stale_requests,
             malformed_requests,
             hostile_sockets,
@@ -35,6 +44,9 @@ impl Counters {
             held_in_vain,
         } = *self;
         [
+            ("requests", "messages of applications", requests),
+            ("requests_acceptor", "of them: a process accepts", acceptors),
+            ("requests_claim", "of them: a connection was claimed", claims),
             ("stale_requests", "requests for a socket that was gone", stale_requests),
             ("malformed_requests", "requests that no application may send", malformed_requests),
             ("hostile_sockets", "socket records with impossible contents", hostile_sockets),

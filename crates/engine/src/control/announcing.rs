@@ -102,17 +102,26 @@ impl ConnectionManager {
         self.forget_if_done(group);
     }
 
+    /// Whether `poll_offer` has something to look at.
+    #[inline]
+    pub fn may_have_offers(&self, now: Instant) -> bool {
+        let due = self.announce_due.is_none_or(|due| due <= now);
+        !self.to_announce.is_empty() && due || !self.ended.is_empty()
+    }
+
     /// What the other connection managers are to be told. Call until it answers `None`.
     pub fn poll_offer(&mut self, now: Instant) -> Option<BetweenManagers> {
         if let Some(group) = self.ended.pop_front() {
             self.counters.announced += 1;
             return Some(BetweenManagers::Nobody { group });
         }
-        if self.to_announce.is_empty() {
+        if !self.may_have_offers(now) {
             return None;
         }
         self.announce_due = None;
-        for _ in 0..self.to_announce.len().min(LOOKS) {
+        let looks = self.to_announce.len();
+        let mut next: Option<Instant> = None;
+        for _ in 0..looks.min(LOOKS) {
             let group = self.to_announce.pop_front()?;
             let Some(queue) = self.queues.get_mut(&group) else { continue };
             let kind = self.balance.estimator;
@@ -124,7 +133,7 @@ impl ConnectionManager {
                 Announcement::Nothing => queue.announcing = false,
                 Announcement::NotBefore(due) => {
                     self.to_announce.push_back(group);
-                    self.announce_due = Some(self.announce_due.map_or(due, |other| other.min(due)));
+                    next = Some(next.map_or(due, |other| other.min(due)));
                 }
                 Announcement::Now => {
                     queue.announcing = false;
@@ -143,6 +152,8 @@ impl ConnectionManager {
                 }
             }
         }
+        // With more of them, the next call looks at the others.
+        self.announce_due = next.filter(|_| looks <= LOOKS);
         None
     }
 
@@ -164,6 +175,7 @@ impl ConnectionManager {
             && !std::mem::replace(&mut queue.announcing, true)
         {
             self.to_announce.push_back(group);
+            self.announce_due = None;
         }
     }
 }

@@ -449,8 +449,7 @@ impl ConnectionManager {
         };
         self.actions.is_empty()
             && self.to_assign.is_empty()
-            && self.to_announce.is_empty()
-            && self.ended.is_empty()
+            && !self.may_have_offers(now)
             && later(self.looks.peek())
             && later(self.retries.peek())
     }

@@ -250,7 +250,7 @@ fn service_times_are_measured_and_shown() {
     }
     let now = world.now;
     let unchanged = crate::config::BalanceChange::default();
-    let report = world.server.core.balance(now, &unchanged).unwrap();
+    let report = world.server.core.balance(now, &unchanged, 0).unwrap();
     let [manager] = &report.managers[..] else { panic!("{report:?}") };
     assert_eq!((manager.local, manager.remote, manager.offers_sent), (3, 0, 0));
     let [queue] = &manager.queues[..] else { panic!("{report:?}") };
@@ -266,11 +266,13 @@ fn service_times_are_measured_and_shown() {
         tariff: Some(4.0),
         ..unchanged
     };
-    let report = world.server.core.balance(now, &change).unwrap();
+    let report = world.server.core.balance(now, &change, 0).unwrap();
     assert_eq!(report.managers[0].balance.scheme.as_deref(), Some("filtered"));
     assert_eq!(report.managers[0].balance.tariff, Some(4.0));
     change.tariff = Some(0.0);
-    assert!(world.server.core.balance(now, &change).unwrap_err().to_string().contains("1 to 1000"));
+    assert!(
+        world.server.core.balance(now, &change, 0).unwrap_err().to_string().contains("1 to 1000")
+    );
     app.tell(&mut world, &listener, RequestBody::Close { abort: false });
     assert!(world.server.core.manager.is_empty());
 }
