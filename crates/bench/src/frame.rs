@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::load::{Outcome, Spec, Work};
 use crate::parts::{self, Part};
 use crate::processor_time::{Reading, Use, Used};
+use crate::server_times::ServerTimes;
 use crate::stage::Stage;
 
 /// Others may use this share of one core during a run, and no more.
@@ -37,6 +38,8 @@ pub struct Run {
     pub parts: Vec<String>,
     /// Why it does not count for much.
     pub disturbed: Option<String>,
+    /// What the servers say of their time in the window, where the side has any that are asked.
+    pub servers: Option<ServerTimes>,
 }
 
 impl Run {
@@ -98,23 +101,45 @@ pub fn measure(
     spec: &Spec,
     rounds: Rounds,
 ) -> Result<Case, String> {
-    let names: Vec<&'static str> = stage.sides().iter().map(|side| side.name).collect();
-    let mut runs: Vec<Vec<Run>> = vec![Vec::new(); names.len()];
-    let mut rejected = 0;
+    let mut case = Case::new(stage, title, spec);
     for round in 0..rounds.repeat {
-        for side in order(round, names.len()) {
-            eprintln!("{title}: round {} of {}, {}", round + 1, rounds.repeat, names[side]);
-            let mut run = run_once(stage, side, spec)?;
+        case.measure_round(stage, round, rounds)?;
+    }
+    Ok(case)
+}
+
+impl Case {
+    /// A case that has not been measured.
+    pub fn new(stage: &mut Stage, title: &str, spec: &Spec) -> Case {
+        let sides: Vec<&'static str> = stage.sides().iter().map(|side| side.name).collect();
+        let runs = vec![Vec::new(); sides.len()];
+        Case { title: title.to_string(), spec: spec.clone(), sides, runs, rejected: 0 }
+    }
+
+    /// Measures each side once.
+    ///
+    /// # Errors
+    /// When a side does not work, in one line.
+    pub fn measure_round(
+        &mut self,
+        stage: &mut Stage,
+        round: usize,
+        rounds: Rounds,
+    ) -> Result<(), String> {
+        for side in order(round, self.sides.len()) {
+            let (title, name) = (&self.title, self.sides[side]);
+            eprintln!("{title}: round {} of {}, {name}", round + 1, rounds.repeat);
+            let mut run = run_once(stage, side, &self.spec)?;
             for _ in 0..rounds.retries {
                 let Some(why) = &run.disturbed else { break };
                 eprintln!("  disturbed: {why}; again");
-                rejected += 1;
-                run = run_once(stage, side, spec)?;
+                self.rejected += 1;
+                run = run_once(stage, side, &self.spec)?;
             }
-            runs[side].push(run);
+            self.runs[side].push(run);
         }
+        Ok(())
     }
-    Ok(Case { title: title.to_string(), spec: spec.clone(), sides: names, runs, rejected })
 }
 
 /// Runs the load once against one side.
@@ -125,9 +150,20 @@ fn run_once(stage: &mut Stage, index: usize, spec: &Spec) -> Result<Run, String>
     let words = side.client_words(launcher.program(), part.words(launcher.program()));
     let mut load = launcher.start("load", &side.client, &words, true)?;
     let limit = LOAD_LIMIT + Duration::from_secs_f64(spec.warmup_s + spec.duration_s);
-    let watched = watch(&mut load, limit, || stage.start_delays());
+    let (program, control) = (launcher.program().to_path_buf(), side.control.clone());
+    let mut times = Vec::new();
+    let watched = watch(&mut load, limit, |edge| {
+        if let Some(control) = &control {
+            times.push(ServerTimes::ask(&program, control)?);
+        }
+        if edge == Edge::Begin { stage.start_delays() } else { Ok(()) }
+    });
     let (side, _) = stage.side_and_launcher(index);
     side.assert_alive()?;
+    let servers = match times[..] {
+        [before, after] => Some(after.since(&before)),
+        _ => None,
+    };
     let Watched { outcome, before, after } = match watched {
         Ok(watched) => watched,
         Err(why) => return Err(format!("the {} side: {why}; {}", side.name, load.last_words())),
@@ -138,7 +174,14 @@ fn run_once(stage: &mut Stage, index: usize, spec: &Spec) -> Result<Run, String>
     let mut parts = vec!["client".to_string()];
     parts.extend(side.part_names().into_iter().map(str::to_string));
     let disturbed = disturbance(&used, outcome.seconds.max(1e-3));
-    Ok(Run { outcome, used, parts, disturbed })
+    Ok(Run { outcome, used, parts, disturbed, servers })
+}
+
+/// An end of the counted window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Edge {
+    Begin,
+    End,
 }
 
 struct Watched {
@@ -151,7 +194,7 @@ struct Watched {
 fn watch(
     load: &mut crate::process::Process,
     limit: Duration,
-    begins: impl Fn() -> Result<(), String>,
+    mut at_edge: impl FnMut(Edge) -> Result<(), String>,
 ) -> Result<Watched, String> {
     let output = load.output().ok_or("it has no output")?;
     let (tell, told) = mpsc::channel();
@@ -173,10 +216,13 @@ fn watch(
         })?;
         match line.as_str() {
             parts::BEGIN => {
-                begins()?;
+                at_edge(Edge::Begin)?;
                 before = Some(Reading::take());
             }
-            parts::END => after = Some(Reading::take()),
+            parts::END => {
+                after = Some(Reading::take());
+                at_edge(Edge::End)?;
+            }
             line => {
                 let outcome = parts::parse_outcome(line)?;
                 let (before, after) = before.zip(after).ok_or("a result without its window")?;

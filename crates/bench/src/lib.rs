@@ -28,6 +28,7 @@ pub mod processor_time;
 pub mod report;
 pub mod responder;
 pub mod schedule;
+pub mod server_times;
 pub mod simulation;
 pub mod stage;
 pub mod statistics;

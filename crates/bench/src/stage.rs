@@ -82,6 +82,8 @@ pub struct Side {
     pub over: Over,
     /// The service that the client program uses.
     pub client_control: Option<PathBuf>,
+    /// The service under its server program, where that says how its time goes.
+    pub control: Option<PathBuf>,
     /// Its processes with the names of their parts, the server program first.
     parts: Vec<(&'static str, Process)>,
 }
@@ -243,7 +245,15 @@ impl Stage {
         let mut parts = vec![("program", program)];
         parts.extend(services);
         let client = Place { namespace: near, cores: wanted.cores.client.clone() };
-        self.sides.push(Side { name: "haypile", target, client, over, client_control, parts });
+        self.sides.push(Side {
+            name: "haypile",
+            target,
+            client,
+            over,
+            client_control,
+            control: None,
+            parts,
+        });
         Ok(())
     }
 
@@ -296,6 +306,7 @@ impl Stage {
             client: Place { namespace: Some(client), cores: wanted.cores.kernel_client() },
             over,
             client_control: None,
+            control: None,
             parts: vec![("program", program)],
         });
         Ok(())

@@ -5,7 +5,7 @@
 use serde_json::json;
 
 use super::plans::{measure, servers_max};
-use super::simulated::{costs, run as simulate, uniform};
+use super::simulated::{costs, equal, run as simulate};
 use super::{draw, publish, update_cost};
 use crate::cores::Core;
 use crate::options::{Only, Options};
@@ -116,7 +116,7 @@ fn simulated(options: &Options, report: &mut Report, plot: &mut Plot) -> Result<
     let (mut points, mut ideal) = (Vec::new(), Vec::new());
     let largest = if options.quick { 4 } else { 64 };
     for servers in (0..).map(|power| 1_usize << power).take_while(|servers| *servers <= largest) {
-        let setup = uniform(options, &costs, servers, Parameters::default());
+        let setup = equal(options, &costs, servers, Parameters::default());
         let outcome = simulate(&format!("{servers} servers"), setup).outcome;
         let rate = outcome.projected_rate();
         points.push((servers as f64, rate));

@@ -11,6 +11,7 @@ mod network;
 mod plans;
 mod schemes;
 mod simulated;
+mod uniform;
 mod update_cost;
 mod workers;
 
@@ -47,7 +48,7 @@ pub fn run(options: &Options) -> Result<(), String> {
         Experiment::Messages => messages::run(options, &topology, &mut report),
         Experiment::Idle => idle::run(options, &topology, &mut report),
         Experiment::Generator => generator::run(options, &topology, &mut report),
-        Experiment::Schemes => schemes::run(options, &mut report),
+        Experiment::Schemes => schemes::run(options, &topology, &mut report),
         Experiment::Balance => balance::run(options, &topology, &mut report),
         Experiment::Accept => accept::run(options, &topology, &mut report),
         Experiment::Configs => configs::run(options, &topology, &mut report),

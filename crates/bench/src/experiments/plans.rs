@@ -34,10 +34,14 @@ pub(super) fn servers_max(topology: &[Core]) -> usize {
     (topology.len().saturating_sub(1) / 2).max(1)
 }
 
-/// Places parts so that each server and worker has a core, as far as there are any.
+/// Places parts so that each server and worker has a core, as far as there are any beside the client's.
 pub(super) fn spread(topology: &[Core], servers: usize, workers: usize) -> Cores {
     let order = order(topology);
-    let core = |index: usize| order[index % order.len()];
+    let others = if order.len() > 1 { &order[1..] } else { &order[..] };
+    let core = |index: usize| match index {
+        0 => order[0],
+        index => others[(index - 1) % others.len()],
+    };
     let mut service: Vec<usize> = (1..=servers).map(core).collect();
     let mut program: Vec<usize> = (servers + 1..=servers + workers).map(core).collect();
     for cores in [&mut service, &mut program] {
@@ -117,7 +121,7 @@ fn both(case: &Case, value: impl Fn(&frame::Run) -> f64) -> [Option<f64>; 2] {
     [median(0), median(1)]
 }
 
-fn spec(options: &Options, work: Work, connections: usize) -> Spec {
+pub(super) fn spec(options: &Options, work: Work, connections: usize) -> Spec {
     Spec {
         // Each side puts its own server here.
         target: std::net::SocketAddr::from(([0, 0, 0, 0], 0)),

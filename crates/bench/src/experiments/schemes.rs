@@ -1,23 +1,34 @@
 //! The balancing schemes side by side, simulated: under the paper's delays (PIKA, figure 7), and
 //! under uniform load for growing numbers of servers (figure 8), with what offers between managers
-//! cost (Table 3). Called by `run`.
+//! cost (Table 3). Uniform load for real is `uniform`'s. Called by `run`.
 
 use serde_json::json;
 
-use super::simulated::{Contestant, compare, costs, eight, kernels, run as simulate, uniform};
-use super::{draw, publish, update_cost};
-use crate::options::Options;
+use super::simulated::{Contestant, compare, costs, eight, equal, kernels, run as simulate};
+use super::{draw, publish, uniform, update_cost};
+use crate::cores::Core;
+use crate::options::{Only, Options};
 use crate::plot::{Plot, Scale};
 use crate::report::{Report, Table, show};
 use crate::simulation::control::{Parameters, contestants};
 use crate::simulation::costs::Costs;
 use crate::simulation::outcome::Outcome;
 
-/// Runs all of it.
+/// Runs what was asked for.
 ///
 /// # Errors
-/// When costs cannot be read or plots not be written.
-pub fn run(options: &Options, report: &mut Report) -> Result<(), String> {
+/// When costs cannot be read, plots not be written, or a side does not work.
+pub fn run(options: &Options, topology: &[Core], report: &mut Report) -> Result<(), String> {
+    if options.only != Some(Only::Real) {
+        simulated(options, report)?;
+    }
+    if options.only != Some(Only::Simulated) {
+        uniform::run(options, topology, report)?;
+    }
+    Ok(())
+}
+
+fn simulated(options: &Options, report: &mut Report) -> Result<(), String> {
     let costs = Costs { update: update_cost::measure(), ..costs(options)? };
     report.notes.push(format!("costs of the simulation: {}", costs.from));
     report.costs = Some(costs.clone());
@@ -51,7 +62,7 @@ fn scaling(options: &Options, costs: &Costs, report: &mut Report) -> Result<(), 
     for (name, parameters) in contestants() {
         let mut outcomes = Vec::new();
         for size in &sizes {
-            let setup = uniform(options, costs, *size, parameters);
+            let setup = equal(options, costs, *size, parameters);
             let Contestant { outcome, .. } = simulate(&format!("{name}, {size} servers"), setup);
             outcomes.push(outcome);
         }

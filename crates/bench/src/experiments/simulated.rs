@@ -66,7 +66,7 @@ pub(super) fn eight(options: &Options, costs: &Costs, parameters: Parameters) ->
 }
 
 /// So many servers with a worker each, all equally busy as in the paper's eight: uniform load.
-pub(super) fn uniform(
+pub(super) fn equal(
     options: &Options,
     costs: &Costs,
     servers: usize,

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::simulated::{LOAD, PERCENTILES, curve, percentiles};
 use super::{draw, place, publish};
-use crate::cores::Core;
+use crate::cores::{Core, Cores, Placement, order};
 use crate::frame::{self, Case, Rounds};
 use crate::latency::Latencies;
 use crate::load::{Pace, Spec, Work};
@@ -14,9 +14,11 @@ use crate::options::Options;
 use crate::plot::{Plot, Scale};
 use crate::report::{NamedCores, Report, Table, show};
 use crate::schedule::Spread;
+use crate::server_times::ServerTimes;
 use crate::simulation::workload::Delays;
 use crate::stage::Stage;
 use crate::stage::fleets::{Fleets, Kind, Program};
+use crate::statistics;
 
 const WORKERS: usize = 4;
 /// Undisturbed service time; sleeps are longer than asked by some 60 us.
@@ -29,12 +31,17 @@ const SECONDS_MIN: f64 = 5.0;
 /// The window when it has to be quick.
 const SECONDS_QUICK: f64 = 1.0;
 
-/// Measures the undisturbed and the disturbed case on all sides.
+/// The plans without a choice: two workers for each manager, and one as in the paper.
+const PLANS: [&str; 2] = ["TS2LS2CM2", "TS4LS4CM4"];
+/// The percentiles that delays must not move.
+const HELD: [f64; 2] = [95.0, 99.0];
+
+/// Measures the undisturbed and the disturbed case on all sides, in turn.
 ///
 /// # Errors
 /// What does not work, in one line.
 pub fn run(options: &Options, topology: &[Core], report: &mut Report) -> Result<(), String> {
-    let cores = place(options, topology, options.placement)?;
+    let cores = cores(options, topology)?;
     let wanted = Fleets {
         sides: sides(options),
         workers: WORKERS,
@@ -47,15 +54,20 @@ pub fn run(options: &Options, topology: &[Core], report: &mut Report) -> Result<
     let spec = spec(options);
     let repeat = if options.quick { 1 } else { options.repeat.max(1) };
     let rounds = Rounds { repeat, retries: if options.quick { 0 } else { options.retries } };
-    let mut cases = Vec::new();
-    let seconds = spec.duration_s;
-    for (title, delays) in
-        [("undisturbed", Delays::default()), ("one slow", Delays::one_slow(seconds))]
-    {
-        stage.set_delays(delays);
-        cases.push(frame::measure(&mut stage, &format!("balance, {title}"), &spec, rounds)?);
+    let cases =
+        [("undisturbed", Delays::default()), ("one slow", Delays::one_slow(spec.duration_s))];
+    let mut measured: Vec<Case> = Vec::new();
+    for (title, _) in &cases {
+        measured.push(Case::new(&mut stage, &format!("balance, {title}"), &spec));
     }
-    publish(report, table(options, &cases, &spec));
+    for round in 0..repeat {
+        for (case, (_, delays)) in measured.iter_mut().zip(&cases) {
+            stage.set_delays(delays.clone());
+            case.measure_round(&mut stage, round, rounds)?;
+        }
+    }
+    publish(report, table(options, &measured, &spec));
+    publish(report, ratios(&measured));
     let mut plot = Plot::lines(
         "Service times with one slow worker of four (paper: figures 5 and 7)",
         &format!(
@@ -65,7 +77,7 @@ pub fn run(options: &Options, topology: &[Core], report: &mut Report) -> Result<
         ["percentile of connections", "service time at the client, us"],
         [Scale::Tail, Scale::Log],
     );
-    for (name, latencies) in cases[1].sides.iter().zip(together(&cases[1])) {
+    for (name, latencies) in measured[1].sides.iter().zip(together(&measured[1])) {
         plot.add(name, curve(&latencies));
     }
     draw(options, report, "figure-5-real", &plot)?;
@@ -73,16 +85,35 @@ pub fn run(options: &Options, topology: &[Core], report: &mut Report) -> Result<
     Ok(())
 }
 
+/// Unless it was chosen otherwise, the client has a core of its own and everybody else all the others,
+/// the same ones on all sides.
+fn cores(options: &Options, topology: &[Core]) -> Result<Cores, String> {
+    let mut cores = place(options, topology, options.placement)?;
+    let order = order(topology);
+    if options.cores.is_none() && options.placement == Placement::Shared && order.len() > 2 {
+        cores.client = vec![order[0]];
+        cores.client_service = vec![order[0]];
+        cores.program = order[1..].to_vec();
+        cores.service = order[1..].to_vec();
+    }
+    Ok(cores)
+}
+
 fn sides(options: &Options) -> Vec<(&'static str, Kind)> {
-    let scheme = |name: &str| {
-        let mut flags = vec!["--balance".to_string(), name.to_string()];
-        flags.extend(
-            options.plans.first().iter().flat_map(|plan| ["--plan".to_string(), plan.to_string()]),
-        );
-        Kind::Haypile(flags)
+    let side = |scheme: &str, plan: &str| {
+        let flags = ["--balance", scheme, "--plan", plan].map(str::to_string).to_vec();
+        let tariff = if scheme == "tournament" { " 2" } else { "" };
+        // Kept until the program ends: a few words of the command line.
+        let name: &'static str = format!("{scheme}{tariff}, {plan}").leak();
+        (name, Kind::Haypile(flags))
     };
-    let mut sides =
-        vec![("haypile, tournament 2", scheme("tournament")), ("haypile, naive", scheme("naive"))];
+    let mut plans: Vec<&str> = options.plans.iter().map(String::as_str).collect();
+    if plans.is_empty() {
+        plans = PLANS.to_vec();
+    }
+    let mut sides: Vec<_> = plans.iter().map(|plan| side("tournament", plan)).collect();
+    // With a worker for each manager `naive` has no choice at all.
+    sides.extend(plans.last().map(|plan| side("naive", plan)));
     if options.against_linux {
         sides.push(("linux, shared listener", Kind::LinuxShared));
         sides.push(("linux, SO_REUSEPORT", Kind::LinuxReusePort));
@@ -121,6 +152,56 @@ fn together(case: &Case) -> Vec<Latencies> {
     case.runs.iter().map(all).collect()
 }
 
+/// A percentile of one run, microseconds.
+fn percentile(run: &frame::Run, percent: f64) -> f64 {
+    run.outcome.histogram().quantile_ns(percent / 100.0) as f64 / 1000.0
+}
+
+/// What one slow worker does to the tail, round by round.
+fn ratios(cases: &[Case]) -> Table {
+    let mut rows = Vec::new();
+    let mut figures = Vec::new();
+    let cell = |values: &[f64]| match statistics::summary(values) {
+        Some(of) => format!("{} ({} .. {})", show(of.median), show(of.min), show(of.max)),
+        None => "-".into(),
+    };
+    for (side, name) in cases[0].sides.iter().enumerate() {
+        let mut row = vec![name.to_string()];
+        let mut figure = json!({ "side": name });
+        for percent in HELD {
+            let of = |case: &Case| -> Vec<f64> {
+                case.runs[side].iter().map(|run| percentile(run, percent)).collect()
+            };
+            let (calm, slow) = (of(&cases[0]), of(&cases[1]));
+            let ratios: Vec<f64> = slow.iter().zip(&calm).map(|(slow, calm)| slow / calm).collect();
+            row.extend([cell(&calm), cell(&slow), cell(&ratios)]);
+            figure[format!("p{percent}")] =
+                json!({ "undisturbed_us": calm, "one_slow_us": slow, "ratio": ratios });
+        }
+        rows.push(row);
+        figures.push(figure);
+    }
+    let mut header = vec![String::new()];
+    for percent in HELD {
+        let parts = ["undisturbed, us", "one slow, us", "ratio"];
+        header.extend(parts.map(|part| format!("p{percent} {part}")));
+    }
+    Table {
+        title: "measured: what one slow worker does to the tail, median (least .. most) of rounds"
+            .into(),
+        header,
+        rows,
+        figures: json!(figures),
+    }
+}
+
+/// Part of the time of all servers that offers between managers took, over all rounds.
+pub(super) fn offers_share(runs: &[frame::Run]) -> Option<f64> {
+    let times: Vec<ServerTimes> = runs.iter().filter_map(|run| run.servers).collect();
+    let sum = |value: fn(&ServerTimes) -> f64| times.iter().map(value).sum::<f64>();
+    (!times.is_empty()).then(|| sum(|one| one.offers_us) / sum(|one| one.uptime_us).max(1.0))
+}
+
 fn table(options: &Options, cases: &[Case], spec: &Spec) -> Table {
     let mut rows = Vec::new();
     let mut figures = Vec::new();
@@ -131,21 +212,26 @@ fn table(options: &Options, cases: &[Case], spec: &Spec) -> Table {
             let disturbed = runs.iter().filter(|run| run.disturbed.is_some()).count();
             let mut row = vec![format!("{name}, {which}")];
             row.extend(found.iter().map(|us| show(*us)));
+            let offers = offers_share(runs);
             row.extend([latencies.count().to_string(), failed.to_string(), disturbed.to_string()]);
+            row.push(offers.map_or("-".into(), |share| format!("{:.4} %", share * 100.0)));
             rows.push(row);
             figures.push(json!({
                 "side": name, "case": which, "percentiles": PERCENTILES, "us": found,
                 "count": latencies.count(), "failed": failed, "disturbed_rounds": disturbed,
+                "offers_share": offers,
             }));
         }
     }
     let mut header = vec![String::new()];
     header.extend(PERCENTILES.iter().map(|share| format!("p{share}, us")));
-    header.extend(["connections", "failed", "disturbed rounds"].map(str::to_string));
+    header.extend(
+        ["connections", "failed", "disturbed rounds", "time for offers"].map(str::to_string),
+    );
     Table {
         title: format!(
             "measured: {WORKERS} workers that sleep {BASE_US} us, {:.0} connections/s open loop, {} s; the \
-             last worker twenty times slower for half of the time",
+             last worker forty times slower for half of the time",
             rate(options),
             spec.duration_s
         ),

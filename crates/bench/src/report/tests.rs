@@ -56,6 +56,7 @@ fn run(completed: u64, latency_us: u64, failed: u64) -> Run {
         },
         parts: vec!["client".into(), "program".into()],
         disturbed: None,
+        servers: None,
     }
 }
 

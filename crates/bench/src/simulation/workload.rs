@@ -59,9 +59,11 @@ impl Delays {
         ])
     }
 
-    /// One worker of four, slow at the times of the figure's large delay, for half of a run of so many seconds.
+    /// The fourth worker alone, for half of a run of so many seconds: the figure's large delay.
     pub fn one_slow(seconds: f64) -> Delays {
-        Delays(vec![Delay { worker: 3, from_s: 1.5, to_s: 4.0, times: 20.0 }]).over(seconds)
+        let mut delays = Delays::figure_6a();
+        delays.0.retain(|delay| delay.worker == 3);
+        delays.over(seconds)
     }
 
     /// The same within so many seconds instead of those of the paper's figures.
@@ -122,7 +124,7 @@ mod tests {
         assert_eq!([0.4, 0.5, 0.99, 1.0].map(|at| delays.factor(1, at)), [1.0, 5.0, 5.0, 1.0]);
         assert_eq!((delays.factor(5, 0.0), delays.factor(0, 2.0)), (40.0, 1.0));
         let stretched = Delays::one_slow(10.0);
-        assert_eq!([2.9, 3.0, 7.9, 8.0].map(|at| stretched.factor(3, at)), [1.0, 20.0, 20.0, 1.0]);
+        assert_eq!([2.9, 3.0, 7.9, 8.0].map(|at| stretched.factor(3, at)), [1.0, 40.0, 40.0, 1.0]);
     }
 
     #[test]

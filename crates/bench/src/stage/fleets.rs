@@ -140,7 +140,8 @@ impl Stage {
         let parts = vec![("workers", program), ("service", service)];
         let client = Place { namespace: near, cores: wanted.cores.client.clone() };
         let over = Over::Sockets;
-        self.sides.push(Side { name, target, client, over, client_control: None, parts });
+        let control = Some(control);
+        self.sides.push(Side { name, target, client, over, client_control: None, control, parts });
         Ok(())
     }
 
@@ -175,7 +176,8 @@ impl Stage {
         };
         let parts = vec![("workers", program)];
         let over = Over::Sockets;
-        self.sides.push(Side { name, target, client, over, client_control: None, parts });
+        let (client_control, control) = (None, None);
+        self.sides.push(Side { name, target, client, over, client_control, control, parts });
         Ok(())
     }
 }

@@ -182,7 +182,7 @@ fn bench_balance_for_real() {
     on_stage("bench_balance_for_real", &[], |stage| {
         let report = run(stage, &["balance", "--quick", "--only", "real", "--rate", "100"]);
         let rows = report["tables"][0]["figures"].as_array().expect("figures").clone();
-        assert_eq!(rows.len(), 8, "{rows:?}");
+        assert_eq!(rows.len(), 10, "{rows:?}");
         for row in rows {
             assert_eq!(row["failed"], 0, "{row}");
             assert!(row["count"].as_u64().is_some_and(|count| count > 0), "{row}");
