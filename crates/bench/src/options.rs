@@ -24,7 +24,7 @@ pub enum Experiment {
     Idle,
     /// The load generator against a responder of known service time.
     Generator,
-    /// The balancing schemes, simulated: the paper's figures 7 and 8.
+    /// The balancing schemes: the paper's figures 7 and 8.
     Schemes,
     /// How well connections follow the speed of workers: figures 5, 6, 9 and 10.
     Balance,

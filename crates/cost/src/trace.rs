@@ -6,6 +6,8 @@
 
 use std::net::SocketAddr;
 
+use haypile_engine::control::messages::BetweenManagers;
+use haypile_engine::control::names::ProcessName;
 use haypile_engine::{DatagramOptions, SendTo, SocketId, SocketOption, SocketOptions};
 use haypile_link::port::Port;
 use haypile_service::harness::{App, PEER, SERVER, Sock, Watcher, World};
@@ -38,6 +40,9 @@ const PEER_PORT: u16 = 9000;
 /// Rounds after which everything has the memory it needs, and windows are open.
 const WARM_UP_ROUNDS: usize = 40;
 
+/// Connection managers where there are many.
+const MANAGERS: u16 = 64;
+
 /// Virtual time between two rounds.
 const ROUND_US: u64 = 50;
 
@@ -48,6 +53,8 @@ pub enum Scenario {
     EmptyTurn,
     /// Connect, request, answer, close by the server.
     Short,
+    /// The same where [`MANAGERS`] - 1 other connection managers have offered an application.
+    ShortAmongMany,
     /// A request and its answer on one of 16 connections, 16 at a time.
     KeepAlive,
     /// The same, one at a time on one connection.
@@ -72,9 +79,10 @@ pub enum Scenario {
 
 impl Scenario {
     /// All of them, in the order of the table.
-    pub const ALL: [Scenario; 12] = [
+    pub const ALL: [Scenario; 13] = [
         Scenario::EmptyTurn,
         Scenario::Short,
+        Scenario::ShortAmongMany,
         Scenario::KeepAlive,
         Scenario::KeepAliveAlone,
         Scenario::ReceivedSmall,
@@ -92,6 +100,7 @@ impl Scenario {
         match self {
             Scenario::EmptyTurn => "empty-turn",
             Scenario::Short => "short-connection",
+            Scenario::ShortAmongMany => "short-connection-of-64",
             Scenario::KeepAlive => "keep-alive",
             Scenario::KeepAliveAlone => "keep-alive-alone",
             Scenario::ReceivedSmall => "received-small",
@@ -118,11 +127,16 @@ impl Scenario {
     /// Connections that are there from the start.
     fn connections(self) -> usize {
         match self {
-            Scenario::EmptyTurn | Scenario::Short => 0,
+            Scenario::EmptyTurn | Scenario::Short | Scenario::ShortAmongMany => 0,
             Scenario::DatagramReceived | Scenario::DatagramSent => 0,
             Scenario::KeepAlive | Scenario::ReceivedSmall | Scenario::SentSmall => BURST,
             _ => 1,
         }
+    }
+
+    /// Whether connections come and go.
+    fn is_short(self) -> bool {
+        matches!(self, Scenario::Short | Scenario::ShortAmongMany)
     }
 
     /// Operations in one round.
@@ -179,6 +193,9 @@ impl Trace {
         if scenario == Scenario::SentSmall {
             trace.send_at_once();
         }
+        if scenario == Scenario::ShortAmongMany {
+            trace.hear_many_managers();
+        }
         if matches!(scenario, Scenario::DatagramReceived | Scenario::DatagramSent) {
             let local = SocketAddr::new(PEER.parse().expect("an address"), PEER_PORT);
             let peer = trace.world.peer.shard.open_datagram(local, DatagramOptions::default());
@@ -204,6 +221,24 @@ impl Trace {
         }
     }
 
+    /// Every other manager has an application that is as fast as ours.
+    fn hear_many_managers(&mut self) {
+        let (core, now) = (&mut self.world.server.core, self.world.now);
+        core.manager.set_peers(true);
+        let queue = core.manager.summaries(now).pop().expect("the listener's queue");
+        for manager in 1..MANAGERS {
+            let process = ProcessName::new(manager, 1);
+            let (group, listener) = (queue.group, queue.group);
+            let best = BetweenManagers::Best {
+                group,
+                listener,
+                process,
+                service_time_us: ROUND_US as u32,
+            };
+            core.between_managers(now, manager, best);
+        }
+    }
+
     /// Does at least `operations`, whole rounds; how many.
     pub fn run(&mut self, operations: usize) -> usize {
         let rounds = operations.div_ceil(self.scenario.burst());
@@ -221,7 +256,7 @@ impl Trace {
     fn round(&mut self) {
         match self.scenario {
             Scenario::EmptyTurn => self.empty_turn(),
-            Scenario::Short => self.short_connections(),
+            Scenario::Short | Scenario::ShortAmongMany => self.short_connections(),
             Scenario::KeepAlive | Scenario::KeepAliveAlone => self.requests(),
             Scenario::ReceivedSmall => self.receive(SMALL),
             Scenario::ReceivedFull => self.receive(BURST * FULL),
@@ -267,7 +302,7 @@ impl Trace {
             self.app.say(&socket, watch);
             lines.push(Line { socket, peer });
         }
-        if self.scenario == Scenario::Short {
+        if self.scenario.is_short() {
             // A client does not wait for the claim: its request comes just before it.
             self.peer_writes(&lines, REQUEST);
             self.world.peer.step(now);

@@ -101,7 +101,7 @@ pub enum ExperimentName {
     Idle,
     /// The load generator itself, against a responder of known service time
     Generator,
-    /// Balancing schemes, simulated: service times, messages and scaling (PIKA, figures 7 and 8)
+    /// Balancing schemes: service times, messages and scaling simulated, uniform load measured (PIKA, figures 7 and 8)
     Schemes,
     /// Slow workers: simulated, and measured beside Linux (PIKA, figures 5, 6, 9 and 10)
     Balance,

@@ -207,7 +207,7 @@ half a second. The exit status is 0 if Haypile runs here.")]
   haypile bench messages                                cycles a message between two cores
   haypile bench echo --against none --cores client=1,program=2,service=3
   haypile bench balance --plots /tmp/figures            slow workers: simulated eight by eight, four for real
-  haypile bench schemes --plots /tmp/figures            balancing schemes, simulated
+  haypile bench schemes --plots /tmp/figures            balancing schemes: simulated, two servers for real
   haypile bench accept --plans TS1LS1CM1,TS2LS2CM2      rates by number of servers, and beyond in simulation
   haypile bench configs --only simulated                plans: combined, split, subset
   haypile bench cache                                   cache misses by size of cache (needs valgrind)

@@ -64,6 +64,10 @@ pub const SCENARIOS: &[(&str, &str)] = &[
         "short-connection",
         "Connect, request of 100 bytes, answer of 512, close by the server; 16 at a time",
     ),
+    (
+        "short-connection-of-64",
+        "The same at one of 64 connection managers, whose applications are all as fast",
+    ),
     ("keep-alive", "Request of 100 bytes and answer of 512, on 16 connections at a time"),
     ("keep-alive-alone", "The same, one at a time: nothing is shared in a turn"),
     ("received-small", "Segment of 64 bytes received, on 16 connections at a time"),

@@ -50,6 +50,8 @@ pub struct Costs {
     pub offer: Cost,
     /// Connection manager: everything about one connection.
     pub manage: Cost,
+    /// The same where there are other managers, 63 of them.
+    pub manage_among: Cost,
     /// Connection manager: taking another one's best application into its list.
     pub update: Cost,
     /// One frame at the link server (part of `open` and `close` where it is the same server).
@@ -119,6 +121,7 @@ impl Costs {
             self.close,
             self.offer,
             self.manage,
+            self.manage_among,
             self.update,
             self.frame,
             self.link,
@@ -167,6 +170,15 @@ fn stack(trace: &Value) -> Result<Value, String> {
     let requests = part("requests", "T3 requests")?;
     let manage = part("manager", "CM run_manager")?;
     let turn = part("turn", "whole turn")?;
+    let many = &trace["scenarios"]["short-connection-of-64"];
+    let grown = |kind: &str, name: &str| -> Result<f64, String> {
+        let there = many[kind][name].as_f64();
+        let there = there.ok_or(format!("docs/cost.json: no {kind} of '{name}' among many"))?;
+        Ok((there - read(kind, name)?).max(0.0))
+    };
+    // Everything that other managers make dearer, wherever in the turn; time is too noisy for that.
+    let instructions = grown("instructions", "whole turn")?;
+    let among = Cost { ns: turn.ns / turn.instructions * instructions, instructions };
     let known =
         [receive, transmit, events, requests, manage].into_iter().fold(Cost::default(), Cost::plus);
     let rest = turn.plus(known.times(-1.0));
@@ -182,6 +194,7 @@ fn stack(trace: &Value) -> Result<Value, String> {
         "offer": events.times(0.5),
         "close": frames(FRAMES_CLOSE).plus(requests).plus(rest),
         "manage": manage,
+        "manage_among": manage.plus(among),
         "frame": frame,
     });
     Ok(value)

@@ -73,7 +73,9 @@ impl World {
             }
             Task::Manager(manager, message) => {
                 if let ToManager::Arrived { .. } = message {
-                    turn.pay(self.setup.costs.manage);
+                    let costs = &self.setup.costs;
+                    let alone = self.managers.len() == 1;
+                    turn.pay(if alone { costs.manage } else { costs.manage_among });
                 }
                 let now = self.instant();
                 self.managers[manager].tell(now, message);

@@ -347,3 +347,49 @@ fn a_manager_that_dies_takes_no_connection_along() {
 fn a_link_server_that_dies_takes_no_connection_along() {
     kill_one("a_link_server_that_dies_takes_no_connection_along", "TS2+LS1+CM1", 2, false);
 }
+
+/// A counter of `haypile status`, of all servers together.
+fn counted(stage: &Stage, name: &str) -> u64 {
+    let status = stage.ask("status", &[]).expect("status");
+    let rows = status["counters"].as_array().expect("counters").clone();
+    let row = rows.into_iter().find(|row| row["name"] == name);
+    row.and_then(|row| row["count"].as_u64()).unwrap_or_default()
+}
+
+/// `accept` and `epoll_wait` say nothing to any server when there is nothing; when there is, the claim
+/// is all that accepting says.
+#[test]
+fn accepting_says_nothing_but_claims() {
+    const MISSES: u64 = 500;
+    const HITS: u64 = 200;
+    on_stage("accepting_says_nothing_but_claims", &["python3"], |stage| {
+        let _service = stage.serve_with(&["--plan", "TS2LS2CM2"]);
+        let (misses, hits) = (MISSES.to_string(), HITS.to_string());
+        let script = script("quiet_acceptor.py");
+        let mut program = stage.run(&[python(), &script, "198.18.0.2", "8081", &misses, &hits]);
+        program.wait_for_output("ready");
+        let before = counted(stage, "requests");
+        assert!(before > 0);
+        program.signal("USR1");
+        program.wait_for_output("missed");
+        assert_eq!(counted(stage, "requests"), before, "misses");
+        let [acceptors, claims, late] = ["requests_acceptor", "requests_claim", "offers_timed_out"]
+            .map(|name| counted(stage, name));
+        load(stage, "echoes", HITS, |number| {
+            let word = format!("connection {number}");
+            assert_eq!(ask(service(8081), &word).expect("an answer"), word.as_bytes());
+        });
+        program.wait_for_output("hit");
+        wait_until("the last claim is heard", PATIENCE, || {
+            (counted(stage, "requests_claim") - claims == HITS).then_some(())
+        });
+        // Whoever was too late once says again that it is there.
+        let late = counted(stage, "offers_timed_out") - late;
+        let again = counted(stage, "requests_acceptor") - acceptors;
+        assert!(again <= late, "{again} registrations, {late} late claims");
+        stage.say(&format!(
+            "{MISSES} misses of accept and epoll_wait: 0 messages; {HITS} hits: {HITS} claims, {again} \
+             registrations"
+        ));
+    });
+}
