@@ -18,6 +18,7 @@ use std::collections::{BinaryHeap, VecDeque};
 
 use super::OwnMap;
 use super::balancer::Balance;
+use super::estimator::{CLAIM_PATIENCE_MIN_US, EstimatorKind};
 use super::messages::{ToManager, ToTransport};
 use super::names::{ConnectionName, ListenerName, ProcessName, ServerNumber};
 pub use super::queue::OUTSTANDING_MAX;
@@ -528,19 +529,35 @@ impl ConnectionManager {
         acceptor.assigned += 1;
         acceptor.offers.push_back((now, connection));
         let (to, registration) = (acceptor.taker, acceptor.registration);
-        if !std::mem::replace(&mut acceptor.armed, true) {
-            let due = now.plus_us(acceptor.claims.patience_us(self.claim_timeout_us));
-            self.looks.push(Reverse((due, group, to)));
-        }
+        let arms = !std::mem::replace(&mut acceptor.armed, true);
         self.counters.offered += 1;
         match acceptor.is_local() {
             true => self.counters.local += 1,
             false => self.counters.remote += 1,
         }
         pending.stage = Stage::Offered { to, registration };
+        if arms {
+            let patience_us = self.patience_us(now, group, to);
+            self.looks.push(Reverse((now.plus_us(patience_us), group, to)));
+        }
         let Taker { listener, process } = to;
         self.actions.push_back(ToTransport::Offer { listener, connection, process });
         true
+    }
+
+    /// How long an offer is left with an acceptor while others have nothing to do: as long as its
+    /// claims usually take, but no longer than others would have taken for the whole connection,
+    /// twice over. A process that serves one connection after the other claims as late as it is slow.
+    fn patience_us(&mut self, now: Instant, group: ListenerName, taker: Taker) -> u64 {
+        let (kind, longest_us) = (self.balance.estimator, self.claim_timeout_us);
+        let Some(queue) = self.queues.get_mut(&group) else { return longest_us };
+        let usual_us = match kind {
+            EstimatorKind::Median => queue.usual_us(now, taker, kind),
+            _ => None,
+        };
+        let others_us = usual_us.map_or(longest_us, |us| 2 * u64::from(us));
+        let Some(acceptor) = queue.find(taker) else { return longest_us };
+        acceptor.claims.patience_us(longest_us).min(others_us.max(CLAIM_PATIENCE_MIN_US))
     }
 
     /// Looks whether the oldest offer of an acceptor has been out for too long: longer than its
@@ -557,7 +574,8 @@ impl ConnectionManager {
             acceptor.offers.pop_front();
         }
         let Some(&(since, _)) = acceptor.offers.front() else { return };
-        let patience_us = acceptor.claims.patience_us(self.claim_timeout_us);
+        let patience_us = self.patience_us(now, group, taker);
+        let Some(queue) = self.queues.get_mut(&group) else { return };
         let (mut due, last) = (since.plus_us(patience_us), since.plus_us(self.claim_timeout_us));
         if due <= now {
             if queue.would_take(now, taker, self.balance.scheme, last > now) {

@@ -3,9 +3,11 @@
 //! a connection; here is who gets the next one.
 //!
 //! **Among local applications** those with the fewest unanswered offers come first: whoever owes us
-//! an answer is busy right now, whatever its estimate. Among them each gets its share, 1/s, in turn
-//! and not by lot (start-time fair queueing), so that equals take strict turns. Whoever has no
-//! estimate yet and no connection is tried first; with a connection out it counts as the best.
+//! an answer is busy right now. Among them each gets its share, 1/s, in turn and not by lot (start-time
+//! fair queueing), so that equals take strict turns. But nobody is chosen for being idle alone while
+//! another would sooner be done, s for each that it owes included: a slow application is idle because
+//! it gets little. Whoever has no estimate yet and no connection is tried first; with a connection out
+//! it counts as the best.
 //!
 //! **Offers** compete as `balancer` says. A queue without local applications passes all
 //! its connections on, under every scheme.
@@ -253,6 +255,16 @@ impl Queue {
         others().any(|other| room(other) && (other.is_local() || scheme != Scheme::Naive))
     }
 
+    /// How long others than `taker` take for a connection: the least of them; nothing is known: none.
+    pub fn usual_us(&mut self, now: Instant, taker: Taker, kind: EstimatorKind) -> Option<u32> {
+        let locals = self.locals();
+        let local = self.acceptors[..locals].iter_mut().filter(|other| other.taker != taker);
+        let local = local.filter(|other| other.can_take(now));
+        let offers = self.cheapest_us;
+        let least = local.filter_map(|other| other.cost_us(kind, now)).min();
+        least.into_iter().chain((1..u32::MAX).contains(&offers).then_some(offers)).min()
+    }
+
     /// Adds an acceptor, whose turn has come.
     pub fn add(&mut self, acceptor: Acceptor) {
         let place = if acceptor.is_local() { self.locals() } else { self.acceptors.len() };
@@ -347,6 +359,7 @@ impl Queue {
         let (mut best_us, mut weight) = (None, 0.0);
         let mut winner: Option<(usize, (u32, u32, u64))> = None;
         let mut untried: Option<(usize, u64)> = None;
+        let mut soonest: Option<(u64, usize)> = None;
         for (place, acceptor) in self.acceptors[..locals].iter_mut().enumerate() {
             if !acceptor.can_take(now) {
                 continue;
@@ -359,6 +372,8 @@ impl Queue {
             if let Some(cost) = cost {
                 weight += 1.0 / f64::from(cost);
                 best_us = Some(best_us.map_or(cost, |best: u32| best.min(cost)));
+                let done_us = u64::from(cost) * u64::from(acceptor.outstanding + 1);
+                soonest = soonest.filter(|best| best.0 <= done_us).or(Some((done_us, place)));
             }
             let turn = acceptor.tag.max(clock);
             let rank = match kind {
@@ -376,6 +391,12 @@ impl Queue {
             best_us = None;
         } else if let (EstimatorKind::PeakEwma, Some(usual)) = (kind, best_us) {
             place = self.better_of_two(now, usual, random).unwrap_or(place);
+        } else if let (EstimatorKind::Median, Some((done_us, sooner))) = (kind, soonest) {
+            let owes = self.acceptors[sooner].outstanding > self.acceptors[place].outstanding;
+            let own_us = self.acceptors[place].cost_us(kind, now);
+            if owes && own_us.is_some_and(|own_us| u64::from(own_us) > done_us) {
+                place = sooner;
+            }
         }
         let winner_us = self.acceptors[place].cost_us(kind, now).or(best_us).unwrap_or(1);
         let weight = if weight > 0.0 { weight } else { 1.0 / f64::from(winner_us) };
