@@ -152,8 +152,10 @@ fn a_tournament_costs_the_same_for_any_number_of_servers() {
     for what in 0..2 {
         let flat = tournament.map(|each| each[what] / tournament[0][what] - 1.0);
         assert!(flat.iter().all(|growth| growth.abs() < 0.03), "{tournament:?}");
+        // Steps become small where nearly everything goes elsewhere: a thousandth is chance.
         let rising = unfiltered.map(|each| each[what]);
-        assert!(rising.is_sorted() && rising[6] > 1.01 * rising[0], "{unfiltered:?}");
+        let never_less = rising.windows(2).all(|pair| pair[1] > 0.999 * pair[0]);
+        assert!(never_less && rising[6] > 1.01 * rising[0], "{unfiltered:?}");
     }
     assert!(unfiltered[6][0] > 1.2 * unfiltered[0][0], "{unfiltered:?}");
 }
