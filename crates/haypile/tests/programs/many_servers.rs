@@ -377,18 +377,21 @@ fn accepting_says_nothing_but_claims() {
             .map(|name| counted(stage, name));
         load(stage, "echoes", HITS, |number| {
             let word = format!("connection {number}");
-            assert_eq!(ask(service(8081), &word).expect("an answer"), word.as_bytes());
+            let answer = ask(service(8081), &word).map_err(|error| error.to_string())?;
+            if answer == word.as_bytes() { Ok(()) } else { Err("another answer".to_owned()) }
         });
         program.wait_for_output("hit");
         wait_until("the last claim is heard", PATIENCE, || {
-            (counted(stage, "requests_claim") - claims == HITS).then_some(())
+            (counted(stage, "requests_claim") - claims >= HITS).then_some(())
         });
+        let claims = counted(stage, "requests_claim") - claims;
         // Whoever was too late once says again that it is there.
         let late = counted(stage, "offers_timed_out") - late;
         let again = counted(stage, "requests_acceptor") - acceptors;
         assert!(again <= late, "{again} registrations, {late} late claims");
+        assert!(claims <= HITS + late, "{claims} claims, {late} late ones");
         stage.say(&format!(
-            "{MISSES} misses of accept and epoll_wait: 0 messages; {HITS} hits: {HITS} claims, {again} \
+            "{MISSES} misses of accept and epoll_wait: 0 messages; {HITS} hits: {claims} claims, {again} \
              registrations"
         ));
     });
