@@ -53,7 +53,7 @@ pub enum Scenario {
     EmptyTurn,
     /// Connect, request, answer, close by the server.
     Short,
-    /// The same where [`MANAGERS`] - 1 other connection managers have offered an application.
+    /// The same where `MANAGERS` - 1 other connection managers have offered an application.
     ShortAmongMany,
     /// A request and its answer on one of 16 connections, 16 at a time.
     KeepAlive,

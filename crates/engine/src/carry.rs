@@ -1,7 +1,7 @@
 //! How state crosses from one server to another: numbers in a fixed order, little-endian, with a total decoder.
 //!
 //! Used by `tcp/carry.rs` (a connection), `tcp/time_wait.rs` (a TIME-WAIT record) and [`crate::migration`] (a
-//! bucket). Fields are listed once, in [`carried!`], beside their type: one that is added to the type and not to
+//! bucket). Fields are listed once, in `carried!`, beside their type: one that is added to the type and not to
 //! the list does not compile. Points in time cross as distances from one moment, so that the two clocks need not
 //! have the same start. What is read may be nonsense: a reader never panics, and ranges are checked by whoever
 //! reads.
