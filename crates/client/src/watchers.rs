@@ -95,7 +95,7 @@ impl Watcher {
     pub(crate) fn drain(&mut self, attachment: &Attachment, mut visit: impl FnMut(Ready)) {
         let mut messages = [[0u64; 8]; 32];
         loop {
-            let count = self.ring.pop_burst(&mut messages);
+            let count = self.ring.pop_burst_fenced(&mut messages);
             for message in &messages[..count] {
                 if let Ok(ready) = Ready::decode(message) {
                     visit(ready);

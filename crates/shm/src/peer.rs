@@ -168,13 +168,14 @@ mod tests {
         let (mut b, frames_b) = end(PeerSide::Second);
         let (mut frames_a, mut frames_b) = (frames_a.unwrap(), frames_b.unwrap());
         for round in 0..3 * u64::from(PEER_MESSAGES) {
-            assert!(a.tx.push(&[round; 8]) && b.tx.push(&[!round; 8]));
+            let other = (1 << 31) - round;
+            assert!(a.tx.push(&[round; 8]) && b.tx.push(&[other; 8]));
             let frame = vec![round as u8; 1 + (round as usize * 37) % 3000];
             assert_eq!(frames_a.tx.push(round, &frame), Push::Written);
             assert_eq!(frames_b.tx.push(!round, &frame[..1]), Push::Written);
             let _: [bool; 2] = [frames_a.tx.publish(), frames_b.tx.publish()];
             assert_eq!(b.rx.pop(), Some([round; 8]));
-            assert_eq!(a.rx.pop(), Some([!round; 8]));
+            assert_eq!(a.rx.pop(), Some([other; 8]));
             let mut room = vec![0; 3000];
             let record = frames_b.rx.front().unwrap();
             assert_eq!((record.tag, record.len as usize), (round, frame.len()));

@@ -1,24 +1,29 @@
 //! A ring of 64-byte messages in shared memory: one producer, one consumer, either of which may be
 //! the untrusted side. Used for requests (application to service), offers and watcher events
-//! (service to application); `channel` says where each lies.
+//! (service to application), and between servers; `channel` and `peer` say where each lies.
 //!
 //! ```text
-//! line 0, written by the producer:  position u32, backlog u32
+//! line 0, written by the producer:  backlog u32
 //! line 1, written by the consumer:  position u32, sleep flag u32 (the producer swaps it to 0)
-//! line 2...                         the messages, a cache line each
+//! line 2...                         the messages, a cache line each, stamped
 //! ```
 //!
-//! Positions run freely and wrap; message `p` lies in slot `p % capacity`. The producer writes the
-//! slot, then stores its position with release; the consumer loads it with acquire, copies the
-//! slot, then stores its own position with release, which the producer loads with acquire before it
-//! uses the slot again. Each side keeps its own position privately and never reads it back, and looks at
-//! the other's only when its cached copy says full or empty. A position that cannot be right marks
-//! the ring corrupt: it delivers nothing more, and the caller drops the peer.
+//! Positions run freely and wrap; message `p` lies in slot `p % capacity`. A slot says itself which
+//! message it holds: the upper half of its last word is the *stamp*, one more than the message's
+//! position. The producer writes the other words, then the last one with release; the consumer loads
+//! that with acquire and, if the stamp is the one it waits for, copies the slot. So one cache line
+//! moves for a message, the one that the consumer was looking at already (decision 0014).
+//!
+//! The consumer stores its position with release once it has copied, and the producer loads it with
+//! acquire before it uses the slot again; it looks only when what it remembers says full. Each side
+//! keeps its own position privately and never reads it back. A position or a stamp that cannot be
+//! right marks the ring corrupt: it delivers nothing more, and the caller drops the peer. Whatever
+//! the other side writes, nothing but its own slots is read, and no more of them than was asked for.
 //!
 //! READY coalescing: the service writes a socket's state, fences, and reads how far the consumer is
 //! ([`Producer::is_pending`]); the application publishes how far it is, fences
-//! ([`Consumer::pop_burst`] does both), and then reads the socket's state. One of the two sees the
-//! other, so a message that is still queued never needs a second one behind it.
+//! ([`Consumer::pop_burst_fenced`] does both), and then reads the socket's state. One of the two sees
+//! the other, so a message that is still queued never needs a second one behind it.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;
@@ -43,22 +48,35 @@ pub trait RingMemory {
     type Word: Word;
     /// Messages; a power of two.
     fn capacity(&self) -> u32;
-    /// The producer's position.
-    fn producer_position(&self) -> &Self::Word;
     /// The consumer's position.
     fn consumer_position(&self) -> &Self::Word;
     /// Whether the producer holds messages that found no room.
     fn backlog(&self) -> &Self::Word;
-    /// Writes the slot of a position.
+    /// Writes the slot of a position: the stamp last, with release.
     fn write_slot(&self, position: u32, message: &Message);
-    /// Copies the slot of a position.
-    fn read_slot(&self, position: u32) -> Message;
+    /// The stamp of the slot of a position, with acquire.
+    fn stamp(&self, position: u32) -> u32;
+    /// Copies the slot of a position, without its stamp, if it has the stamp of that position.
+    /// Returns the stamp that it has.
+    fn read_slot(&self, position: u32, message: &mut Message) -> u32;
 }
+
+/// The stamp of the message at a position. 0, which is what a slot reads before its first message, is
+/// the stamp of a position that comes when all slots have been written for long.
+#[inline]
+fn stamp_of(position: u32) -> u32 {
+    position.wrapping_add(1)
+}
+
+/// Where in the last word of a slot the stamp is; what is below is the message's.
+const STAMP_SHIFT: u32 = 32;
+/// The part of the last word that is the message's.
+const LAST_WORD: u64 = (1 << STAMP_SHIFT) - 1;
 
 #[repr(C, align(64))]
 struct HeaderLayout {
-    producer_position: AtomicU32,
     backlog: AtomicU32,
+    _unused: AtomicU32,
     _producer_rest: [AtomicU64; 7],
     consumer_position: AtomicU32,
     sleeping: AtomicU32,
@@ -97,27 +115,23 @@ impl SharedRing {
         (fits && capacity.is_power_of_two()).then_some(SharedRing { segment, offset, capacity })
     }
 
-    /// Sets both positions and flags to zero. Only while nobody else uses the ring.
-    pub fn reset(&self) {
-        let header = self.header();
-        header.producer_position.store(0, Ordering::Relaxed);
-        header.backlog.store(0, Ordering::Relaxed);
-        header.sleeping.store(0, Ordering::Relaxed);
-        header.consumer_position.store(0, Ordering::Release);
+    /// Takes an announced sleep back: for a ring that gets a new consumer.
+    pub fn clear_sleep(&self) {
+        self.sleep_flag().awake();
     }
 
     #[inline]
     fn header(&self) -> &HeaderLayout {
-        // `new` checked that the whole ring fits.
-        self.segment.view(self.offset).expect("the ring lies inside its segment")
+        // SAFETY: `new` checked that the offset is a multiple of 64 and that the whole ring fits.
+        unsafe { self.segment.view_unchecked(self.offset) }
     }
 
     #[inline]
     fn slot(&self, position: u32) -> &SlotLayout {
         let index = (position & (self.capacity - 1)) as usize;
         let offset = self.offset + RING_HEADER + index * core::mem::size_of::<Message>();
-        // `new` checked that the whole ring fits.
-        self.segment.view(offset).expect("the ring lies inside its segment")
+        // SAFETY: as above; the mask keeps the index below the capacity, a power of two.
+        unsafe { self.segment.view_unchecked(offset) }
     }
 
     fn sleep_flag(&self) -> SleepFlag<'_> {
@@ -133,10 +147,6 @@ impl RingMemory for SharedRing {
         self.capacity
     }
     #[inline]
-    fn producer_position(&self) -> &AtomicU32 {
-        &self.header().producer_position
-    }
-    #[inline]
     fn consumer_position(&self) -> &AtomicU32 {
         &self.header().consumer_position
     }
@@ -146,14 +156,30 @@ impl RingMemory for SharedRing {
     }
     #[inline]
     fn write_slot(&self, position: u32, message: &Message) {
-        for (word, value) in self.slot(position).0.iter().zip(message) {
+        let ([words @ .., last_word], [values @ .., last]) = (&self.slot(position).0, message);
+        for (word, value) in words.iter().zip(values) {
             word.store(*value, Ordering::Relaxed);
         }
+        let stamp = u64::from(stamp_of(position)) << STAMP_SHIFT;
+        last_word.store(stamp | last & LAST_WORD, Ordering::Release);
     }
     #[inline]
-    fn read_slot(&self, position: u32) -> Message {
-        let slot = self.slot(position);
-        core::array::from_fn(|index| slot.0[index].load(Ordering::Relaxed))
+    fn stamp(&self, position: u32) -> u32 {
+        (self.slot(position).0[7].load(Ordering::Acquire) >> STAMP_SHIFT) as u32
+    }
+    #[inline]
+    fn read_slot(&self, position: u32, message: &mut Message) -> u32 {
+        let [words @ .., last_word] = &self.slot(position).0;
+        let last = last_word.load(Ordering::Acquire);
+        let stamp = (last >> STAMP_SHIFT) as u32;
+        if stamp == stamp_of(position) {
+            let [values @ .., last_value] = message;
+            for (value, word) in values.iter_mut().zip(words) {
+                *value = word.load(Ordering::Relaxed);
+            }
+            *last_value = last & LAST_WORD;
+        }
+        stamp
     }
 }
 
@@ -167,18 +193,18 @@ pub struct Producer<M: RingMemory = SharedRing> {
 }
 
 impl<M: RingMemory> Producer<M> {
-    /// The sending end of a ring that nothing has been sent on (both positions 0).
+    /// The sending end of a ring that nothing has been sent on.
     pub fn new(memory: M) -> Self {
         Producer { memory, position: 0, consumed: 0, corrupt: false }
     }
 
-    /// The sending end of a ring in use, going on where the last producer stopped. For the trusting
-    /// side only: it believes the shared position.
-    pub fn resume(memory: M) -> Self {
-        let position = memory.producer_position().load(Ordering::Relaxed);
-        let consumed = memory.consumer_position().load(Ordering::Acquire);
-        let corrupt = position.wrapping_sub(consumed) > memory.capacity();
-        Producer { memory, position, consumed, corrupt }
+    /// The sending end of a ring that was in use up to `position` (0: never was), emptied for a new
+    /// consumer. Only while nobody else uses the ring. What was sent before keeps stamps that no
+    /// message will have again, so that the slots need not be cleared.
+    pub fn restart(memory: M, position: u32) -> Self {
+        memory.backlog().store(0, Ordering::Relaxed);
+        memory.consumer_position().store(position, Ordering::Release);
+        Producer { memory, position, consumed: position, corrupt: false }
     }
 
     /// Sends a message. False: the ring is full, or corrupt.
@@ -187,8 +213,8 @@ impl<M: RingMemory> Producer<M> {
         self.push_burst(core::slice::from_ref(message)) == 1
     }
 
-    /// Sends as many messages from the front as there is room for, published at once; returns how
-    /// many.
+    /// Sends as many messages from the front as there is room for; returns how many. The upper half
+    /// of a message's last word is not sent ([`Message`]).
     #[inline]
     pub fn push_burst(&mut self, messages: &[Message]) -> usize {
         let capacity = self.memory.capacity();
@@ -198,12 +224,9 @@ impl<M: RingMemory> Producer<M> {
         }
         let room = capacity - self.position.wrapping_sub(self.consumed);
         let count = if self.corrupt { 0 } else { wanted.min(room) };
-        for (index, message) in messages.iter().take(count as usize).enumerate() {
-            self.memory.write_slot(self.position.wrapping_add(index as u32), message);
-        }
-        if count > 0 {
-            self.position = self.position.wrapping_add(count);
-            self.memory.producer_position().store(self.position, Ordering::Release);
+        for message in messages.iter().take(count as usize) {
+            self.memory.write_slot(self.position, message);
+            self.position = self.position.wrapping_add(1);
         }
         count as usize
     }
@@ -285,71 +308,75 @@ impl Producer<SharedRing> {
 pub struct Consumer<M: RingMemory = SharedRing> {
     memory: M,
     position: u32,
-    produced: u32,
     corrupt: bool,
 }
 
 impl<M: RingMemory> Consumer<M> {
     /// The receiving end of a ring that nothing has been taken from (consumer position 0).
     pub fn new(memory: M) -> Self {
-        Consumer { memory, position: 0, produced: 0, corrupt: false }
+        Consumer { memory, position: 0, corrupt: false }
     }
 
-    /// The receiving end of a ring in use, going on where the last consumer stopped. For the
-    /// trusting side only: it believes the shared position.
+    /// The receiving end of a ring in use, going on where the last consumer stopped, or where the
+    /// producer restarted it. For the trusting side only: it believes the shared position.
     pub fn resume(memory: M) -> Self {
         let position = memory.consumer_position().load(Ordering::Relaxed);
-        Consumer { memory, position, produced: position, corrupt: false }
+        Consumer { memory, position, corrupt: false }
     }
 
     /// Takes a message. `None`: the ring is empty, or corrupt.
     #[inline]
     pub fn pop(&mut self) -> Option<Message> {
-        if !self.refresh() {
-            return None;
-        }
-        let message = self.memory.read_slot(self.position);
-        self.position = self.position.wrapping_add(1);
-        self.memory.consumer_position().store(self.position, Ordering::Release);
-        Some(message)
+        let mut message = [Message::default()];
+        (self.pop_burst(&mut message) == 1).then_some(message[0])
     }
 
-    /// Takes up to `out.len()` messages, publishes that they are taken, and fences: what the
-    /// messages are about may be read after this call. Returns how many.
+    /// Takes up to `out.len()` messages and publishes that they are taken. Returns how many.
     #[inline]
     pub fn pop_burst(&mut self, out: &mut [Message]) -> usize {
-        if !self.refresh() {
-            return 0;
+        let mut count = 0;
+        for place in out {
+            let stamp = self.memory.read_slot(self.position, place);
+            if !self.is_next(stamp) {
+                break;
+            }
+            self.position = self.position.wrapping_add(1);
+            count += 1;
         }
-        let queued = self.produced.wrapping_sub(self.position) as usize;
-        let count = queued.min(out.len());
-        for (index, place) in out.iter_mut().take(count).enumerate() {
-            *place = self.memory.read_slot(self.position.wrapping_add(index as u32));
+        if count > 0 {
+            self.memory.consumer_position().store(self.position, Ordering::Release);
         }
-        self.position = self.position.wrapping_add(count as u32);
-        self.memory.consumer_position().store(self.position, Ordering::Release);
-        M::Word::fence();
         count
     }
 
-    /// Looks at the producer's position if nothing is known to be queued. False: empty or corrupt.
+    /// As [`Consumer::pop_burst`], and fences if there was something: the present state of what the
+    /// messages are about may be read after this call, where the producer goes by
+    /// [`Producer::is_pending`].
     #[inline]
-    fn refresh(&mut self) -> bool {
-        if self.produced == self.position && !self.corrupt {
-            let produced = self.memory.producer_position().load(Ordering::Acquire);
-            if produced.wrapping_sub(self.position) > self.memory.capacity() {
-                self.corrupt = true;
-            } else {
-                self.produced = produced;
-            }
+    pub fn pop_burst_fenced(&mut self, out: &mut [Message]) -> usize {
+        let count = self.pop_burst(out);
+        if count > 0 {
+            M::Word::fence();
         }
-        self.produced != self.position && !self.corrupt
+        count
+    }
+
+    /// Whether the next slot, with this stamp, holds the next message. False: empty or corrupt.
+    #[inline]
+    fn is_next(&mut self, stamp: u32) -> bool {
+        let behind = stamp_of(self.position).wrapping_sub(stamp);
+        // Otherwise the slot holds the message of one round before, or has never held any.
+        if behind != 0 && behind != self.memory.capacity() && stamp != 0 {
+            self.corrupt = true;
+        }
+        behind == 0 && !self.corrupt
     }
 
     /// Whether there is nothing to take.
     #[inline]
     pub fn is_empty(&mut self) -> bool {
-        !self.refresh()
+        let stamp = self.memory.stamp(self.position);
+        !self.is_next(stamp)
     }
 
     /// How many messages have been taken in all, wrapping.
@@ -366,7 +393,7 @@ impl<M: RingMemory> Consumer<M> {
         backlog.load(Ordering::Relaxed) != 0 && backlog.swap(0, Ordering::Relaxed) != 0
     }
 
-    /// The producer has written an impossible position.
+    /// The producer has written an impossible stamp.
     pub fn is_corrupt(&self) -> bool {
         self.corrupt
     }

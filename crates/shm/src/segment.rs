@@ -127,6 +127,17 @@ impl Segment {
         Some(unsafe { &*self.base.add(offset).cast::<T>() })
     }
 
+    /// As [`Segment::view`], for what is looked at in every turn.
+    ///
+    /// # Safety
+    /// `offset` is a multiple of `T`'s alignment, and all of a `T` there lies inside the segment.
+    #[inline]
+    pub(crate) unsafe fn view_unchecked<T: SharedLayout>(&self, offset: usize) -> &T {
+        debug_assert!(self.view::<T>(offset).is_some());
+        // SAFETY: the caller says what `view` looks up; the rest is as there.
+        unsafe { &*self.base.add(offset).cast::<T>() }
+    }
+
     /// The word at `offset` (a multiple of 4); `None` out of range.
     pub fn atomic_u32(&self, offset: usize) -> Option<&AtomicU32> {
         self.view(offset)

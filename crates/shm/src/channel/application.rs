@@ -58,7 +58,7 @@ impl AppChannel {
     pub fn open(channel: impl Into<Fd>, status: AppStatus, wake: Doorbell) -> Result<AppChannel> {
         let segment = Arc::new(Segment::from_fd(channel, CHANNEL_SIZE, false)?);
         let requests = ring(&segment, REQUESTS_AT, REQUEST_RING);
-        let sender = RequestSender::new(Producer::resume(requests), status, wake);
+        let sender = RequestSender::new(Producer::new(requests), status, wake);
         Ok(AppChannel { segment, sender, next_cell: AtomicU32::new(0) })
     }
 

@@ -24,7 +24,16 @@ pub struct ServiceChannel {
     segment: Arc<Segment>,
     requests: Consumer,
     offers: Producer,
-    watchers: Vec<Option<ServiceWatcher>>,
+    watchers: Vec<WatcherPlace>,
+}
+
+/// A watcher's number.
+#[derive(Debug, Default)]
+struct WatcherPlace {
+    /// The watcher that has the number.
+    watcher: Option<ServiceWatcher>,
+    /// Where the ring stopped when the last one ended.
+    position: u32,
 }
 
 /// The service's end of one watcher.
@@ -123,32 +132,41 @@ impl ServiceChannel {
             return Err(Errno::EINVAL);
         }
         if self.watchers.len() <= index {
-            self.watchers.resize_with(index + 1, || None);
+            self.watchers.resize_with(index + 1, WatcherPlace::default);
         }
-        if self.watchers[index].is_some() {
+        let place = &mut self.watchers[index];
+        if place.watcher.is_some() {
             return Err(Errno::EEXIST);
         }
         let memory = ring(&self.segment, watcher_at(watcher), WATCHER_RING);
-        memory.reset();
-        self.watchers[index] = Some(ServiceWatcher { ring: Producer::new(memory), doorbell });
+        memory.clear_sleep();
+        let ring = Producer::restart(memory, place.position);
+        place.watcher = Some(ServiceWatcher { ring, doorbell });
         Ok(())
     }
 
     /// Ends watcher `watcher`. False: there was none.
     pub fn close_watcher(&mut self, watcher: u32) -> bool {
-        self.watchers.get_mut(watcher as usize).and_then(Option::take).is_some()
+        let Some(place) = self.watchers.get_mut(watcher as usize) else { return false };
+        let ended = place.watcher.take();
+        place.position = ended.as_ref().map_or(place.position, |ended| ended.ring.position());
+        ended.is_some()
     }
 
     /// A watcher; `None` if there is none of that number.
     pub fn watcher(&mut self, watcher: u32) -> Option<&mut ServiceWatcher> {
-        self.watchers.get_mut(watcher as usize)?.as_mut()
+        self.watchers.get_mut(watcher as usize)?.watcher.as_mut()
+    }
+
+    fn open_watchers(&self) -> impl Iterator<Item = &ServiceWatcher> {
+        self.watchers.iter().filter_map(|place| place.watcher.as_ref())
     }
 
     /// The application has written what cannot be right into one of the rings.
     pub fn is_corrupt(&self) -> bool {
         self.requests.is_corrupt()
             || self.offers.is_corrupt()
-            || self.watchers.iter().flatten().any(|watcher| watcher.ring.is_corrupt())
+            || self.open_watchers().any(|watcher| watcher.ring.is_corrupt())
     }
 }
 

@@ -1,19 +1,22 @@
-//! Loom models of the ring: publish and consume, backlog, READY coalescing. The slots are loom
-//! cells, so that any access that is not ordered by the positions fails the model.
+//! Loom models of the ring: publish and consume, backlog, READY coalescing, sleep. What a slot holds
+//! besides its stamp is a loom cell, so that any access that is not ordered by stamps and the
+//! consumer's position fails the model.
 
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU32, Ordering};
 
-use super::{Consumer, Producer, RingMemory};
+use super::{Consumer, Producer, RingMemory, stamp_of};
 use crate::messages::Message;
+use crate::sleep::SleepFlag;
 
 const CAPACITY: u32 = 2;
 
 struct Memory {
-    producer: AtomicU32,
     consumer: AtomicU32,
     backlog: AtomicU32,
+    sleeping: AtomicU32,
+    stamps: [AtomicU32; CAPACITY as usize],
     slots: [UnsafeCell<u64>; CAPACITY as usize],
 }
 
@@ -28,9 +31,10 @@ unsafe impl Sync for ModelRing {}
 impl ModelRing {
     fn ends() -> (Producer<ModelRing>, Consumer<ModelRing>) {
         let ring = ModelRing(Arc::new(Memory {
-            producer: AtomicU32::new(0),
             consumer: AtomicU32::new(0),
             backlog: AtomicU32::new(0),
+            sleeping: AtomicU32::new(0),
+            stamps: [AtomicU32::new(0), AtomicU32::new(0)],
             slots: [UnsafeCell::new(0), UnsafeCell::new(0)],
         }));
         (Producer::new(ring.clone()), Consumer::new(ring))
@@ -43,9 +47,6 @@ impl RingMemory for ModelRing {
     fn capacity(&self) -> u32 {
         CAPACITY
     }
-    fn producer_position(&self) -> &AtomicU32 {
-        &self.0.producer
-    }
     fn consumer_position(&self) -> &AtomicU32 {
         &self.0.consumer
     }
@@ -55,11 +56,19 @@ impl RingMemory for ModelRing {
     fn write_slot(&self, position: u32, message: &Message) {
         // SAFETY: loom checks that nobody else is in the slot.
         self.0.slots[(position % CAPACITY) as usize].with_mut(|slot| unsafe { *slot = message[0] });
+        let stamp = &self.0.stamps[(position % CAPACITY) as usize];
+        stamp.store(stamp_of(position), Ordering::Release);
     }
-    fn read_slot(&self, position: u32) -> Message {
-        // SAFETY: loom checks that nobody writes the slot.
-        let first = self.0.slots[(position % CAPACITY) as usize].with(|slot| unsafe { *slot });
-        [first, 0, 0, 0, 0, 0, 0, 0]
+    fn stamp(&self, position: u32) -> u32 {
+        self.0.stamps[(position % CAPACITY) as usize].load(Ordering::Acquire)
+    }
+    fn read_slot(&self, position: u32, message: &mut Message) -> u32 {
+        let stamp = self.stamp(position);
+        if stamp == stamp_of(position) {
+            // SAFETY: loom checks that nobody writes the slot.
+            message[0] = self.0.slots[(position % CAPACITY) as usize].with(|slot| unsafe { *slot });
+        }
+        stamp
     }
 }
 
@@ -141,10 +150,51 @@ fn loom_ready_coalescing_loses_no_state() {
             false
         });
         let mut out = [[0; 8]];
-        assert_eq!(consumer.pop_burst(&mut out), 1);
+        assert_eq!(consumer.pop_burst_fenced(&mut out), 1);
         let seen = state.load(Ordering::Relaxed);
         let again = service.join().unwrap();
         // The application has seen the new state, or there is another message for it.
         assert!(seen == 2 || again);
+    });
+}
+
+#[test]
+fn loom_sleeping_consumer_is_rung() {
+    loom::model(|| {
+        let (mut producer, mut consumer) = ModelRing::ends();
+        let sender = loom::thread::spawn(move || {
+            assert!(producer.push(&message(1)));
+            SleepFlag::new(&producer.memory.0.sleeping).must_wake()
+        });
+        SleepFlag::new(&consumer.memory.0.sleeping).prepare_sleep();
+        let sleeps = consumer.is_empty();
+        let rung = sender.join().unwrap();
+        // The last look found the message, or the producer saw the announcement.
+        assert!(rung || !sleeps);
+        assert!(consumer.pop().is_some() && !consumer.is_corrupt());
+    });
+}
+
+#[test]
+fn loom_slots_are_used_again_only_when_read() {
+    loom::model(|| {
+        let (mut producer, mut consumer) = ModelRing::ends();
+        assert_eq!(producer.push_burst(&[message(1), message(2)]), 2);
+        let sender = loom::thread::spawn(move || {
+            // Into the slots of the first two, as far as those have been taken.
+            producer.push_burst(&[message(3), message(4)])
+        });
+        let mut out = [[0; 8]; 3];
+        let count = consumer.pop_burst(&mut out);
+        let numbers: Vec<u64> = out[..count].iter().map(|got| got[0]).collect();
+        assert_eq!(numbers, [1, 2, 3][..count], "in order, and nothing twice");
+        let sent = sender.join().unwrap();
+        let mut next = count as u64 + 1;
+        while let Some(got) = consumer.pop() {
+            assert_eq!(got[0], next);
+            next += 1;
+        }
+        assert_eq!(next, 3 + sent as u64);
+        assert!(!consumer.is_corrupt());
     });
 }

@@ -1,5 +1,5 @@
 //! Rings: against a queue as oracle, over the wrap of the positions, between two threads, and with
-//! peers that write impossible positions.
+//! peers that write impossible positions and stamps.
 
 use std::collections::VecDeque;
 
@@ -12,14 +12,20 @@ fn shared(capacity: u32) -> SharedRing {
     SharedRing::new(segment, 64, capacity).unwrap()
 }
 
+/// A ring that has been in use up to `position`, and is empty.
 fn ends_at(ring: &SharedRing, position: u32) -> (Producer, Consumer) {
-    ring.producer_position().store(position, Ordering::Relaxed);
-    ring.consumer_position().store(position, Ordering::Relaxed);
-    (Producer::resume(ring.clone()), Consumer::resume(ring.clone()))
+    for back in 1..=ring.capacity() {
+        ring.write_slot(position.wrapping_sub(back), &message(99));
+    }
+    (Producer::restart(ring.clone(), position), Consumer::resume(ring.clone()))
 }
 
+/// Every word says the number; the upper half of the last one is the ring's.
 fn message(number: u64) -> Message {
-    core::array::from_fn(|index| number.wrapping_mul(31).wrapping_add(index as u64))
+    let mut words: Message =
+        core::array::from_fn(|index| number.wrapping_mul(31).wrapping_add((index as u64) << 40));
+    words[7] = words[7] & LAST_WORD | 7;
+    words
 }
 
 #[derive(Clone, Debug)]
@@ -85,23 +91,95 @@ proptest! {
 
     #[test]
     fn impossible_positions_are_noticed_and_harmless(
-        from_producer in any::<u32>(), from_consumer in any::<u32>(), pushed in 0usize..8
+        from_consumer in any::<u32>(), pushed in 0usize..8
     ) {
         let ring = shared(8);
-        let (mut producer, mut consumer) = ends_at(&ring, 5);
+        let (mut producer, _) = ends_at(&ring, 5);
         prop_assert_eq!(producer.push_burst(&vec![message(1); pushed]), pushed);
         ring.consumer_position().store(from_consumer, Ordering::Relaxed);
         let free = producer.free();
         prop_assert!(free <= 8);
         prop_assert_eq!(producer.is_corrupt(), from_consumer.wrapping_sub(5) > pushed as u32);
         prop_assert!(!producer.is_corrupt() || !producer.push(&message(2)));
+    }
 
-        ring.producer_position().store(from_producer, Ordering::Relaxed);
-        let count = from_producer.wrapping_sub(5);
-        let mut taken = 0;
-        while consumer.pop().is_some() { taken += 1; }
-        prop_assert_eq!(consumer.is_corrupt(), count > 8);
-        prop_assert_eq!(taken, if count > 8 { 0 } else { count });
+    #[test]
+    fn impossible_stamps_are_noticed_and_harmless(
+        start in prop_oneof![Just(0u32), any::<u32>()],
+        // Of every slot: how far its stamp is from the right one, and whether it was written at all.
+        stamps in prop::collection::vec(
+            prop_oneof![4 => Just(Some(0i32)), 1 => Just(Some(-8)), 1 => Just(None), 1 => any::<i32>().prop_map(Some)],
+            8,
+        ),
+    ) {
+        let ring = shared(8);
+        let (_, mut consumer) = ends_at(&ring, start);
+        for (place, off) in stamps.iter().enumerate() {
+            let position = start.wrapping_add(place as u32);
+            let stamp = off.map_or(0, |off| stamp_of(position).wrapping_add_signed(off));
+            ring.slot(position).0[7].store(u64::from(stamp) << STAMP_SHIFT | 5, Ordering::Relaxed);
+        }
+        let mut out = [[0; 8]; 20];
+        let count = consumer.pop_burst(&mut out);
+        let stamp_at = |place: usize| {
+            let position = start.wrapping_add(place as u32);
+            (position, ring.stamp(position))
+        };
+        // No more than have their own stamp, and nothing of the stamp in them.
+        prop_assert!(count <= 8);
+        prop_assert!((0..count).all(|place| stamp_at(place).1 == stamp_of(stamp_at(place).0)));
+        prop_assert!(out[..count].iter().all(|message| message[7] == 5));
+        let (position, stamp) = stamp_at(count);
+        prop_assert_ne!(stamp, stamp_of(position));
+        let usual = [0, stamp_of(position.wrapping_sub(8))];
+        prop_assert_eq!(consumer.is_corrupt(), !usual.contains(&stamp));
+        if consumer.is_corrupt() {
+            // For good, whatever is written then.
+            ring.write_slot(position, &message(1));
+            prop_assert!(consumer.pop().is_none() && consumer.is_empty());
+        }
+    }
+
+    /// A peer that writes anything anywhere at any time: every call is bounded and nothing panics.
+    #[test]
+    fn a_scribbling_peer_is_harmless(
+        start in any::<u32>(),
+        scribbles in prop::collection::vec((0usize..80, any::<u64>(), any::<bool>(), 0usize..12), 1..60),
+    ) {
+        let ring = shared(8);
+        let (mut producer, mut consumer) = ends_at(&ring, start);
+        let mut out = [[0; 8]; 12];
+        for (word, value, near, most) in scribbles {
+            // Half of the words come near what the ring expects.
+            let stamp = u64::from(stamp_of(consumer.position().wrapping_add(value as u32 % 3)));
+            let value = if near { stamp << STAMP_SHIFT } else { value };
+            ring.segment.atomic_u64(64 + word * 8).unwrap().store(value, Ordering::Relaxed);
+            prop_assert!(consumer.pop_burst_fenced(&mut out[..most]) <= most);
+            prop_assert!(out.iter().all(|message| message[7] <= LAST_WORD));
+            prop_assert!(producer.push_burst(&vec![message(3); most]) <= most.min(8));
+            prop_assert!(producer.free() <= 8);
+            let _: bool = producer.is_pending(value as u32);
+            let _: [bool; 3] = [producer.mark_backlog(), consumer.take_backlog(), producer.must_wake()];
+        }
+    }
+}
+
+/// A new consumer of a ring that was left full finds nothing of it, at any position.
+#[test]
+fn a_restarted_ring_is_empty() {
+    let ring = shared(8);
+    for start in [0, 3, u32::MAX - 11, u32::MAX] {
+        let (mut producer, _) = ends_at(&ring, start);
+        for round in 0..3 {
+            assert_eq!(producer.push_burst(&[message(round); 9]), 8);
+            producer = Producer::restart(ring.clone(), producer.position());
+            let mut consumer = Consumer::resume(ring.clone());
+            assert!(consumer.is_empty() && !consumer.is_corrupt());
+            assert!(producer.push(&message(77)));
+            assert_eq!(consumer.pop(), Some(message(77)));
+            assert_eq!(consumer.pop(), None);
+        }
+        assert!(!producer.is_corrupt());
     }
 }
 
