@@ -21,6 +21,7 @@ pub mod error;
 pub mod event_loop;
 pub mod farewell;
 pub mod frame_peers;
+pub mod freight;
 pub mod homes;
 pub mod inherited;
 pub mod life;

@@ -69,6 +69,10 @@ pub struct Depot {
     next: u64,
     /// By their tickets, with the server that they came from.
     moving: BTreeMap<u64, (u16, Luggage)>,
+    /// What each server has unpacked and not said so.
+    unsaid: BTreeMap<u16, Vec<u64>>,
+    /// What was unpacked by another server, of which the server that packed it has not heard.
+    undelivered: BTreeSet<u64>,
 }
 
 /// The memory of a connection and its program, or its place in the queue for `accept`.
@@ -126,9 +130,13 @@ impl Freight for Hands<'_> {
     fn unpack(&mut self, id: SocketId, baggage: &[u8]) -> Positions {
         let ticket = <[u8; 8]>::try_from(baggage).map(u64::from_be_bytes);
         let found = ticket.ok().and_then(|ticket| self.depot.moving.remove(&ticket));
-        let Some((_, Luggage { memory, program, unclaimed, progress })) = found else {
+        let Some((from, Luggage { memory, program, unclaimed, progress })) = found else {
             return Positions::default();
         };
+        if let (true, Ok(ticket)) = (from != self.server, ticket) {
+            self.depot.unsaid.entry(self.server).or_default().push(ticket);
+            self.depot.undelivered.insert(ticket);
+        }
         self.memory.put(id, memory);
         // It is announced anew, so its place in the old queue means nothing.
         let _: Option<Unclaimed> = unclaimed;
@@ -138,6 +146,19 @@ impl Freight for Hands<'_> {
         program.pause_until(self.now.us() + self.random.between(0, 2_000));
         self.programs.insert(key(id), program);
         Positions { written, read }
+    }
+
+    fn receipt(&mut self) -> Option<Vec<u8>> {
+        const TICKETS_MAX: usize = 3;
+        let unsaid = self.depot.unsaid.get_mut(&self.server).filter(|unsaid| !unsaid.is_empty())?;
+        let some = unsaid.drain(..unsaid.len().min(TICKETS_MAX));
+        Some(some.flat_map(u64::to_be_bytes).collect())
+    }
+
+    fn deliver(&mut self, _from: u16, receipt: &[u8]) {
+        for ticket in receipt.as_chunks::<8>().0 {
+            self.depot.undelivered.remove(&u64::from_be_bytes(*ticket));
+        }
     }
 }
 
@@ -201,6 +222,7 @@ impl Inside {
         let agrees = |map: &Steering| others.iter().all(|other| owners(other) == owners(map));
         self.movers.iter().all(Mover::is_idle)
             && self.depot.moving.is_empty()
+            && self.depot.undelivered.is_empty()
             && maps.clone().all(|steered| agrees(&steered.steering))
             && maps.map(|steered| owners(&steered.steering)).collect::<BTreeSet<_>>().len() == 1
     }

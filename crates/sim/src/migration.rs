@@ -355,6 +355,12 @@ impl Freight for Anywhere {
     fn unpack(&mut self, _id: SocketId, baggage: &[u8]) -> Positions {
         Positions { written: baggage.len() as u64, read: 0 }
     }
+
+    fn receipt(&mut self) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn deliver(&mut self, _from: u16, _receipt: &[u8]) {}
 }
 
 /// For fuzzing: a server takes a bucket that is `input` behind a proper start, and goes on with whatever that gave.

@@ -635,6 +635,8 @@ impl State {
             | RequestBody::DatagramErrorPayload { .. }
             | RequestBody::Group { .. } => return Some(self.datagram_request(slot, &request.body)),
             RequestBody::Shared { cookie } => self.socket(slot).cookie = Some(cookie),
+            // This service is one server.
+            RequestBody::Arrive | RequestBody::Left => {}
         }
         None
     }

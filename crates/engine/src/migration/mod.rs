@@ -10,6 +10,7 @@ pub mod protocol;
 use std::net::SocketAddr;
 
 use crate::carry::{Carry, Reader, Refusal, Writer, carried, demand};
+use crate::control::names::ServerNumber;
 use crate::socket_id::SocketId;
 use crate::streams::Streams;
 use crate::tcp::{Connection, TimeWait};
@@ -32,6 +33,13 @@ pub trait Freight: Streams {
     /// A connection has come, and is called `id` here. How far its application is, by what the memory says:
     /// commands that were on their way to the old server may have been lost.
     fn unpack(&mut self, id: SocketId, baggage: &[u8]) -> Positions;
+
+    /// What the old server has to know of the connections that were unpacked since this was asked last, in parts of
+    /// at most [`protocol::STATE_MAX`] bytes, each to be understood alone. Asked until there is no more.
+    fn receipt(&mut self) -> Option<Vec<u8>>;
+
+    /// A part of what server `from` says of connections that were packed here. They are there for good.
+    fn deliver(&mut self, from: ServerNumber, receipt: &[u8]);
 }
 
 /// How far an application is with the streams of a connection.

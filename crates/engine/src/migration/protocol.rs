@@ -5,7 +5,7 @@
 //!     |-- Coming, State ... ---------->|  its packets wait            |
 //!     |   packets are sent after it -->|                              |
 //!     |                             import                            |
-//!     |<----------------------- Taken -|                              |
+//!     |<---------- Receipt ..., Taken -|                              |
 //!     |-- announcement: N has it ------------------------------------>|  steers to N
 //!     |<------------- Switched, behind the last frame steered to O ---|
 //!     |-- Settled, behind the last --->|  may move it on
@@ -62,6 +62,12 @@ pub enum MoveMessage {
         /// Which.
         bucket: u16,
     },
+    /// What the receiver has to know of the connections that the sender has taken stands beside this message:
+    /// [`Freight::receipt`].
+    Receipt {
+        /// Which.
+        bucket: u16,
+    },
     /// The sender has taken the bucket over.
     Taken {
         /// Which.
@@ -94,6 +100,7 @@ impl MoveMessage {
             MoveMessage::Taken { bucket, version } => (2, bucket, version, 0),
             MoveMessage::Refused { bucket, version } => (3, bucket, version, 0),
             MoveMessage::Settled { bucket, version } => (4, bucket, version, 0),
+            MoveMessage::Receipt { bucket } => (5, bucket, 0, body.len() as u32),
         };
         let mut out = Writer::new(Instant::default());
         kind.write(&mut out);
@@ -101,7 +108,7 @@ impl MoveMessage {
         version.write(&mut out);
         len.write(&mut out);
         let mut bytes = out.into_bytes();
-        if kind == 1 {
+        if matches!(self, MoveMessage::State { .. } | MoveMessage::Receipt { .. }) {
             bytes.extend_from_slice(body);
         }
         bytes
@@ -120,10 +127,14 @@ impl MoveMessage {
         let named = version > 0 && version < u32::MAX;
         let message = match kind {
             0 if named => MoveMessage::Coming { bucket, version, len },
-            1 if version == 0 && len as usize <= STATE_MAX => {
+            1 | 5 if version == 0 && len as usize <= STATE_MAX => {
                 let body = input.take(len as usize)?;
                 input.end()?;
-                return Ok((MoveMessage::State { bucket }, body));
+                let message = match kind {
+                    1 => MoveMessage::State { bucket },
+                    _ => MoveMessage::Receipt { bucket },
+                };
+                return Ok((message, body));
             }
             2 if named && len == 0 => MoveMessage::Taken { bucket, version },
             3 if named && len == 0 => MoveMessage::Refused { bucket, version },
@@ -245,7 +256,7 @@ impl Mover {
         Ok(())
     }
 
-    /// Another server says something; `body` stands beside a [`MoveMessage::State`].
+    /// Another server says something; `body` stands beside a [`MoveMessage::State`] or [`MoveMessage::Receipt`].
     ///
     /// # Errors
     /// What cannot be said now, or not by this server: it is ignored.
@@ -264,6 +275,15 @@ impl Mover {
             }
             MoveMessage::State { bucket } => {
                 self.handle_state(now, from, bucket, body, shard, freight)
+            }
+            MoveMessage::Receipt { bucket } => {
+                let untaken = self
+                    .leaving
+                    .get(&bucket)
+                    .is_some_and(|one| one.to == from && one.state.is_some());
+                demand(untaken, "a receipt for a bucket that was not given")?;
+                freight.deliver(from, body);
+                Ok(None)
             }
             MoveMessage::Taken { bucket, version } => {
                 let leaving = self.leaving_to(from, bucket, version)?;
@@ -451,6 +471,9 @@ impl Mover {
         Ok(Some(match imported {
             Ok(imported) => {
                 self.unsettled.insert(bucket, (version, from));
+                while let Some(receipt) = freight.receipt() {
+                    shard.send_move(from, MoveMessage::Receipt { bucket }, receipt);
+                }
                 shard.send_move(from, MoveMessage::Taken { bucket, version }, Vec::new());
                 Outcome::Arrived(imported)
             }
@@ -506,13 +529,14 @@ mod tests {
     use proptest::prelude::*;
 
     fn message() -> impl Strategy<Value = MoveMessage> {
-        let numbers = (0..BUCKETS as u16, 1..u32::MAX, any::<u32>(), 0..5);
+        let numbers = (0..BUCKETS as u16, 1..u32::MAX, any::<u32>(), 0..6);
         numbers.prop_map(|(bucket, version, len, kind)| match kind {
             0 => MoveMessage::Coming { bucket, version, len },
             1 => MoveMessage::State { bucket },
             2 => MoveMessage::Taken { bucket, version },
             3 => MoveMessage::Refused { bucket, version },
-            _ => MoveMessage::Settled { bucket, version },
+            4 => MoveMessage::Settled { bucket, version },
+            _ => MoveMessage::Receipt { bucket },
         })
     }
 
@@ -520,7 +544,8 @@ mod tests {
         #[test]
         fn messages_survive(message in message(), body in prop::collection::vec(any::<u8>(), 0..100)) {
             let bytes = message.encode(&body);
-            let beside = if matches!(message, MoveMessage::State { .. }) { &body[..] } else { &[] };
+            let carries = matches!(message, MoveMessage::State { .. } | MoveMessage::Receipt { .. });
+            let beside = if carries { &body[..] } else { &[] };
             prop_assert_eq!(MoveMessage::decode(&bytes), Ok((message, beside)));
             prop_assert!(MoveMessage::decode(&bytes[..bytes.len() - 1]).is_err());
             prop_assert!(MoveMessage::decode(&[&bytes[..], &[0]].concat()).is_err());

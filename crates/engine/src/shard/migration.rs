@@ -51,6 +51,12 @@ pub(super) struct Held {
 }
 
 impl Shard {
+    /// The connections of a bucket that [`Shard::export_bucket`] would take, in an order that repeats. Looks at every
+    /// flow.
+    pub fn connections_in_bucket(&self, bucket: u16) -> Vec<SocketId> {
+        self.flows_of(bucket).0
+    }
+
     /// Hands the TCP flows of a bucket, 0..[`BUCKETS`], to server `to`: its connections and TIME-WAIT records leave
     /// without an event, and the bucket is `to`'s from now on. Looks at every flow.
     ///

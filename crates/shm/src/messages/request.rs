@@ -195,6 +195,12 @@ pub enum RequestBody {
         /// The address of the interface; unspecified: any.
         interface: IpAddr,
     },
+    /// Sync: this process has found where a connection is that has moved to this server, and uses the
+    /// record here from now on. The reply is a `SocketReply`.
+    Arrive,
+    /// This process has followed a connection that has moved from this server, and uses the record here
+    /// no more.
+    Left,
 }
 
 const FLAG_A: u16 = 1;
@@ -229,6 +235,8 @@ mod kind {
     pub const TAKE_DATAGRAM_ERROR: u16 = 24;
     pub const GROUP: u16 = 25;
     pub const DATAGRAM_ERROR_PAYLOAD: u16 = 26;
+    pub const ARRIVE: u16 = 27;
+    pub const LEFT: u16 = 28;
 }
 
 fn flag(set: bool, bit: u16) -> u16 {
@@ -327,6 +335,8 @@ impl RequestBody {
                 (kind::ROUTE, 0, with_address(SocketAddr::new(remote, 0)))
             }
             RequestBody::TakeDatagramError => (kind::TAKE_DATAGRAM_ERROR, 0, none),
+            RequestBody::Arrive => (kind::ARRIVE, 0, none),
+            RequestBody::Left => (kind::LEFT, 0, none),
             RequestBody::DatagramErrorPayload { serial, part } => {
                 let which = u64::from(serial) << 16 | u64::from(part);
                 (kind::DATAGRAM_ERROR_PAYLOAD, 0, one(which))
@@ -396,6 +406,8 @@ impl RequestBody {
             },
             kind::ROUTE => RequestBody::Route { remote: address_of(body)?.ip() },
             kind::TAKE_DATAGRAM_ERROR => RequestBody::TakeDatagramError,
+            kind::ARRIVE => RequestBody::Arrive,
+            kind::LEFT => RequestBody::Left,
             kind::DATAGRAM_ERROR_PAYLOAD => RequestBody::DatagramErrorPayload {
                 serial: small(body[0] >> 16)?,
                 part: body[0] as u16,

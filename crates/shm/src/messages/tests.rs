@@ -48,6 +48,8 @@ fn every_request() -> Vec<RequestBody> {
         RequestBody::ConnectDatagram { remote: None },
         RequestBody::Route { remote: remote.ip() },
         RequestBody::TakeDatagramError,
+        RequestBody::Arrive,
+        RequestBody::Left,
         RequestBody::Group { join: true, group: remote.ip(), interface: address.ip() },
         RequestBody::Group { join: false, group: address.ip(), interface: remote.ip() },
     ]
@@ -62,7 +64,7 @@ fn every_request_survives() {
         assert_eq!(Request::decode(&message), Ok(request));
         kinds.insert(message[0] as u16);
     }
-    assert_eq!(kinds.len(), 26, "every kind is in the list");
+    assert_eq!(kinds.len(), 28, "every kind is in the list");
 }
 
 #[test]

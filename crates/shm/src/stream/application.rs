@@ -212,6 +212,11 @@ impl AppStream {
         if self.is_current() { status } else { super::status::CLOSED }
     }
 
+    /// Where the connection is, once the status says `MOVED`. `None`: what is written there is nonsense.
+    pub fn new_place(&self) -> Option<super::NewPlace> {
+        self.block().moved.load()
+    }
+
     /// Takes the pending error (a positive errno); 0 if none.
     pub fn take_error(&self) -> i32 {
         if self.has_error() { self.block().service.error.swap(0, Ordering::AcqRel) } else { 0 }

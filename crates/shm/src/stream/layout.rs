@@ -71,6 +71,15 @@ pub(super) struct AddressLine {
 #[repr(C, align(64))]
 pub(super) struct ChunkLine(pub [AtomicU32; FIFO_SLOTS]);
 
+/// Line 6: written by the service when it marks the record `MOVED`.
+#[repr(C, align(64))]
+pub(super) struct MovedLine {
+    /// High half: the epoch of the server that has the connection now; low half: its number.
+    pub server: AtomicU64,
+    /// High half: the generation of the record there; low half: its slot.
+    pub name: AtomicU64,
+}
+
 /// The whole record.
 #[repr(C, align(64))]
 pub(super) struct Block {
@@ -80,7 +89,8 @@ pub(super) struct Block {
     pub address: AddressLine,
     pub rx_chunks: ChunkLine,
     pub tx_chunks: ChunkLine,
-    reserved: [AtomicU64; 16],
+    pub moved: MovedLine,
+    reserved: [AtomicU64; 8],
 }
 
 // SAFETY: `repr(C)`, atomics only.
@@ -94,5 +104,6 @@ const _: () = {
     assert!(offset_of!(Block, address) == 192);
     assert!(offset_of!(Block, rx_chunks) == 256);
     assert!(offset_of!(Block, tx_chunks) == 320);
+    assert!(offset_of!(Block, moved) == 384);
     assert!(size_of::<SharedAddress>() == 20);
 };

@@ -47,7 +47,44 @@ pub mod status {
     pub const RX_SHUT: u32 = 1 << 8;
     /// Errors of datagrams wait to be taken one by one (`TakeDatagramError`).
     pub const ERRORS: u32 = 1 << 9;
+    /// The connection is with another server, under another record: `AppStream::new_place` says
+    /// which. Nothing else in this record means anything, unless FAILED is set too.
+    pub const MOVED: u32 = 1 << 10;
 }
+
+/// Where a connection is that has moved to another server.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct NewPlace {
+    /// The transport server.
+    pub server: u16,
+    /// Its epoch: another server by that number does not have the connection.
+    pub epoch: u32,
+    /// The slot of its record there, in the same trust domain.
+    pub slot: u32,
+    /// The generation of its record there, never 0.
+    pub generation: u32,
+}
+
+impl layout::MovedLine {
+    fn store(&self, place: NewPlace) {
+        let NewPlace { server, epoch, slot, generation } = place;
+        let word = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low);
+        self.server.store(word(epoch, u32::from(server)), Ordering::Relaxed);
+        self.name.store(word(generation, slot), Ordering::Release);
+    }
+
+    /// `None`: nothing that a service writes.
+    fn load(&self) -> Option<NewPlace> {
+        let name = self.name.load(Ordering::Acquire);
+        let server = self.server.load(Ordering::Relaxed);
+        let (generation, slot) = ((name >> 32) as u32, name as u32);
+        let number = u16::try_from(server as u32).ok()?;
+        let place = NewPlace { server: number, epoch: (server >> 32) as u32, slot, generation };
+        (generation != 0).then_some(place)
+    }
+}
+
+use core::sync::atomic::Ordering;
 
 use crate::limits::{CHUNK_SIZE, FIFO_SLOTS};
 

@@ -189,6 +189,11 @@ impl ServiceStream {
         self.status
     }
 
+    /// Says where the connection is from now on; to be followed by the status `MOVED`.
+    pub fn set_new_place(&mut self, place: super::NewPlace) {
+        self.block().moved.store(place);
+    }
+
     /// Leaves an error (a positive errno) for the application to take.
     pub fn set_error(&mut self, errno: i32) {
         self.block().service.error.store(errno, Ordering::Release);

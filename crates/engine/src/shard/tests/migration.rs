@@ -52,6 +52,12 @@ impl Freight for Hands<'_> {
         self.0.sent.extend(sent.map(|bytes| (id, bytes)));
         Positions { written, read: 0 }
     }
+
+    fn receipt(&mut self) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn deliver(&mut self, _from: u16, _receipt: &[u8]) {}
 }
 
 /// A client, a server on the wire with it, and another server of the same service.
