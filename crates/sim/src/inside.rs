@@ -288,7 +288,7 @@ impl Inside {
             mover.give(now, bucket, to, shard, hands)
         });
         match given {
-            Ok(()) => {
+            Ok(_) => {
                 self.counts.begun += 1;
                 self.collect(now, hosts, server);
                 Ok(true)

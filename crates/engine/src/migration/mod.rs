@@ -60,6 +60,8 @@ pub struct Exported {
     pub bytes: Vec<u8>,
     /// The names that its connections had.
     pub ids: Vec<SocketId>,
+    /// How many TIME-WAIT records it had.
+    pub time_wait: usize,
 }
 
 /// What has come to a shard.

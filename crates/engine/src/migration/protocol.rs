@@ -204,6 +204,19 @@ struct Coming {
     version: u32,
     len: usize,
     state: Vec<u8>,
+    /// Who has begun to steer since: the old server may not have known them when it told all.
+    newcomers: BTreeSet<Steerer>,
+}
+
+/// What has left with a bucket.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
+pub struct Given {
+    /// Connections.
+    pub connections: usize,
+    /// TIME-WAIT records.
+    pub time_wait: usize,
+    /// Bytes of all.
+    pub bytes: usize,
 }
 
 /// A server's part in moves.
@@ -228,6 +241,32 @@ impl Mover {
         self.leaving.is_empty() && self.coming.is_empty() && self.unsettled.is_empty()
     }
 
+    /// How many buckets are on their way from us and not taken yet.
+    pub fn leaving(&self) -> usize {
+        self.leaving.values().filter(|one| one.state.is_some()).count()
+    }
+
+    /// How many buckets are on their way to us.
+    pub fn coming(&self) -> usize {
+        self.coming.len()
+    }
+
+    /// How many moves, from us or to us, have been made and not every server that steers knows.
+    pub fn unsettled(&self) -> usize {
+        self.leaving.len() - self.leaving() + self.unsettled.len()
+    }
+
+    /// Whether [`Mover::give`] would give a bucket away.
+    ///
+    /// # Errors
+    /// See [`NotGiven`].
+    pub fn check_give(&self, bucket: u16, to: ServerNumber, shard: &Shard) -> Result<(), NotGiven> {
+        if self.leaving.contains_key(&bucket) || self.unsettled.contains_key(&bucket) {
+            return Err(NotGiven::Unsettled);
+        }
+        shard.may_export(bucket, to).map_err(NotGiven::NotExported)
+    }
+
     /// Gives a bucket of ours to another server.
     ///
     /// # Errors
@@ -239,10 +278,8 @@ impl Mover {
         to: ServerNumber,
         shard: &mut Shard,
         freight: &mut impl Freight,
-    ) -> Result<(), NotGiven> {
-        if self.leaving.contains_key(&bucket) || self.unsettled.contains_key(&bucket) {
-            return Err(NotGiven::Unsettled);
-        }
+    ) -> Result<Given, NotGiven> {
+        self.check_give(bucket, to, shard)?;
         let exported =
             shard.export_bucket(now, bucket, to, freight).map_err(NotGiven::NotExported)?;
         let (version, state) = (exported.version, exported.bytes);
@@ -251,9 +288,11 @@ impl Mover {
         for part in state.chunks(STATE_MAX) {
             shard.send_move(to, MoveMessage::State { bucket }, part.to_vec());
         }
+        let (connections, time_wait) = (exported.ids.len(), exported.time_wait);
+        let given = Given { connections, time_wait, bytes: state.len() };
         let steered_by = BTreeSet::new();
         self.leaving.insert(bucket, Leaving { to, version, state: Some(state), steered_by });
-        Ok(())
+        Ok(given)
     }
 
     /// Another server says something; `body` stands beside a [`MoveMessage::State`] or [`MoveMessage::Receipt`].
@@ -327,12 +366,25 @@ impl Mover {
         self.announcements.pop_front()
     }
 
-    /// Somebody new steers: it is told which buckets have moved to us. What else has moved others tell it.
-    pub fn add_steerer(&mut self, steerer: Steerer, shard: &Shard) {
+    /// Somebody new steers, or has missed what it was told: it hears which buckets have moved to us, or from us
+    /// so lately that this is not settled, and, where it is server `is`, which are its own. What else has moved
+    /// others tell it.
+    pub fn add_steerer(&mut self, steerer: Steerer, is: Option<ServerNumber>, shard: &Shard) {
         self.steerers.insert(steerer);
         let Some(steered) = shard.steered() else { return };
         for (bucket, version, server) in steered.steering.moves() {
-            if server == steered.server && !self.coming.contains_key(&bucket) {
+            if let Some(coming) = self.coming.get_mut(&bucket) {
+                coming.newcomers.insert(steerer);
+                continue;
+            }
+            let taken = self.leaving.get_mut(&bucket).map(|leaving| {
+                if leaving.state.is_none() {
+                    leaving.steered_by.insert(steerer);
+                }
+                leaving.state.is_none()
+            });
+            let known = server == steered.server || Some(server) == is;
+            if taken.unwrap_or(known) {
                 self.announcements.push_back(Announcement { to: steerer, bucket, version, server });
             }
         }
@@ -341,6 +393,9 @@ impl Mover {
     /// One of those who steer has died, and with it the frames on their way.
     pub fn remove_steerer(&mut self, steerer: Steerer, shard: &mut Shard) {
         self.steerers.remove(&steerer);
+        for coming in self.coming.values_mut() {
+            coming.newcomers.remove(&steerer);
+        }
         self.announcements.retain(|one| one.to != steerer);
         let buckets: Vec<u16> = self.leaving.keys().copied().collect();
         for bucket in buckets {
@@ -353,21 +408,23 @@ impl Mover {
 
     /// A server has died, and with it what was on its ways. What it had not taken is ours again; what was coming
     /// from it is lost with it, and its bucket ours, as is one whose move it can settle no more. To be called with
-    /// whoever steered there removed.
+    /// whoever steered there removed. What has come of buckets that were on their way there.
     pub fn remove_server(
         &mut self,
         now: Instant,
         server: ServerNumber,
         shard: &mut Shard,
         freight: &mut impl Freight,
-    ) {
+    ) -> Vec<(u16, Outcome)> {
+        let mut outcomes = Vec::new();
         let leaving: Vec<u16> = self.leaving.keys().copied().collect();
         for bucket in leaving {
             let Some(one) = self.leaving.get(&bucket).filter(|one| one.to == server) else {
                 continue;
             };
             if one.state.is_some() {
-                let _: Option<Outcome> = self.take_back(now, bucket, shard, freight);
+                let outcome = self.take_back(now, bucket, shard, freight);
+                outcomes.extend(outcome.map(|outcome| (bucket, outcome)));
             } else {
                 self.leaving.remove(&bucket);
             }
@@ -391,6 +448,7 @@ impl Mover {
                 self.announce(bucket, version, own);
             }
         }
+        outcomes
     }
 
     fn leaving_to(
@@ -417,7 +475,8 @@ impl Mover {
         let owner = shard.steered().map(|steered| steered.steering.owner_of_flows(bucket));
         match self.check_coming(from, bucket, len, owner) {
             Ok(()) if shard.expect_bucket(bucket, version) => {
-                let coming = Coming { from, version, len: len as usize, state: Vec::new() };
+                let (state, newcomers) = (Vec::new(), BTreeSet::new());
+                let coming = Coming { from, version, len: len as usize, state, newcomers };
                 self.coming.insert(bucket, coming);
                 None
             }
@@ -463,14 +522,18 @@ impl Mover {
         if coming.state.len() < coming.len {
             return Ok(None);
         }
-        let Some(Coming { version, len, state, .. }) = self.coming.remove(&bucket) else {
-            return Ok(None);
-        };
+        let Some(coming) = self.coming.remove(&bucket) else { return Ok(None) };
+        let Coming { version, len, state, newcomers, .. } = coming;
         let fits = demand(state.len() == len, "more state than was said");
         let imported = fits.and_then(|()| shard.import_bucket(now, bucket, &state, freight));
         Ok(Some(match imported {
             Ok(imported) => {
                 self.unsettled.insert(bucket, (version, from));
+                let own = shard.steered().map(|steered| steered.server);
+                for (to, server) in newcomers.into_iter().zip(std::iter::repeat(own)) {
+                    let news = server.map(|server| Announcement { to, bucket, version, server });
+                    self.announcements.extend(news);
+                }
                 while let Some(receipt) = freight.receipt() {
                     shard.send_move(from, MoveMessage::Receipt { bucket }, receipt);
                 }

@@ -57,6 +57,25 @@ impl Shard {
         self.flows_of(bucket).0
     }
 
+    /// How many TCP flows each bucket has here, TIME-WAIT records included; those that have any. Looks at every flow.
+    pub fn flows_by_bucket(&self) -> BTreeMap<u16, usize> {
+        let mut counts = BTreeMap::new();
+        let Some(steered) = &self.steered else { return counts };
+        for (key, _) in self.flows.iter() {
+            let bucket = steered.steering.bucket_of_flow(key.local(), key.remote());
+            *counts.entry(bucket).or_default() += 1;
+        }
+        counts
+    }
+
+    /// Whether [`Shard::export_bucket`] would hand this bucket over.
+    ///
+    /// # Errors
+    /// See [`NotExported`].
+    pub fn may_export(&self, bucket: u16, to: ServerNumber) -> Result<(), NotExported> {
+        self.check_export(bucket, to).map(drop)
+    }
+
     /// Hands the TCP flows of a bucket, 0..[`BUCKETS`], to server `to`: its connections and TIME-WAIT records leave
     /// without an event, and the bucket is `to`'s from now on. Looks at every flow.
     ///
@@ -86,7 +105,8 @@ impl Shard {
         self.counters.count(Counter::BucketsExported);
         self.counters.add(Counter::ConnectionsExported, cargo.connections.len() as u64);
         self.counters.add(Counter::TimeWaitExported, cargo.time_wait.len() as u64);
-        Ok(Exported { version, bytes: cargo.encode(bucket, now), ids: connections })
+        let time_wait = cargo.time_wait.len();
+        Ok(Exported { version, bytes: cargo.encode(bucket, now), ids: connections, time_wait })
     }
 
     /// A bucket is on its way to us by move number `version`: its packets wait, as many as fit. False, and nothing

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::harness::*;
 use crate::carry::Refusal;
-use crate::migration::protocol::{Announcement, MoveMessage, Mover, NotGiven, Outcome};
+use crate::migration::protocol::{Announcement, Given, MoveMessage, Mover, NotGiven, Outcome};
 use crate::steering::{Rule, Steering};
 use crate::*;
 
@@ -261,7 +261,7 @@ fn carry(
     (outcomes, announcements.collect())
 }
 
-fn give(movers: &mut [Mover; 2], stage: &mut Stage) -> Result<(), NotGiven> {
+fn give(movers: &mut [Mover; 2], stage: &mut Stage) -> Result<Given, NotGiven> {
     let now = stage.now();
     let Host { shard, memory, .. } = &mut stage.pair.hosts[1];
     movers[0].give(now, stage.bucket, 1, shard, &mut Hands(memory, &mut stage.depot))
@@ -271,7 +271,8 @@ fn give(movers: &mut [Mover; 2], stage: &mut Stage) -> Result<(), NotGiven> {
 fn a_move_is_over_when_all_who_steer_have_switched() {
     let mut stage = stage(Limits::default());
     let mut movers = [Mover::new([0, 1, 7]), Mover::new([0, 1, 7])];
-    give(&mut movers, &mut stage).expect("it is ours");
+    let given = give(&mut movers, &mut stage).expect("it is ours");
+    assert_eq!((given.connections, given.time_wait), (1, 0));
     assert_eq!(give(&mut movers, &mut stage), Err(NotGiven::Unsettled));
     let (outcomes, _) = carry(&mut movers, &mut stage, 0);
     assert!(matches!(outcomes[..], [Outcome::Arrived(_)]));
@@ -291,9 +292,54 @@ fn a_move_is_over_when_all_who_steer_have_switched() {
     let (outcomes, _) = carry(&mut movers, &mut stage, 0);
     assert_eq!((outcomes, movers[1].is_idle()), (vec![Outcome::Settled], true));
     // Somebody new hears from the owner.
-    movers[1].add_steerer(8, &stage.other.shard);
+    movers[1].add_steerer(8, None, &stage.other.shard);
     let told = movers[1].poll_announcement().expect("a bucket has moved here");
     assert_eq!((told.to, told.bucket, told.version, told.server), (8, bucket, 1, 1));
+}
+
+#[test]
+fn who_begins_to_steer_while_a_bucket_moves_hears_of_it_once_it_is_there() {
+    let mut stage = stage(Limits::default());
+    let mut movers = [Mover::new([0, 1]), Mover::new([0, 1])];
+    give(&mut movers, &mut stage).expect("it is ours");
+    let bucket = stage.bucket;
+    // Steerer 7 knows the new server while the bucket is on its way, and the old one after it has told all.
+    let arrived = {
+        let now = stage.now();
+        let Stage { pair, other, depot, .. } = &mut stage;
+        let mut outcome = None;
+        while let Some(Forward { kind, packet, .. }) = pair.hosts[1].shard.poll_forward() {
+            let ForwardKind::Move(message) = kind else { panic!("{kind:?}") };
+            let Host { shard, memory, .. } = &mut *other;
+            let handled =
+                movers[1].handle(now, 0, message, &packet, shard, &mut Hands(memory, depot));
+            outcome = handled.expect("it may say so");
+            movers[1].add_steerer(7, None, shard);
+            assert!(outcome.is_some() || movers[1].poll_announcement().is_none());
+        }
+        outcome
+    };
+    assert!(matches!(arrived, Some(Outcome::Arrived(_))), "{arrived:?}");
+    let told = movers[1].poll_announcement().expect("it is there");
+    assert_eq!((told.to, told.bucket, told.version, told.server), (7, bucket, 1, 1));
+    let (outcomes, _) = carry(&mut movers, &mut stage, 1);
+    assert_eq!(outcomes, [Outcome::Left]);
+    // Whoever comes to the old server while others have not switched is waited for as well.
+    while movers[0].poll_announcement().is_some() {}
+    let shard = &mut stage.pair.hosts[1].shard;
+    movers[0].add_steerer(8, None, shard);
+    let told = movers[0].poll_announcement().expect("it is not settled");
+    assert_eq!((told.to, told.server), (8, 1));
+    for (steerer, settles) in [(0, false), (1, false), (8, true)] {
+        let outcome = movers[0].handle_switched(steerer, bucket, 1, shard);
+        assert_eq!(outcome == Some(Outcome::Settled), settles);
+    }
+    // A server that was started again knows nothing of what it had.
+    movers[0].add_steerer(1, Some(1), shard);
+    let told = movers[0].poll_announcement().expect("it has a bucket");
+    assert_eq!((told.to, told.bucket, told.server), (1, bucket, 1));
+    movers[0].add_steerer(9, Some(2), shard);
+    assert_eq!(movers[0].poll_announcement(), None, "the owner says so");
 }
 
 #[test]
@@ -308,7 +354,11 @@ fn what_is_not_taken_comes_back() {
             let now = stage.now();
             let Host { shard, memory, .. } = &mut stage.pair.hosts[1];
             movers[0].remove_steerer(1, shard);
-            movers[0].remove_server(now, 1, shard, &mut Hands(memory, &mut stage.depot));
+            let mut hands = Hands(memory, &mut stage.depot);
+            let outcomes = movers[0].remove_server(now, 1, shard, &mut hands);
+            let back =
+                matches!(outcomes[..], [(bucket, Outcome::TakenBack(_))] if bucket == stage.bucket);
+            assert!(back, "{outcomes:?}");
         } else {
             let (outcomes, _) = carry(&mut movers, &mut stage, 0);
             assert_eq!(outcomes, [Outcome::Refused(Refusal::NoRoom)]);
