@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 use crate::config::BalanceChange;
 use crate::error::Error;
+use crate::moving::Selection;
 
 /// What can be asked for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,6 +33,17 @@ pub enum Request {
         /// What is to be different; nothing that is left out.
         #[serde(default)]
         change: BalanceChange,
+    },
+    /// Which transport server has which TCP flows.
+    Steer {},
+    /// Moves TCP flows to another transport server; answered when that is done, or patience is over.
+    SteerMove {
+        /// Which.
+        what: Selection,
+        /// To which transport server.
+        to: u16,
+        /// How long to go on trying, in milliseconds.
+        patience_ms: u64,
     },
     /// TCP and UDP sockets.
     Ss {
@@ -286,6 +298,14 @@ pub fn acceptance(body: impl Serialize) -> Value {
 /// # Errors
 /// When no service answers at that directory, or it refuses.
 pub fn ask(directory: &Path, request: &Request) -> Result<Value, Error> {
+    ask_within(directory, request, Duration::from_secs(10))
+}
+
+/// As [`ask`], of what takes longer.
+///
+/// # Errors
+/// As [`ask`].
+pub fn ask_within(directory: &Path, request: &Request, limit: Duration) -> Result<Value, Error> {
     let path = directory.join(CONTROL_SOCKET);
     let fail = |why: String| {
         Error::new(
@@ -295,8 +315,7 @@ pub fn ask(directory: &Path, request: &Request) -> Result<Value, Error> {
         )
     };
     let mut stream = UnixStream::connect(&path).map_err(|error| fail(error.to_string()))?;
-    let limit = Some(Duration::from_secs(10));
-    let timeouts = stream.set_read_timeout(limit).and(stream.set_write_timeout(limit));
+    let timeouts = stream.set_read_timeout(Some(limit)).and(stream.set_write_timeout(Some(limit)));
     timeouts.map_err(|error| fail(error.to_string()))?;
     let mut line = serde_json::to_vec(request).map_err(|error| fail(error.to_string()))?;
     line.push(b'\n');

@@ -1,5 +1,6 @@
-//! What the servers of a plan say to each other about accepting: from `managers`, which knows whom to
-//! tell, to the rings, and from the rings to the connection manager or transport server that is told.
+//! What the servers of a plan say to each other about accepting, and of flows that have moved: from `managers`,
+//! which knows whom to tell, and `moving` to the rings, and from the rings to the connection manager or server
+//! that is told.
 //! Also how servers come to know each other: rings are joined when the supervisor says that another
 //! server is there, and left when it says that it is gone.
 //!
@@ -19,7 +20,7 @@ use haypile_engine::control::messages::{BetweenManagers, ToManager, ToTransport}
 use haypile_engine::control::names::ServerNumber;
 use haypile_link::port::Port;
 use haypile_shm::messages::ServerMessageKind;
-use haypile_shm::peer::{self, PeerBell, PeerSide};
+use haypile_shm::peer::{self, FrameEnd, MessageEnd, PeerBell, PeerSide};
 use haypile_shm::sys::cycle_counter;
 use haypile_shm::{Errno, Fd, Message};
 
@@ -42,7 +43,7 @@ pub struct Conversation {
 }
 
 /// Every kind, with its name in `haypile status`.
-const KINDS: [(ServerMessageKind, &str); 17] = [
+const KINDS: [(ServerMessageKind, &str); 18] = [
     (ServerMessageKind::ListenerOpened, "listener_opened"),
     (ServerMessageKind::ListenerClosed, "listener_closed"),
     (ServerMessageKind::Acceptor, "acceptor"),
@@ -60,6 +61,7 @@ const KINDS: [(ServerMessageKind, &str); 17] = [
     (ServerMessageKind::Revoke, "revoke"),
     (ServerMessageKind::Best, "best"),
     (ServerMessageKind::Nobody, "nobody"),
+    (ServerMessageKind::FlowsMoved, "flows_moved"),
 ];
 
 /// The place of a message's kind in [`KINDS`].
@@ -84,6 +86,7 @@ fn place_of(message: &Incoming) -> usize {
         Incoming::ToTransport(ToTransport::Revoke { .. }) => 14,
         Incoming::BetweenManagers(BetweenManagers::Best { .. }) => 15,
         Incoming::BetweenManagers(BetweenManagers::Nobody { .. }) => 16,
+        Incoming::FlowsMoved(_) => 17,
     }
 }
 
@@ -173,6 +176,7 @@ impl Core {
                 self.between_managers(now, from.manager.unwrap_or_default(), message);
                 self.times.offers += times::since(began);
             }
+            Incoming::FlowsMoved(moved) => self.moving.hear(peer, moved),
         }
     }
 
@@ -212,7 +216,8 @@ impl Core {
         }
     }
 
-    fn say(&mut self, process: Option<ProcessNumber>, message: &Incoming) {
+    /// Says something to the server in a process, if there is one.
+    pub(crate) fn say(&mut self, process: Option<ProcessNumber>, message: &Incoming) {
         if let Some(process) = process {
             self.conversation.said[place_of(message)] += 1;
             self.rings.push_message(process, &message.encode());
@@ -232,6 +237,7 @@ impl Core {
         if manages && roles.manager().is_some() {
             self.manager.announce_anew();
         }
+        self.tell_moves_anew(peer);
     }
 }
 
@@ -250,6 +256,10 @@ fn may_say(roles: &Roles, peer: ProcessNumber, message: &Incoming) -> bool {
             ours.is_some_and(|server| from.manager == Some(roles.manager_of(server)))
         }
         Incoming::BetweenManagers(_) => roles.manager().is_some() && from.manager.is_some(),
+        Incoming::FlowsMoved(moved) => {
+            let steers = roles.transport().is_some() || roles.link().is_some();
+            steers && from.transport.is_some() && moved.server < roles.transport_count()
+        }
     }
 }
 
@@ -279,21 +289,36 @@ impl<P: Port> Server<P> {
         let [segment, status, bell] = given;
         let (messages, frames) = peer::open(segment, side, frames)?;
         let bell = Rc::new(PeerBell::new(status, bell)?);
+        self.greet_peer(now, server, (messages, frames), bell);
+        Ok(())
+    }
+
+    /// Begins to talk to a peer that is there.
+    pub(crate) fn greet_peer(
+        &mut self,
+        now: Instant,
+        server: ProcessNumber,
+        (messages, frames): (MessageEnd, Option<FrameEnd>),
+        bell: Rc<PeerBell>,
+    ) {
         self.core.rings.join(server, messages, Rc::clone(&bell));
         if let Some(frames) = frames {
             self.link.peers.join(server, frames, bell);
         }
         self.core.say_everything_to(now, server);
-        Ok(())
     }
 
     /// Another server is gone, with everything that it said and was not heard. What it said before
     /// is heard first.
     pub fn leave_peer(&mut self, now: Instant, server: ProcessNumber) {
-        self.link.peers.leave(server);
+        // Whether it had taken a bucket that we gave is in the last that it said.
+        let (shard, mut inward) = self.core.inward();
+        self.link.hear_out(server, now, shard, &mut inward);
+        self.link.leave_peer(server);
         if !self.core.rings.leave(server) {
             return;
         }
+        self.core.moves_without(now, server);
         let roles = self.core.rings.roles();
         let Some(gone) = roles.servers().get(usize::from(server)).copied() else { return };
         if roles.manager().is_none() {

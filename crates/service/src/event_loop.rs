@@ -6,7 +6,7 @@
 //! reads the announcement (`haypile_shm::sleep` has the argument). Everything else that wakes it is
 //! a descriptor in the epoll set. Called by `start`.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -23,6 +23,7 @@ use serde_json::{Value, json};
 use crate::control::{self, ControlSocket, Failure, Request};
 use crate::error::Error;
 use crate::inherited::Notice;
+use crate::moving::{JobId, MoveReport};
 use crate::poller::Token;
 use crate::report::{Facts, SocketChoice};
 use crate::resolve::{Lookup, Resolved};
@@ -52,6 +53,8 @@ pub struct Service<P: Port> {
     looked: Instant,
     /// Clients that wait for name servers.
     lookups: Vec<Lookup>,
+    /// Clients that wait for buckets to move.
+    movers: HashMap<JobId, control::ClientId>,
 }
 
 /// The descriptors that reach a server from outside.
@@ -132,6 +135,7 @@ impl<P: Port> Service<P> {
             tokens: Vec::new(),
             looked: now(),
             lookups: Vec::new(),
+            movers: HashMap::new(),
         })
     }
 
@@ -150,6 +154,9 @@ impl<P: Port> Service<P> {
             let work = self.server.step(start)?;
             if !self.lookups.is_empty() {
                 self.finish_lookups();
+            }
+            if !self.movers.is_empty() {
+                self.finish_moves();
             }
             let end = now();
             let busy = !work.is_none();
@@ -351,6 +358,17 @@ impl<P: Port> Service<P> {
         Some(match request {
             Request::Resolve { name } => return self.begin_lookup(client, &name),
             Request::Status {} => control::acceptance(self.server.status(&self.facts, now())),
+            Request::Steer {} => control::acceptance(self.server.core.steer_report()),
+            Request::SteerMove { what, to, patience_ms } => {
+                match self.server.core.begin_moves(now(), what, to, patience_ms) {
+                    Ok(Some(job)) => {
+                        self.movers.insert(job, client);
+                        return None;
+                    }
+                    Ok(None) => control::acceptance(MoveReport::default()),
+                    Err(why) => control::refusal(&why),
+                }
+            }
             Request::Balance { change } => {
                 let busy_us = self.server.load.busy_us;
                 match self.server.core.balance(now(), &change, busy_us) {
@@ -399,6 +417,19 @@ impl<P: Port> Service<P> {
             }
             Err(error) => Some(control::acceptance(Resolved::failure(name, error))),
         }
+    }
+
+    /// Answers whose buckets have moved, or will not in time.
+    fn finish_moves(&mut self) {
+        let Service { movers, control, server, .. } = self;
+        movers.retain(|job, client| {
+            let Some(moves) = server.core.moving.take_done(*job) else { return true };
+            let unsent = control.answer(*client, &control::acceptance(MoveReport { moves }));
+            if let Some(fd) = control.client_fd(*client) {
+                server.poller.set_writable(fd, Token::Client(*client), unsent);
+            }
+            false
+        });
     }
 
     /// Answers whose name servers have answered.

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod accepting;
+pub mod aside;
 pub mod attach;
 pub mod balance;
 pub mod config;
@@ -28,6 +29,7 @@ pub mod life;
 pub mod link_server;
 pub mod links;
 pub mod managers;
+pub mod moving;
 pub mod options;
 pub mod plan;
 pub mod poller;

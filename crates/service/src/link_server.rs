@@ -13,6 +13,7 @@ use haypile_link::port::{
 use haypile_shm::pool::{Frame, SUPERFRAME_SIZE};
 use haypile_shm::{Errno, FramePool};
 
+use crate::aside::Inward;
 use crate::frame_peers::FramePeers;
 use crate::switch::Switch;
 
@@ -127,7 +128,7 @@ impl<P: Port> LinkServer<P> {
         &mut self,
         now: Instant,
         shard: &mut Shard,
-        streams: &mut impl Streams,
+        streams: &mut impl Inward,
     ) -> io::Result<usize> {
         let (mut count, mut bytes) = (0, 0);
         while count < BURST && bytes < BYTES_PER_CALL {
@@ -142,9 +143,12 @@ impl<P: Port> LinkServer<P> {
                 let content = frame.bytes(&self.pool);
                 match &mut self.switch {
                     None => shard.handle_frame(now, content, meta, streams),
-                    Some(switch) => switch.pass(&mut self.peers, content, meta, || {
-                        shard.handle_frame(now, content, meta, streams);
-                    }),
+                    Some(switch) => {
+                        let way = switch.way(shard.steered(), content);
+                        if switch.pass(&mut self.peers, way, content, meta) {
+                            shard.handle_frame(now, content, meta, streams);
+                        }
+                    }
                 }
                 self.pool.free(frame.frame);
             }

@@ -24,6 +24,7 @@ use crate::homes::Homes;
 use crate::inherited::{Inherited, Notice};
 use crate::link_server::{self, LinkServer};
 use crate::managers::Managers;
+use crate::moving::Moving;
 use crate::poller::{Poller, Token};
 use crate::ports::Ports;
 use crate::processes::{self, Processes};
@@ -96,6 +97,8 @@ pub struct Core {
     pub(crate) rings: Rings,
     /// What was said among them.
     pub(crate) conversation: Conversation,
+    /// Buckets on their way to and from them.
+    pub(crate) moving: Moving,
     /// Listeners of the server before this one.
     pub(crate) inherited: Inherited,
     /// What the supervisor is to be told.
@@ -313,6 +316,7 @@ impl<P: Port> Server<P> {
             era: foundation.era,
             homes: Homes::new(roles.place(), &foundation.secret, foundation.seed),
             inherited: Inherited::default(),
+            moving: Moving::new(&roles),
             rings: Rings::new(roles),
             conversation: Conversation::default(),
             notices: Vec::new(),
@@ -356,7 +360,8 @@ impl<P: Port> Server<P> {
         let Server { core, link, poller, .. } = self;
         core.now = now;
         let failed = |error| Error::new("use the link", error, "look whether it was removed");
-        let received = link.receive(now, &mut core.shard, &mut core.store).map_err(failed)?;
+        let (shard, mut inward) = core.inward();
+        let received = link.receive(now, shard, &mut inward).map_err(failed)?;
         ended(Part::Receive);
         let requests = core.handle_requests(now);
         ended(Part::Requests);
@@ -368,14 +373,14 @@ impl<P: Port> Server<P> {
         let events = core.handle_events(now);
         core.release_held(now, false);
         ended(Part::Events);
-        let heard = core.hear_peers(now);
+        let heard = core.hear_peers(now) + core.drive_moves(now);
         core.run_manager(now);
         core.expel(now);
         ended(Part::Manager);
         let datagrams = core.send_datagrams(now);
         ended(Part::Datagrams);
         let sent = link.transmit(now, &mut core.shard, &mut core.store).map_err(failed)?;
-        link.finish_turn(&mut core.shard);
+        link.finish_turn(&mut core.shard, core.moving.outward());
         ended(Part::Transmit);
         core.publish_datagrams();
         core.housekeeping(now);
@@ -399,6 +404,7 @@ impl<P: Port> Server<P> {
             // The shard had no room for all of them.
             (!core.sending.is_empty()).then(|| core.now.plus_us(SEND_AGAIN_US)),
             core.inherited.due(),
+            core.moving.due(),
         ]
         .into_iter()
         .flatten()

@@ -9,7 +9,9 @@
 //!   unfinished checksums as the link gave them);
 //! * frames that a transport server without a link sends, to the link server that sends for it;
 //! * packets put together from fragments, or sent to ourselves, to their owner;
-//! * what the speaker has learned of the network, to the others, and their groups, to the speaker.
+//! * what the speaker has learned of the network, to the others, and their groups, to the speaker;
+//! * buckets whose flows move, and what belongs to that (`aside`): it may not be lost, and keeps its place
+//!   among the frames.
 //!
 //! A frame handed over is not asked about again, so that none goes in circles. One that finds no room
 //! is dropped and counted, as on a full link; one to be sent waits, as for a full link.
@@ -23,14 +25,15 @@ use std::sync::Arc;
 
 use haypile_engine::control::names::ServerNumber;
 use haypile_engine::steering::{Destination, Rule, SPEAKER, Steering};
-use haypile_engine::{
-    Forward, ForwardKind, Instant, NetworkUpdate, RxMeta, Shard, Steered, Streams,
-};
+use haypile_engine::{Forward, ForwardKind, Instant, NetworkUpdate, RxMeta, Shard, Steered};
 use haypile_link::port::{PartialChecksum, Port, TX_HEADROOM, TxFrame};
+use haypile_shm::peer::PEER_FRAME_LINES;
 use haypile_shm::record_ring::Record;
 
+use crate::aside::{Aside, Inward, Outboxes, Outward, Sayer, Switched};
 use crate::frame_peers::{FramePeers, PushFrame};
 use crate::link_server::{BURST, LinkServer};
+use crate::managers::wire::FlowsMoved;
 use crate::plan::{Component, Plan};
 use crate::roles::Roles;
 
@@ -135,8 +138,11 @@ impl SwitchCounters {
 #[derive(Debug)]
 pub struct Switch {
     members: Members,
+    /// Asked where no shard has a map: only one who owns flows follows those that move there.
     steering: Arc<Steering>,
     counters: SwitchCounters,
+    /// What found no room and may not be lost.
+    outboxes: Outboxes,
     /// Processes that have yet to be told what we know.
     untold: Vec<u16>,
     /// Room for what comes from another server.
@@ -167,6 +173,8 @@ enum Crossing {
     Network,
     /// The groups of the sender's sockets.
     Groups,
+    /// No frame.
+    Aside(Aside),
 }
 
 const KIND_SHIFT: u32 = 56;
@@ -193,7 +201,9 @@ impl Crossing {
                 let wire = if wire { FROM_WIRE } else { 0 };
                 (7, u64::from(segment_size) | u64::from(times) << 16 | wire)
             }
-            Crossing::Packet(ForwardKind::Move(_)) => (8, 0),
+            Crossing::Packet(ForwardKind::Move(_)) | Crossing::Aside(Aside::Move) => (8, 0),
+            Crossing::Aside(Aside::Notice) => (9, 0),
+            Crossing::Aside(Aside::Switched) => (10, 0),
             Crossing::Network => (5, 0),
             Crossing::Groups => (6, 0),
         };
@@ -220,6 +230,9 @@ impl Crossing {
             }
             5 => Crossing::Network,
             6 => Crossing::Groups,
+            8 => Crossing::Aside(Aside::Move),
+            9 => Crossing::Aside(Aside::Notice),
+            10 => Crossing::Aside(Aside::Switched),
             _ => return None,
         })
     }
@@ -232,15 +245,17 @@ impl Switch {
             members,
             steering,
             counters: SwitchCounters::default(),
+            outboxes: Outboxes::default(),
             untold: Vec::new(),
             room: vec![0; RECORD_MAX],
         }
     }
 
-    /// Where a frame from the link goes.
+    /// Where a frame from the link goes, by the map of our shard if it has one.
     #[inline]
-    pub fn classify(&self, frame: &[u8]) -> Way {
-        match self.steering.destination(frame) {
+    pub fn way(&self, steered: Option<&Steered>, frame: &[u8]) -> Way {
+        let steering = steered.map_or(&self.steering, |steered| &steered.steering);
+        match steering.destination(frame) {
             Destination::Everyone => Way::Everyone,
             Destination::Server(server) if Some(server) == self.members.own => Way::Here,
             Destination::Server(server) => Way::Server(server),
@@ -250,6 +265,11 @@ impl Switch {
     /// What happened so far.
     pub fn counters(&self) -> SwitchCounters {
         self.counters
+    }
+
+    /// The map, where no shard has one.
+    pub fn steering(&self) -> &Steering {
+        &self.steering
     }
 
     /// Who is who.
@@ -269,10 +289,21 @@ impl Switch {
 
     /// Hands a record to a transport server; counts it when it is lost.
     fn hand(&mut self, peers: &mut FramePeers, to: ServerNumber, what: Crossing, bytes: &[u8]) {
-        let written = self.process_of(to).is_some_and(|process| {
-            peers.push_frame(process, what.encode(), bytes) == PushFrame::Written
-        });
-        match written {
+        match self.process_of(to) {
+            Some(process) => self.hand_to_process(peers, process, what, bytes),
+            None => self.counters.dropped += 1,
+        }
+    }
+
+    fn hand_to_process(
+        &mut self,
+        peers: &mut FramePeers,
+        process: u16,
+        what: Crossing,
+        bytes: &[u8],
+    ) {
+        let precious = matches!(what, Crossing::Aside(_));
+        match self.outboxes.push(peers, process, what.encode(), bytes, precious) {
             true => self.counters.forwarded += 1,
             false => self.counters.dropped += 1,
         }
@@ -287,37 +318,41 @@ impl Switch {
         }
     }
 
-    /// A frame from the link: to our shard, to others, or both.
+    /// A frame from the link, to those others that it is for. True if it is for our shard too.
     #[inline]
     pub(crate) fn pass(
         &mut self,
         peers: &mut FramePeers,
+        way: Way,
         frame: &[u8],
         meta: RxMeta,
-        deliver: impl FnOnce(),
-    ) {
-        match self.classify(frame) {
-            Way::Here => {
-                self.counters.here += 1;
-                deliver();
+    ) -> bool {
+        let ours = match way {
+            Way::Here => true,
+            Way::Server(server) => {
+                self.hand(peers, server, Crossing::Received(meta), frame);
+                false
             }
-            Way::Server(server) => self.hand(peers, server, Crossing::Received(meta), frame),
             Way::Everyone => {
                 self.hand_to_others(peers, Crossing::Received(meta), frame);
-                if self.members.own.is_some() {
-                    self.counters.here += 1;
-                    deliver();
-                }
+                self.members.own.is_some()
             }
-        }
+        };
+        self.counters.here += u64::from(ours);
+        ours
     }
 
     /// What the shard has for other servers, after its turn.
     fn collect(&mut self, peers: &mut FramePeers, shard: &mut Shard) {
+        if !self.outboxes.is_empty() {
+            self.counters.dropped += self.outboxes.flush(peers);
+        }
         while let Some(Forward { to, kind, packet }) = shard.poll_forward() {
             match kind {
-                // Buckets do not move in a service yet.
-                ForwardKind::Move(_) => self.counters.misdirected += 1,
+                ForwardKind::Move(message) => {
+                    let bytes = message.encode(&packet);
+                    self.hand(peers, to, Crossing::Aside(Aside::Move), &bytes);
+                }
                 _ => self.hand(peers, to, Crossing::Packet(kind), &packet),
             }
             shard.recycle(packet);
@@ -333,6 +368,22 @@ impl Switch {
         }
         if !self.untold.is_empty() {
             self.tell(peers, shard);
+        }
+    }
+
+    /// What else this turn has for others, behind the frames that it had for them.
+    fn send_aside(&mut self, peers: &mut FramePeers, shard: &mut Shard, outward: &mut Outward) {
+        for (process, FlowsMoved { bucket, version, server }) in outward.heard.drain(..) {
+            if shard.steered().is_some() {
+                shard.note_move(bucket, version, server);
+            } else {
+                Arc::make_mut(&mut self.steering).move_flows(bucket, version, server);
+            }
+            let answer = Switched { bucket, version }.encode();
+            self.hand_to_process(peers, process, Crossing::Aside(Aside::Switched), &answer);
+        }
+        for (server, notice) in outward.notices.drain(..) {
+            self.hand(peers, server, Crossing::Aside(Aside::Notice), &notice);
         }
     }
 
@@ -367,7 +418,7 @@ impl Switch {
         (from, what): (u16, Crossing),
         len: usize,
         shard: &mut Shard,
-        streams: &mut impl Streams,
+        streams: &mut impl Inward,
     ) {
         let bytes = &self.room[..len.min(self.room.len())];
         let from_speaker = self.server_in(from) == Some(SPEAKER);
@@ -376,6 +427,10 @@ impl Switch {
             Crossing::Received(meta) => {
                 shard.handle_frame(now, bytes, meta, streams);
                 true
+            }
+            Crossing::Aside(what) => {
+                let from = Sayer { process: from, server: self.server_in(from) };
+                streams.handle_aside(now, from, what, bytes, shard)
             }
             Crossing::Packet(kind) => {
                 shard.handle_forwarded(now, kind, bytes, streams);
@@ -423,7 +478,7 @@ impl<P: Port> LinkServer<P> {
         &mut self,
         now: Instant,
         shard: &mut Shard,
-        streams: &mut impl Streams,
+        streams: &mut impl Inward,
     ) -> usize {
         let Some(mut switch) = self.switch.take() else { return 0 };
         let mut count = 0;
@@ -437,20 +492,58 @@ impl<P: Port> LinkServer<P> {
                         break;
                     }
                 } else {
-                    self.peers.take_frame(process, record, &mut switch.room);
-                    match what {
-                        Some(what) => {
-                            let len = record.len as usize;
-                            switch.take_in(now, (process, what), len, shard, streams);
-                        }
-                        None => switch.counters.misdirected += 1,
-                    }
+                    self.take_record(&mut switch, (process, what), record, now, shard, streams);
                 }
                 count += 1;
             }
         }
         self.switch = Some(switch);
         count
+    }
+
+    /// Takes all that a server has said, which is gone: what it wanted to be sent is not.
+    pub(crate) fn hear_out(
+        &mut self,
+        process: u16,
+        now: Instant,
+        shard: &mut Shard,
+        streams: &mut impl Inward,
+    ) {
+        let Some(mut switch) = self.switch.take() else { return };
+        for _ in 0..PEER_FRAME_LINES {
+            let Some(record) = self.peers.front_frame(process) else { break };
+            let what = Crossing::decode(record.tag);
+            let what = what.filter(|what| !matches!(what, Crossing::ToSend { .. }));
+            self.take_record(&mut switch, (process, what), record, now, shard, streams);
+        }
+        self.switch = Some(switch);
+    }
+
+    /// A server is gone, with what waited for it.
+    pub(crate) fn leave_peer(&mut self, process: u16) {
+        self.peers.leave(process);
+        if let Some(switch) = &mut self.switch {
+            switch.outboxes.forget(process);
+        }
+    }
+
+    fn take_record(
+        &mut self,
+        switch: &mut Switch,
+        (process, what): (u16, Option<Crossing>),
+        record: Record,
+        now: Instant,
+        shard: &mut Shard,
+        streams: &mut impl Inward,
+    ) {
+        self.peers.take_frame(process, record, &mut switch.room);
+        match what {
+            Some(what) => {
+                let len = record.len as usize;
+                switch.take_in(now, (process, what), len, shard, streams);
+            }
+            None => switch.counters.misdirected += 1,
+        }
     }
 
     /// Takes a frame that is to be sent over our link; false when there is no room for it now.
@@ -497,16 +590,18 @@ impl<P: Port> LinkServer<P> {
     }
 
     /// The end of a turn: what the shard has for others goes, and who sleeps is rung.
-    pub fn finish_turn(&mut self, shard: &mut Shard) {
+    pub fn finish_turn(&mut self, shard: &mut Shard, outward: &mut Outward) {
         if let Some(switch) = &mut self.switch {
             switch.collect(&mut self.peers, shard);
+            switch.send_aside(&mut self.peers, shard, outward);
             self.peers.flush();
         }
     }
 
     /// Whether somebody has yet to be told something and had no room for it.
     pub(crate) fn has_untold(&self) -> bool {
-        self.switch.as_ref().is_some_and(|switch| !switch.untold.is_empty())
+        let waits = |switch: &Switch| !switch.untold.is_empty() || !switch.outboxes.is_empty();
+        self.switch.as_deref().is_some_and(waits)
     }
 }
 
@@ -518,6 +613,9 @@ fn hand_to_link(
     frames: &[TxFrame],
 ) -> usize {
     let Some(process) = switch.members.sends_over else { return frames.len() };
+    if switch.outboxes.has(process) {
+        return 0;
+    }
     for (done, frame) in frames.iter().enumerate() {
         let what = Crossing::ToSend { checksum: frame.checksum, segment_size: frame.segment_size };
         match peers.push_frame(process, what.encode(), frame.bytes(pool)) {

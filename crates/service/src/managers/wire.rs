@@ -1,9 +1,10 @@
-//! Messages about accepting as they travel between servers: the types of
+//! Messages about accepting, and about flows that have moved, as they travel between servers: the types of
 //! `haypile_engine::control::messages` as lines of `haypile_shm::messages`, and back.
 
 use haypile_engine::SocketId;
 use haypile_engine::control::messages::{BetweenManagers, ToManager, ToTransport};
-use haypile_engine::control::names::{ConnectionName, ListenerName, ProcessName};
+use haypile_engine::control::names::{ConnectionName, ListenerName, ProcessName, ServerNumber};
+use haypile_engine::steering::BUCKETS;
 use haypile_shm::Message;
 use haypile_shm::messages::{
     Malformed, ServerConnection, ServerMessage, ServerMessageKind as Kind,
@@ -18,6 +19,19 @@ pub enum Incoming {
     ToTransport(ToTransport),
     /// For [`Core::between_managers`](crate::server::Core::between_managers).
     BetweenManagers(BetweenManagers),
+    /// For whoever steers.
+    FlowsMoved(FlowsMoved),
+}
+
+/// The TCP flows of a bucket have moved.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct FlowsMoved {
+    /// Which bucket, 0..[`BUCKETS`].
+    pub bucket: u16,
+    /// The number of the move, 1 at least.
+    pub version: u32,
+    /// Who has them.
+    pub server: ServerNumber,
 }
 
 impl Incoming {
@@ -61,6 +75,16 @@ impl Incoming {
             Kind::Nobody => {
                 return Ok(Incoming::BetweenManagers(BetweenManagers::Nobody { group }));
             }
+            Kind::FlowsMoved => {
+                let bucket = u16::try_from(index).ok().filter(|one| usize::from(*one) < BUCKETS);
+                let version = generation;
+                return match bucket {
+                    Some(bucket) if version > 0 => {
+                        Ok(Incoming::FlowsMoved(FlowsMoved { bucket, version, server }))
+                    }
+                    _ => Err(Malformed),
+                };
+            }
         };
         Ok(Incoming::ToManager(told))
     }
@@ -71,6 +95,11 @@ impl Incoming {
             Incoming::ToManager(message) => to_manager(message),
             Incoming::ToTransport(message) => to_transport(message),
             Incoming::BetweenManagers(message) => between_managers(message),
+            Incoming::FlowsMoved(FlowsMoved { bucket, version, server }) => {
+                let index = u32::from(bucket);
+                let connection = ServerConnection { server: 0, index, generation: version };
+                ServerMessage { connection, server, ..ServerMessage::new(Kind::FlowsMoved) }
+            }
         }
         .encode()
     }
@@ -190,8 +219,14 @@ mod tests {
         ];
         let all = to_manager.map(Incoming::ToManager).into_iter();
         let all = all.chain(to_transport.map(Incoming::ToTransport));
-        for message in all.chain(between.map(Incoming::BetweenManagers)) {
+        let all = all.chain(between.map(Incoming::BetweenManagers));
+        let moved = |bucket, version| FlowsMoved { bucket, version, server: 3 };
+        for message in all.chain([Incoming::FlowsMoved(moved(4095, u32::MAX - 1))]) {
             assert_eq!(Incoming::decode(&message.encode()), Ok(message));
+        }
+        for nonsense in [moved(4096, 1), moved(4095, 0)] {
+            let line = Incoming::FlowsMoved(nonsense).encode();
+            assert_eq!(Incoming::decode(&line), Err(Malformed), "{nonsense:?}");
         }
         assert_eq!(Incoming::decode(&[7; 8]), Err(Malformed));
     }

@@ -90,7 +90,9 @@ impl Supervisor {
                     Request::Trace { server, .. } => spec.transport == Some(*server),
                     Request::Fail { server, .. } => spec.number == *server,
                     Request::Balance { .. } => spec.manager.is_some(),
-                    Request::Ss { .. } => spec.transport.is_some(),
+                    Request::Ss { .. } | Request::Steer {} | Request::SteerMove { .. } => {
+                        spec.transport.is_some()
+                    }
                     Request::CaptureStart { .. } | Request::CaptureStop {} => spec.link.is_some(),
                     _ => true,
                 }

@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 
 use crate::control::Request;
+use crate::moving::SteerReport;
 use crate::report::{CountRow, ProcessRow, SocketRow, Sockets, Status};
 use crate::roles::ProcessNumber;
 
@@ -19,6 +20,7 @@ pub fn merge(request: &Request, answers: Vec<(ProcessNumber, Value)>) -> Value {
     match request {
         Request::Status {} => typed(answers, merge_status),
         Request::Ss { .. } => typed(answers, merge_sockets),
+        Request::Steer {} => typed(answers, merge_steering),
         _ => answers.into_iter().reduce(join).unwrap_or_default(),
     }
 }
@@ -79,6 +81,12 @@ fn add_counts(rows: &mut Vec<CountRow>, more: Vec<CountRow>) {
             None => rows.push(row),
         }
     }
+}
+
+fn merge_steering(mut first: SteerReport, other: SteerReport) -> SteerReport {
+    first.servers.extend(other.servers);
+    first.servers.sort_by_key(|row| row.server);
+    first
 }
 
 /// A process is attached to every transport server.

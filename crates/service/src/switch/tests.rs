@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use haypile_engine::{
     Cidr, Counter, Datagram, DatagramOptions, Event, Limits, ListenOptions, Offloads, SendTo,
-    ShardConfig, SocketId, SocketOptions,
+    ShardConfig, SocketId, SocketOptions, Streams,
 };
 use haypile_link::wire::{self, Wire, WireConfig};
 use proptest::prelude::*;
@@ -51,6 +51,9 @@ proptest! {
             Crossing::Packet(ForwardKind::Moved { wire: valid, times: offset as u8, segment_size }),
             Crossing::Network,
             Crossing::Groups,
+            Crossing::Aside(Aside::Move),
+            Crossing::Aside(Aside::Notice),
+            Crossing::Aside(Aside::Switched),
         ] {
             prop_assert_eq!(Crossing::decode(what.encode()), Some(what));
         }
@@ -94,6 +97,8 @@ impl Streams for Memory {
         true
     }
 }
+
+impl Inward for Memory {}
 
 /// A shard with its link server.
 struct Member {
@@ -149,7 +154,7 @@ impl Member {
             events.push(event);
         }
         work += link.transmit(now, shard, memory).unwrap();
-        link.finish_turn(shard);
+        link.finish_turn(shard, &mut Outward::default());
         work
     }
 

@@ -29,6 +29,7 @@ use haypile_shm::{
     AppChannel, AppStatus, AppStream, Consumer, Doorbell, PROTOCOL_VERSION, Segment, control,
 };
 
+use crate::aside::Inward;
 use crate::config::{Config, Flags};
 use crate::link_server::{self, BURST, LinkServer};
 use crate::poller::Token;
@@ -109,6 +110,8 @@ impl Streams for Vectors {
         true
     }
 }
+
+impl Inward for Vectors {}
 
 thread_local! {
     /// Who will say HELLO next: sleeping processes stand for applications.
@@ -326,7 +329,8 @@ impl World {
 }
 
 impl Peer {
-    fn new(port: Wire, now: Instant) -> Peer {
+    /// At the end of a wire.
+    pub fn new(port: Wire, now: Instant) -> Peer {
         let offloads = link_server::offloads(port.features());
         let config = ShardConfig {
             mac: [2, 0, 0, 0, 0, 2],

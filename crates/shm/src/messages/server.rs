@@ -1,5 +1,5 @@
 //! What servers say to each other about accepting: transport server to connection manager and back,
-//! and connection managers among themselves. One line, with a version; which words a kind uses is
+//! and connection managers among themselves; and where flows have moved, to all who steer. One line, with a version; which words a kind uses is
 //! said at the kind, the others are zero. The service turns them into the types of its control.
 
 use super::{Malformed, Message, pair, unpair};
@@ -48,12 +48,15 @@ pub enum ServerMessageKind {
     Best,
     /// Between managers: there is no application for `group`.
     Nobody,
+    /// To whoever steers: the TCP flows of the bucket `connection.index` are with `server`, by move number
+    /// `connection.generation`.
+    FlowsMoved,
 }
 
 use ServerMessageKind as Kind;
 
 /// Every kind, in the order of their numbers.
-const KINDS: [Kind; 17] = [
+const KINDS: [Kind; 18] = [
     Kind::ListenerOpened,
     Kind::ListenerClosed,
     Kind::Acceptor,
@@ -71,6 +74,7 @@ const KINDS: [Kind; 17] = [
     Kind::Revoke,
     Kind::Best,
     Kind::Nobody,
+    Kind::FlowsMoved,
 ];
 
 /// A connection, by the server that owns it and its name there.
@@ -176,7 +180,7 @@ mod tests {
         let good = ServerMessage::new(Kind::Nobody).encode();
         for (word, value) in [
             (0, pair(Kind::Nobody as u32, SERVER_MESSAGE_VERSION + 1)),
-            (0, pair(Kind::Nobody as u32 + 1, SERVER_MESSAGE_VERSION)),
+            (0, pair(Kind::FlowsMoved as u32 + 1, SERVER_MESSAGE_VERSION)),
             (0, pair(FIRST_KIND - 1, SERVER_MESSAGE_VERSION)),
             (6, 1),
             (7, 1 << 63),
