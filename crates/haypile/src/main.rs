@@ -25,6 +25,7 @@ mod run;
 mod serve;
 mod ss;
 mod status;
+mod steer;
 mod table;
 mod trace;
 
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         Command::Ss(arguments) => ss::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Balance(arguments) => balance::run(&arguments),
+        Command::Steer(arguments) => steer::run(&arguments),
         Command::Resolve(arguments) => resolve::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
