@@ -13,7 +13,7 @@ use haypile_shm::sys::cycle_counter;
 
 use crate::server::Core;
 use crate::slab::Key;
-use crate::sockets::Offered;
+use crate::sockets::{Offered, Served};
 use crate::times;
 
 impl Core {
@@ -141,7 +141,7 @@ impl Core {
 
     /// Ends the offer of a connection that nobody has claimed. True: it is nobody's; false: the
     /// application was faster.
-    fn take_back(&mut self, now: Instant, key: Key) -> bool {
+    pub(crate) fn take_back(&mut self, now: Instant, key: Key) -> bool {
         let Some(socket) = self.store.sockets.get_mut(key) else { return true };
         let offered = socket.accepting.as_ref().and_then(|accepting| accepting.offered);
         let Some(Offered { process, .. }) = offered else { return true };
@@ -180,10 +180,15 @@ impl Core {
         let Some(socket) = self.store.sockets.get(key) else { return };
         let id = socket.id;
         let offered = socket.accepting.as_ref().and_then(|accepting| accepting.offered);
-        if let Some(Offered { by, .. }) = offered {
+        let mut served = None;
+        if let Some(Offered { by, since, .. }) = offered {
             self.processes.offer_settled(process, by);
+            let listener = self.store.sockets.get(by).and_then(|socket| socket.listener);
+            let name = self.processes.get(process).map(|process| process.name);
+            let named = listener.zip(name);
+            served = named.map(|(listener, process)| Served { process, listener, since });
         }
-        self.store.claimed(key, process);
+        self.store.claimed(key, process, served);
         if let Some(process) = self.processes.get_mut(process) {
             process.sockets.insert(key);
         }
@@ -238,13 +243,9 @@ impl Core {
     }
 
     /// A claimed connection is closed: its service time goes to the manager of the process's home.
-    pub(crate) fn tell_served(&mut self, now: Instant, served: Offered) {
-        let listener = self.store.sockets.get(served.by).and_then(|socket| socket.listener);
-        let Some(listener) = listener else { return };
-        let Some(process) = self.processes.get(served.process).map(|process| process.name) else {
-            return;
-        };
-        let service_time_us = now.since(served.since).min(u64::from(u32::MAX)) as u32;
+    pub(crate) fn tell_served(&mut self, now: Instant, served: Served) {
+        let Served { process, listener, since } = served;
+        let service_time_us = now.since(since).min(u64::from(u32::MAX)) as u32;
         let server = self.managers.server();
         let message = ToManager::Served { listener, process, service_time_us, server };
         self.tell_manager(now, process.home(), message);

@@ -321,6 +321,10 @@ impl<P: Port> Server<P> {
         self.core.moves_without(now, server);
         let roles = self.core.rings.roles();
         let Some(gone) = roles.servers().get(usize::from(server)).copied() else { return };
+        if let Some(server) = gone.transport {
+            self.core.stubs_are_gone(now, server);
+        }
+        let roles = self.core.rings.roles();
         if roles.manager().is_none() {
             return;
         }

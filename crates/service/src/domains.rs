@@ -57,6 +57,11 @@ impl Domains {
         key
     }
 
+    /// The domain of a token, if there is one.
+    pub fn find(&self, token: &Token) -> Option<Key> {
+        self.by_token.get(token).copied()
+    }
+
     /// A domain.
     pub fn get(&self, key: Key) -> Option<&Domain> {
         self.slab.get(key)

@@ -9,6 +9,7 @@ use haypile_engine::Instant;
 use haypile_shm::Errno;
 use haypile_shm::messages::SocketKind;
 
+use crate::freight::baggage::Said;
 use crate::poller::{Poller, Token};
 use crate::server::Core;
 use crate::slab::Key;
@@ -108,28 +109,38 @@ impl Core {
     /// so only connections, whose peer waits for the end, are worth it. Other sockets come with their
     /// placeholder (ADOPT) and are left to the witness.
     pub(crate) fn share(&mut self, process: ProcessId, key: Key, cookie: u64) {
-        let place = self.processes.get(process).map(|process| (process.pid, process.namespace));
         let Some(socket) = self.store.sockets.get_mut(key) else { return };
         if socket.cookie == Some(cookie) && socket.shared || socket.closed {
             return;
         }
         socket.shared = true;
-        let (owner, domain) = (socket.owner, socket.domain);
+        let owner = socket.owner;
         if let Some(owner) = owner.and_then(|owner| self.processes.get_mut(owner)) {
             owner.sockets.remove(&key);
         }
+        self.hear_end_of(process, key);
+        self.store.set_cookie(key, cookie);
+        self.note_listening(key);
+        self.pass_on(process, key, Said::Shared(cookie));
+    }
+
+    /// Sees to it that the end of the placeholder of a shared socket, which `process` has, is heard.
+    pub(crate) fn hear_end_of(&mut self, process: ProcessId, key: Key) {
+        let place = self.processes.get(process).map(|process| (process.pid, process.namespace));
+        let Some(socket) = self.store.sockets.get(key) else { return };
         let urgent = socket.kind == SocketKind::Connection;
         let mut heard = false;
         if let Some((pid, Some(namespace))) = place.filter(|_| urgent) {
             self.new_diag.extend(self.diag.listen_for(pid, namespace));
             heard = self.diag.hears(namespace);
         }
-        if let Some(domain) = domain.and_then(|domain| self.store.domains.get_mut(domain)) {
+        // Of what has come from another server, that one tells the end.
+        let told = socket.came.as_ref().is_some_and(|came| came.from.is_some());
+        let domain = socket.domain.and_then(|domain| self.store.domains.get_mut(domain));
+        if let Some(domain) = domain {
             domain.shared.insert(key);
-            domain.unheard |= !heard;
+            domain.unheard |= !(heard || told);
         }
-        self.store.set_cookie(key, cookie);
-        self.note_listening(key);
     }
 
     /// Registers descriptors of the kernel's notices that were opened since the last call.
@@ -187,7 +198,11 @@ impl Core {
         // its end can still come.
         if domain.processes == 0 && domain.unheard {
             for key in domain.shared.clone() {
-                let cookie = self.store.sockets.get(key).and_then(|socket| socket.cookie);
+                let Some(socket) = self.store.sockets.get(key) else { continue };
+                let cookie = socket.cookie;
+                if socket.came.as_ref().is_some_and(|came| came.from.is_some()) {
+                    continue;
+                }
                 if cookie.is_none_or(|cookie| !self.observed.contains(&cookie)) {
                     self.close_socket(now, key, false);
                 }

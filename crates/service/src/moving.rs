@@ -247,6 +247,12 @@ impl Moving {
         self.outward.notices.push_back((server, notice));
     }
 
+    /// Whether there is a notice for a connection that has moved here.
+    #[inline]
+    pub(crate) fn has_notices(&self) -> bool {
+        !self.notices.is_empty()
+    }
+
     /// The next notice for a connection that has moved here, with the server that sent it.
     pub fn poll_notice(&mut self) -> Option<(ServerNumber, Vec<u8>)> {
         self.notices.pop_front()
@@ -483,8 +489,8 @@ impl Core {
     /// The shard, and who takes in for it.
     #[inline]
     pub(crate) fn inward(&mut self) -> (&mut Shard, Desk<'_>) {
-        let Core { shard, store, processes, moving, .. } = self;
-        (shard, Desk { hands: Hands { store, processes }, moving })
+        let Core { shard, store, processes, depot, moving, .. } = self;
+        (shard, Desk { hands: Hands { store, processes, depot }, moving })
     }
 
     /// Goes on with moves: looks at what has come, tries what is wished, tells those who steer. How much there was.
@@ -561,12 +567,15 @@ impl Core {
             self.moving.counters.busy += 1;
             return Trial::Later("a program is in the middle of a copy from or to a connection");
         }
-        let Core { shard, store, processes, moving, .. } = self;
-        let hands = &mut Hands { store, processes };
+        let Core { shard, store, processes, depot, moving, .. } = self;
+        let hands = &mut Hands { store, processes, depot };
         match moving.mover.give(now, bucket, to, shard, hands) {
             Ok(given) => Trial::Given(given),
-            // What was checked above.
-            Err(_) => Trial::Later("it could not be given away"),
+            Err(_) => {
+                // What was checked above.
+                self.cancel_move(bucket);
+                Trial::Later("it could not be given away")
+            }
         }
     }
 
@@ -606,10 +615,10 @@ impl Core {
     /// A peer is gone: what it had not taken is ours again.
     pub(crate) fn moves_without(&mut self, now: Instant, peer: ProcessNumber) {
         let spec = self.rings.roles().servers().get(usize::from(peer)).copied();
-        let Core { shard, store, processes, moving, .. } = self;
+        let Core { shard, store, processes, depot, moving, .. } = self;
         moving.mover.remove_steerer(peer, shard);
         if let Some(server) = spec.and_then(|spec| spec.transport) {
-            let hands = &mut Hands { store, processes };
+            let hands = &mut Hands { store, processes, depot };
             let outcomes = moving.mover.remove_server(now, server, shard, hands);
             moving.outcomes.extend(outcomes);
         }

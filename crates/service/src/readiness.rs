@@ -59,11 +59,33 @@ impl Core {
         mask: u32,
         one_shot: bool,
     ) {
-        let Some(serial) = self.processes.watcher_serial(process, watcher) else { return };
+        if self.processes.watcher_serial(process, watcher).is_none() {
+            return;
+        }
         if mask & ready::OUT != 0 {
             // Whoever waits to write wants memory to write to.
             self.want_tx(key);
         }
+        self.register_watch(process, key, watcher, mask, one_shot);
+        let Some(socket) = self.store.sockets.get(key) else { return };
+        if socket.kind == SocketKind::Listener && mask & ready::IN != 0 {
+            // Whoever waits on a listener accepts from it.
+            self.accepts(process, key);
+        }
+        let bits = self.ready_bits(key, process);
+        self.announce_to(key, Some(process), bits);
+    }
+
+    /// Notes a registration, and no more.
+    pub(crate) fn register_watch(
+        &mut self,
+        process: ProcessId,
+        key: Key,
+        watcher: u32,
+        mask: u32,
+        one_shot: bool,
+    ) {
+        let Some(serial) = self.processes.watcher_serial(process, watcher) else { return };
         let Some(socket) = self.store.sockets.get_mut(key) else { return };
         let same = |watch: &&mut Watch| {
             watch.process == process && watch.watcher == watcher && watch.serial == serial
@@ -84,12 +106,6 @@ impl Core {
                 backlogged: false,
             });
         }
-        if socket.kind == SocketKind::Listener && mask & ready::IN != 0 {
-            // Whoever waits on a listener accepts from it.
-            self.accepts(process, key);
-        }
-        let bits = self.ready_bits(key, process);
-        self.announce_to(key, Some(process), bits);
     }
 
     /// UNWATCH.

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::sandbox::Confinement;
 use crate::server::{Core, Server};
+use crate::slab::Key;
 use crate::times::TimesRow;
 
 /// One line of `haypile ss`.
@@ -331,13 +332,18 @@ impl Core {
         memory
     }
 
+    /// It is a socket, and not what stays of one that has moved to another server.
+    fn is_here(&self, key: Key) -> bool {
+        self.store.sockets.get(key).is_some_and(|socket| socket.stub.is_none())
+    }
+
     fn process_rows(&self) -> Vec<ProcessRow> {
         self.processes
             .iter()
             .map(|(_, process)| ProcessRow {
                 pid: process.pid,
                 program: process.program.clone(),
-                sockets: process.sockets.len() as u64,
+                sockets: process.sockets.iter().filter(|key| self.is_here(**key)).count() as u64,
                 offers: process.offers.values().map(|count| u64::from(*count)).sum(),
             })
             .collect()

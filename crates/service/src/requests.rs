@@ -68,6 +68,9 @@ impl Core {
             self.counters.stale_requests += 1;
             return self.answer_stale(process, reply, &request.body);
         }
+        if key.is_some_and(|key| self.handle_late_request(process, key, request)) {
+            return;
+        }
         match request.body {
             RequestBody::Bind { .. }
             | RequestBody::Listen { .. }
@@ -110,6 +113,11 @@ impl Core {
                 self.reply(process, reply, &answer);
             }
             RequestBody::Drained { watcher } => self.drained(process, watcher),
+            RequestBody::Arrive => {
+                let errno = key.map_or(libc::EBADF, |key| self.arrive(process, key));
+                let local = key.and_then(|key| self.store.sockets.get(key)?.local);
+                self.reply(process, reply, &SocketReply { errno, slot, generation, local });
+            }
             body => {
                 if let Some(key) = key {
                     self.handle_notice(now, process, key, &body);
@@ -376,7 +384,7 @@ impl Core {
         self.store.clear_id(key);
     }
 
-    fn set_option(&mut self, now: Instant, key: Key, option: u16, value: i64) -> i32 {
+    pub(crate) fn set_option(&mut self, now: Instant, key: Key, option: u16, value: i64) -> i32 {
         let errno = self.put_option(now, key, option, value);
         if errno == 0 {
             self.note_listening(key);

@@ -20,6 +20,7 @@ use crate::conversation::Conversation;
 use crate::diag::Diag;
 use crate::error::Error;
 use crate::farewell::Held;
+use crate::freight::Depot;
 use crate::homes::Homes;
 use crate::inherited::{Inherited, Notice};
 use crate::link_server::{self, LinkServer};
@@ -99,6 +100,8 @@ pub struct Core {
     pub(crate) conversation: Conversation,
     /// Buckets on their way to and from them.
     pub(crate) moving: Moving,
+    /// The sockets of those.
+    pub(crate) depot: Depot,
     /// Listeners of the server before this one.
     pub(crate) inherited: Inherited,
     /// What the supervisor is to be told.
@@ -284,6 +287,7 @@ impl<P: Port> Server<P> {
         let ports = Ports::new(foundation.seed.rotate_left(17));
         let shard = make_shard(config, &port, now, &foundation, switching.steered)?;
         let roles = foundation.roles;
+        let depot = Depot::new(roles.place().server, foundation.era.epoch, &config.limits);
         let core = Core {
             shard,
             store: Store::new(config.limits.unclaimed_bytes),
@@ -315,6 +319,7 @@ impl<P: Port> Server<P> {
             witness_asked: now,
             era: foundation.era,
             homes: Homes::new(roles.place(), &foundation.secret, foundation.seed),
+            depot,
             inherited: Inherited::default(),
             moving: Moving::new(&roles),
             rings: Rings::new(roles),
@@ -362,6 +367,7 @@ impl<P: Port> Server<P> {
         let failed = |error| Error::new("use the link", error, "look whether it was removed");
         let (shard, mut inward) = core.inward();
         let received = link.receive(now, shard, &mut inward).map_err(failed)?;
+        core.settle_freight(now);
         ended(Part::Receive);
         let requests = core.handle_requests(now);
         ended(Part::Requests);
@@ -394,7 +400,7 @@ impl<P: Port> Server<P> {
     /// When `step` wants to be called even if nothing comes.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let core = &self.core;
-        let housekeeping = !core.active.is_empty() || !core.orphans.is_empty();
+        let housekeeping = !core.active.is_empty() || !core.orphans.is_empty() || core.has_strays();
         [
             core.shard.poll_timeout(),
             core.manager.poll_timeout(),
@@ -405,6 +411,7 @@ impl<P: Port> Server<P> {
             (!core.sending.is_empty()).then(|| core.now.plus_us(SEND_AGAIN_US)),
             core.inherited.due(),
             core.moving.due(),
+            core.depot.has_news().then_some(core.now),
         ]
         .into_iter()
         .flatten()
@@ -463,6 +470,7 @@ impl Core {
         self.housekeeping_due = now.plus_us(HOUSEKEEPING_US);
         self.reclaim(now);
         self.end_orphans(now);
+        self.end_strays(now);
         if !self.inherited.is_empty() {
             self.end_inherited(now);
         }

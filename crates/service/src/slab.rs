@@ -23,6 +23,11 @@ impl Key {
         u64::from(self.serial) << 32 | u64::from(self.index)
     }
 
+    /// From the number of a key; one that was never given out names nothing.
+    pub fn from_number(number: u64) -> Key {
+        Key { index: number as u32, serial: (number >> 32) as u32 }
+    }
+
     /// The place.
     pub fn index(self) -> u32 {
         self.index
@@ -133,5 +138,7 @@ mod tests {
         assert_eq!(slab.remove(first), None);
         assert_eq!(slab.len(), 1);
         assert_eq!(slab.keys(), [second]);
+        assert_eq!(Key::from_number(second.number()), second);
+        assert_eq!(slab.get(Key::from_number(u64::MAX)), None);
     }
 }

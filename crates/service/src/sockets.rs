@@ -13,16 +13,17 @@ use std::num::NonZeroU64;
 use haypile_engine::{Datagram, Instant, Progress, SocketId, SocketOptions, Streams};
 use haypile_shm::ServiceStream;
 use haypile_shm::messages::{SocketKind, ready};
-use haypile_shm::stream::status;
+use haypile_shm::stream::{NewPlace, status};
 use haypile_shm::sys::cycle_counter;
 
 use crate::datagrams::DatagramState;
 use crate::domains::Domains;
 use crate::farewell::Habit;
+use crate::freight::{Came, Stub, StubStage};
 use crate::ports::Binding;
 use crate::slab::{Key, OwnMap, Slab};
 use haypile_engine::control::connection_manager::ProcessId;
-use haypile_engine::control::names::ListenerName;
+use haypile_engine::control::names::{ListenerName, ProcessName};
 
 /// One socket.
 #[derive(Debug)]
@@ -67,6 +68,8 @@ pub struct Socket {
     pub tx_shut: bool,
     /// `SHUT_RD` was asked for.
     pub rx_shut: bool,
+    /// When it is given up, if it is closed and has something to send.
+    pub orphan_until: Option<Instant>,
     /// It is on the list of recently active sockets.
     pub active: bool,
     /// When something last moved.
@@ -80,7 +83,11 @@ pub struct Socket {
     /// Of a listener: what all servers call it.
     pub listener: Option<ListenerName>,
     /// Of an accepted connection: what the connection manager hears when it is closed.
-    pub served: Option<Offered>,
+    pub served: Option<Served>,
+    /// The connection has moved to another server, or is about to: this is what stays.
+    pub stub: Option<Box<Stub>>,
+    /// The connection has moved here, and not everybody who has it is known to have followed.
+    pub came: Option<Box<Came>>,
     /// Of a listener: how its connections end.
     pub habit: Habit,
 }
@@ -106,6 +113,17 @@ pub struct Offered {
     /// by this listener of its.
     pub by: Key,
     /// Since when.
+    pub since: Instant,
+}
+
+/// What is told of an accepted connection when it is closed.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Served {
+    /// Who took it.
+    pub process: ProcessName,
+    /// By this listener.
+    pub listener: ListenerName,
+    /// When it was offered.
     pub since: Instant,
 }
 
@@ -282,7 +300,7 @@ impl Store {
         }
     }
 
-    fn insert(&mut self, now: Instant) -> Key {
+    pub(crate) fn insert(&mut self, now: Instant) -> Key {
         let watches = self.spare.watches.pop().unwrap_or_default();
         self.sockets.insert(Socket { watches, ..Socket::new(now) })
     }
@@ -325,6 +343,13 @@ impl Store {
         }
         self.set_id(key, id);
         key
+    }
+
+    /// A connection that nobody has claimed has come with its first bytes, for which there is room.
+    pub(crate) fn put_unclaimed(&mut self, id: SocketId, bytes: &[u8]) {
+        let key = self.new_unclaimed(id, Instant::default());
+        let kept = self.keep(key, 0, bytes);
+        debug_assert_eq!(kept, bytes.len(), "it was checked");
     }
 
     /// Gives an unclaimed connection a record in a domain, with all its bytes. False, and nothing
@@ -373,11 +398,12 @@ impl Store {
         self.domains.remove_if_unused(domain_key);
     }
 
-    /// The connection is a process's from now on: its bytes need no private copy any more.
-    pub fn claimed(&mut self, key: Key, owner: ProcessId) {
+    /// The connection is a process's from now on: its bytes need no private copy any more. `served`: what is told
+    /// of it in the end.
+    pub fn claimed(&mut self, key: Key, owner: ProcessId, served: Option<Served>) {
         let Some(socket) = self.sockets.get_mut(key) else { return };
         if let Some(accepting) = socket.accepting.take() {
-            socket.served = accepting.offered;
+            socket.served = served;
             self.unclaimed_bytes -= accepting.bytes.len() as u64;
             self.spare.keep_bytes(accepting.bytes);
         }
@@ -402,6 +428,17 @@ impl Store {
     /// Private bytes of unclaimed connections.
     pub fn unclaimed_bytes(&self) -> u64 {
         self.unclaimed_bytes
+    }
+
+    /// How many more there may be.
+    pub fn unclaimed_room(&self) -> u64 {
+        self.unclaimed_max.saturating_sub(self.unclaimed_bytes)
+    }
+
+    /// What has come of an unclaimed connection so far.
+    pub fn unclaimed_of(&self, key: Key) -> Option<&[u8]> {
+        let accepting = self.sockets.get(key)?.accepting.as_ref()?;
+        Some(&accepting.bytes)
     }
 
     /// Keeps bytes of an unclaimed connection; how many.
@@ -494,6 +531,7 @@ impl Socket {
             closed: false,
             tx_shut: false,
             rx_shut: false,
+            orphan_until: None,
             active: false,
             touched: now,
             came_to: None,
@@ -501,6 +539,8 @@ impl Socket {
             held: false,
             listener: None,
             served: None,
+            stub: None,
+            came: None,
             habit: Habit::default(),
         }
     }
@@ -528,6 +568,7 @@ impl Socket {
             | bit(self.closed, status::CLOSED)
             | bit(self.tx_shut, status::TX_SHUT)
             | bit(self.rx_shut, status::RX_SHUT)
+            | bit(self.new_place().is_some(), status::MOVED)
             | bit(self.datagram.as_ref().is_some_and(|one| !one.errors.is_empty()), status::ERRORS)
     }
 
@@ -552,6 +593,14 @@ impl Socket {
                     | bit(finished || (ended && self.tx_shut), ready::HUP)
                     | bit(error.is_some(), ready::ERR)
             }
+        }
+    }
+
+    /// Where the connection is, if it is known to have moved.
+    pub fn new_place(&self) -> Option<NewPlace> {
+        match self.stub.as_ref()?.stage {
+            StubStage::Delivered(place) => Some(place),
+            StubStage::Frozen | StubStage::Packed => None,
         }
     }
 

@@ -26,11 +26,23 @@ pub struct Counters {
     pub ends_by_witness: u64,
     /// Small writes that waited for a close which did not come.
     pub held_in_vain: u64,
+    /// Connections that their processes have followed here from another server.
+    pub followed: u64,
+    /// What was said about connections after they had moved from here, passed on.
+    pub late_sent: u64,
+    /// The same, of connections that have moved here.
+    pub late_heard: u64,
+    /// Late notices that are none.
+    pub late_nonsense: u64,
+    /// Connections lost on the way for lack of memory.
+    pub moved_lost: u64,
+    /// Connections reset because nobody followed them before the server that knew them went.
+    pub strays: u64,
 }
 
 impl Counters {
     /// Names, texts and values, for display.
-    pub fn rows(&self) -> [(&'static str, &'static str, u64); 10] {
+    pub fn rows(&self) -> [(&'static str, &'static str, u64); 16] {
         let Counters {
             requests,
             acceptors,
@@ -42,6 +54,12 @@ impl Counters {
             refused_attaches,
             ends_by_witness,
             held_in_vain,
+            followed,
+            late_sent,
+            late_heard,
+            late_nonsense,
+            moved_lost,
+            strays,
         } = *self;
         [
             ("requests", "messages of applications", requests),
@@ -54,6 +72,12 @@ impl Counters {
             ("refused_attaches", "processes refused at attach", refused_attaches),
             ("ends_by_witness", "ends of shared sockets found late", ends_by_witness),
             ("held_in_vain", "small writes that waited for a close in vain", held_in_vain),
+            ("moved_followed", "connections that processes followed here", followed),
+            ("moved_late_sent", "late notices passed on to where a connection is", late_sent),
+            ("moved_late_heard", "late notices about connections that have come", late_heard),
+            ("moved_late_nonsense", "late notices that are none", late_nonsense),
+            ("moved_lost", "connections lost on the way for lack of memory", moved_lost),
+            ("moved_strays", "connections reset because nobody followed them", strays),
         ]
     }
 }

@@ -209,6 +209,9 @@ impl Core {
     /// reset (RFC 1122 section 4.2.2.13); otherwise what was written is still delivered.
     pub(crate) fn close_socket(&mut self, now: Instant, key: Key, abort: bool) {
         let Some(socket) = self.store.sockets.get(key) else { return };
+        if socket.stub.is_some() {
+            return self.end_stub(key, abort);
+        }
         if socket.closed {
             return;
         }
@@ -243,7 +246,9 @@ impl Core {
         let unsent = tail.is_some_and(|tail| tail > socket.progress.tx_acked);
         self.shard.close(now, id, how);
         if unsent && how == Close::Graceful {
-            self.orphans.push_back((now.plus_us(self.limits.orphan_timeout_us), key));
+            let until = now.plus_us(self.limits.orphan_timeout_us);
+            socket.orphan_until = Some(until);
+            self.orphans.push_back((until, key));
         }
     }
 
@@ -315,6 +320,10 @@ impl Core {
     /// True: the socket has nothing left to take back.
     fn reclaim_one(&mut self, now: Instant, key: Key) -> bool {
         let Some(socket) = self.store.sockets.get_mut(key) else { return true };
+        if socket.stub.is_some() {
+            socket.active = false;
+            return true;
+        }
         if now.since(socket.touched) < IDLE_US {
             return false;
         }
@@ -377,7 +386,7 @@ impl Core {
 /// Most bytes that a connection may have unacknowledged: what the application chose, else as much as
 /// the congestion window asks for (`Progress::tx_wish`), so that a fast path is not held back and a
 /// slow one does not fill up memory.
-fn send_buffer(options: &SocketOptions, progress: &Progress) -> u64 {
+pub(crate) fn send_buffer(options: &SocketOptions, progress: &Progress) -> u64 {
     let chosen = options.send_buffer;
     match chosen {
         SEND_BUFFER_DEFAULT => u64::from(progress.tx_wish.clamp(chosen, SEND_BUFFER_MAX)),

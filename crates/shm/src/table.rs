@@ -108,6 +108,11 @@ impl SocketTable {
             .is_some_and(|entry| entry.taken && entry.generation == generation)
     }
 
+    /// Slots that may still be taken.
+    pub fn room(&self) -> u32 {
+        self.quota - self.used
+    }
+
     /// Slots in use.
     pub fn used(&self) -> u32 {
         self.used

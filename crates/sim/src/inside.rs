@@ -120,11 +120,16 @@ impl Freight for Hands<'_> {
         out.extend_from_slice(&self.depot.next.to_be_bytes());
     }
 
-    fn check(&mut self, baggage: &[u8]) -> bool {
-        let ticket = <[u8; 8]>::try_from(baggage).map(u64::from_be_bytes);
-        let found = ticket.ok().and_then(|ticket| self.depot.moving.get(&ticket));
-        // Whoever takes back what it has given does not refuse.
-        found.is_some_and(|(from, _)| *from == self.server || !self.random.chance(self.refusal_ppm))
+    fn check(&mut self, baggage: &mut dyn Iterator<Item = &[u8]>) -> bool {
+        let mut baggage = baggage;
+        Iterator::all(&mut baggage, |one| {
+            let ticket = <[u8; 8]>::try_from(one).map(u64::from_be_bytes);
+            let found = ticket.ok().and_then(|ticket| self.depot.moving.get(&ticket));
+            // Whoever takes back what it has given does not refuse.
+            found.is_some_and(|(from, _)| {
+                *from == self.server || !self.random.chance(self.refusal_ppm)
+            })
+        })
     }
 
     fn unpack(&mut self, id: SocketId, baggage: &[u8]) -> Positions {

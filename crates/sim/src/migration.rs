@@ -348,7 +348,7 @@ impl Streams for Anywhere {
 impl Freight for Anywhere {
     fn pack(&mut self, _id: SocketId, _out: &mut Vec<u8>) {}
 
-    fn check(&mut self, _baggage: &[u8]) -> bool {
+    fn check(&mut self, _baggage: &mut dyn Iterator<Item = &[u8]>) -> bool {
         true
     }
 

@@ -1,9 +1,10 @@
 //! A bucket on its way to another server: its connections and TIME-WAIT records as bytes.
 //!
 //! [`crate::Shard::export_bucket`] makes them and [`crate::Shard::import_bucket`] takes them, both in
-//! `shard/migration.rs`; what servers say to each other meanwhile is [`protocol`]. The bytes of streams do not
-//! cross here: [`Freight`] says where they lie. Bytes from another server are decoded totally, and taken all or not
-//! at all. Read first: decision 0013 in `docs/decisions`.
+//! `shard/migration.rs`; what servers say to each other meanwhile is [`protocol`]. What is no business of the engine,
+//! the bytes of streams and whose they are, crosses as the baggage of each connection, which [`Freight`] packs and
+//! unpacks. Bytes from another server are decoded totally, and taken all or not at all. Read first: decisions 0013
+//! and 0015 in `docs/decisions`.
 
 pub mod protocol;
 
@@ -18,17 +19,17 @@ use crate::time::Instant;
 
 /// Of what is written here. A server takes its own version only: those of a service are of one build.
 pub const VERSION: u16 = 1;
-/// Most bytes of what [`Freight`] writes for a connection.
-pub const BAGGAGE_MAX: usize = 4096;
+/// Most bytes of what [`Freight`] writes for a connection: two streams of a MiB, and what is to be said of them.
+pub const BAGGAGE_MAX: usize = (2 << 20) + (64 << 10);
 
-/// Where the bytes of connections lie, for those who move.
+/// What of a connection is no business of the shard, for those who move: its bytes, and whose it is.
 pub trait Freight: Streams {
-    /// The connection has left the shard: what the new server needs to find its bytes, at most [`BAGGAGE_MAX`]
-    /// bytes, is appended to `out`.
+    /// The connection has left the shard: what the new server needs to go on with its streams, at most
+    /// [`BAGGAGE_MAX`] bytes, is appended to `out`.
     fn pack(&mut self, id: SocketId, out: &mut Vec<u8>);
 
-    /// Whether `baggage`, from another server, can be unpacked.
-    fn check(&mut self, baggage: &[u8]) -> bool;
+    /// Whether the baggage of all connections of a bucket, from another server, can be unpacked.
+    fn check(&mut self, baggage: &mut dyn Iterator<Item = &[u8]>) -> bool;
 
     /// A connection has come, and is called `id` here. How far its application is, by what the memory says:
     /// commands that were on their way to the old server may have been lost.

@@ -356,9 +356,9 @@ impl Shard {
             if self.routing.next_hop(carried.remote.ip()).is_none() {
                 return Err(Refusal::NoRoute);
             }
-            demand(freight.check(&carried.baggage), "where the bytes of a connection lie")?;
         }
-        Ok(())
+        let mut baggage = cargo.connections.iter().map(|one| &one.baggage[..]);
+        demand(freight.check(&mut baggage), "the baggage of a connection")
     }
 
     /// Adds a connection from elsewhere; false when it should be in the queue of a listener that is gone.

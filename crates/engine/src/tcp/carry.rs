@@ -118,7 +118,10 @@ impl Parameters {
 
 impl SocketOptions {
     /// That every option lies in its range.
-    fn check(&self) -> Result<(), Refusal> {
+    ///
+    /// # Errors
+    /// [`Refusal::Impossible`].
+    pub fn check(&self) -> Result<(), Refusal> {
         let mut brought = *self;
         for option in [
             SocketOption::KeepIdle(self.keep_idle_s),

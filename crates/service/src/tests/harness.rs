@@ -68,6 +68,8 @@ pub struct Peer {
     /// Its stack.
     pub shard: Shard,
     link: LinkServer<Wire>,
+    /// It stands at another link of its service: what comes from this one is for [`Peer::take_over`].
+    pub is_elsewhere: bool,
     /// Its bytes.
     pub streams: Vectors,
     /// Connections that came.
@@ -234,7 +236,7 @@ impl World {
 
     /// Reads the kernel's events, as the event loop does. Whether there were any but frames, which
     /// the next turn takes.
-    fn look(&mut self) -> bool {
+    pub fn look(&mut self) -> bool {
         let mut tokens = Vec::new();
         self.server.poller.wait(0, &mut tokens);
         for token in &tokens {
@@ -267,7 +269,14 @@ impl World {
     pub fn app_of(&mut self, pid: i32) -> App {
         let control = self.connect_control();
         NEXT_PROCESS.with_borrow_mut(|next| next.push_back(pid));
-        App::greet(self, sleeper(), control, [0; 16])
+        App::greet(self, sleeper(), control, [0; 16], (0, 0))
+    }
+
+    /// A process that is attached to another server of the service already.
+    pub fn app_from(&mut self, other: &App) -> App {
+        let control = self.connect_control();
+        NEXT_PROCESS.with_borrow_mut(|next| next.push_back(other.child.id() as i32));
+        App::greet(self, sleeper(), control, other.domain, other.name)
     }
 
     /// The answer to a HELLO of the process `pid`, on a control connection.
@@ -346,6 +355,7 @@ impl Peer {
         Peer {
             shard: Shard::new(config, now).unwrap(),
             link: LinkServer::new(port).unwrap(),
+            is_elsewhere: false,
             streams: Vectors::default(),
             accepted: Vec::new(),
             released: Vec::new(),
@@ -355,6 +365,9 @@ impl Peer {
     /// Its turn; whether anything moved. Never inlined, so that profilers see it.
     #[inline(never)]
     pub fn step(&mut self, now: Instant) -> bool {
+        if self.is_elsewhere {
+            return false;
+        }
         let received = self.link.receive(now, &mut self.shard, &mut self.streams).unwrap();
         self.shard.handle_timers(now, &mut self.streams);
         while let Some(event) = self.shard.poll_event() {
@@ -372,6 +385,11 @@ impl Peer {
         }
         let sent = self.link.transmit(now, &mut self.shard, &mut self.streams).unwrap();
         received + sent > 0
+    }
+
+    /// Takes the frames that have come at another link of the same service; how many.
+    pub fn take_over(&mut self, now: Instant, other: &mut Peer) -> usize {
+        other.link.receive(now, &mut self.shard, &mut self.streams).unwrap()
     }
 
     /// What the shard last said of a connection.
@@ -418,6 +436,8 @@ pub struct App {
     pub process_id: u32,
     /// Token of its trust domain.
     pub domain: [u8; 16],
+    /// Its name in all servers, and what it shows with it.
+    pub name: (u64, u64),
     table: Arc<Segment>,
     arenas: RefCell<HashMap<u32, Arc<Segment>>>,
 }
@@ -450,24 +470,30 @@ impl Drop for App {
 impl App {
     fn attach(world: &mut World, child: Child, control: Fd, domain: [u8; 16]) -> App {
         NEXT_PROCESS.with_borrow_mut(|next| next.push_back(child.id() as i32));
-        App::greet(world, child, control, domain)
+        App::greet(world, child, control, domain, (0, 0))
     }
 
-    fn greet(world: &mut World, child: Child, control: Fd, domain: [u8; 16]) -> App {
+    fn greet(
+        world: &mut World,
+        child: Child,
+        control: Fd,
+        domain: [u8; 16],
+        (name, proof): (u64, u64),
+    ) -> App {
         let (build, program) = (haypile_shm::BUILD_VERSION, *b"application\0\0\0\0\0");
         let hello = ControlRequest::Hello {
             version: PROTOCOL_VERSION,
             build,
             program,
             domain,
-            name: 0,
-            proof: 0,
+            name,
+            proof: if name == 0 { haypile_shm::messages::CHOSEN_HOME } else { proof },
         };
         control::send(control.raw(), &hello.encode(), &[]).unwrap();
         world.settle();
         let received = control::receive(control.raw()).unwrap();
         let reply = ControlReply::decode(&received.message).unwrap();
-        let ControlReply::Welcome { process_id, domain, .. } = reply else {
+        let ControlReply::Welcome { process_id, domain, name, proof, .. } = reply else {
             panic!("refused: {reply:?}");
         };
         let [channel, status, table, wake, ..] = received.fds;
@@ -482,6 +508,7 @@ impl App {
             channel,
             process_id,
             domain,
+            name: (name, proof),
             table,
             arenas: RefCell::default(),
         }
@@ -561,7 +588,8 @@ impl App {
         if reply.errno == 0 { Ok(reply.bytes().to_vec()) } else { Err(reply.errno) }
     }
 
-    fn sock(&self, slot: u32, generation: u32) -> Sock {
+    /// The socket of a name.
+    pub fn sock(&self, slot: u32, generation: u32) -> Sock {
         let table = Arc::clone(&self.table);
         let stream = AppStream::open(table, slot, generation, self.process_id).unwrap();
         Sock { stream, slot, generation }
@@ -629,7 +657,7 @@ impl App {
     }
 
     /// Maps an arena as the client does.
-    fn arena(&self, world: &mut World, index: u32) {
+    pub fn arena(&self, world: &mut World, index: u32) {
         if self.arenas.borrow().contains_key(&index) {
             return;
         }
@@ -641,7 +669,8 @@ impl App {
         self.arenas.borrow_mut().insert(index, Arc::new(segment.unwrap()));
     }
 
-    fn chunks(&self) -> impl Fn(u32) -> Option<Arc<Segment>> + '_ {
+    /// The arenas that are mapped.
+    pub fn chunks(&self) -> impl Fn(u32) -> Option<Arc<Segment>> + '_ {
         |index| self.arenas.borrow().get(&index).cloned()
     }
 

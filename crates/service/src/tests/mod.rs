@@ -6,6 +6,7 @@ mod accepting;
 mod datagrams;
 mod elsewhere;
 mod farewell;
+mod freight;
 mod homes;
 mod hostile;
 mod inherited;

@@ -23,7 +23,7 @@ mod service;
 pub use application::{
     AppStream, Chunks, FileStop, ReadOutcome, RecordRead, StreamError, WriteOutcome,
 };
-pub use service::{Hostile, OfferState, ServiceStream};
+pub use service::{Hostile, OfferState, ServiceStream, StreamPositions, chunks_for};
 
 /// Bits of the status word of a record.
 pub mod status {

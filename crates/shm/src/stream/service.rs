@@ -6,7 +6,10 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+mod carry;
 mod records;
+
+pub use carry::{StreamPositions, chunks_for};
 
 use super::layout::Block;
 use super::{chunk_floor, chunk_offset_of, piece_len, slot_of};
@@ -110,6 +113,8 @@ pub struct ServiceStream {
     status: u32,
     /// The bytes are gone; positions in shared memory mean nothing any more.
     released: bool,
+    /// Both owner words are ours.
+    frozen: bool,
     rx: Receive,
     tx: Send,
 }
@@ -124,6 +129,7 @@ impl ServiceStream {
             generation,
             status: 0,
             released: false,
+            frozen: false,
             rx: Receive {
                 head: 0,
                 tail: 0,
@@ -619,6 +625,8 @@ impl ServiceStream {
     pub fn retire(mut self, arena: &mut Arena) {
         self.release_all(arena);
         self.block().service.generation.store(0, Ordering::Release);
+        // Whoever waits for an owner word finds that the record is no more.
+        self.thaw();
         self.wake();
     }
 

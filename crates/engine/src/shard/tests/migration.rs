@@ -41,8 +41,9 @@ impl Freight for Hands<'_> {
         out.push(ticket);
     }
 
-    fn check(&mut self, baggage: &[u8]) -> bool {
-        matches!(baggage, [ticket] if self.1.contains_key(ticket))
+    fn check(&mut self, baggage: &mut dyn Iterator<Item = &[u8]>) -> bool {
+        let mut baggage = baggage;
+        Iterator::all(&mut baggage, |one| matches!(one, [ticket] if self.1.contains_key(ticket)))
     }
 
     fn unpack(&mut self, id: SocketId, baggage: &[u8]) -> Positions {
