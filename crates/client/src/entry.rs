@@ -8,13 +8,14 @@
 //! costs memory and nothing else. Read `socket.rs` for what the phases mean.
 
 use std::os::fd::RawFd;
+use std::sync::RwLock;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
-use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use haypile_shm::Errno;
 use haypile_shm::limits::NO_SLOT;
 use haypile_shm::messages::RequestBody;
 use haypile_shm::spin::Gaps;
+use haypile_shm::stream::status;
 use haypile_shm::sys;
 
 use crate::attach;
@@ -23,6 +24,7 @@ use crate::errno::TO_KERNEL;
 use crate::everywhere::{self, Records};
 use crate::memory::{self, Record};
 use crate::options::Stored;
+use crate::places::{Place, StreamRef};
 use crate::slab::{Entry, Slab};
 use crate::{datagram, epoll};
 
@@ -95,6 +97,8 @@ pub(crate) struct Socket {
     flags: AtomicU32,
     slot: AtomicU32,
     generation: AtomicU32,
+    /// Odd while `life`, `slot` and `generation` are being changed.
+    naming: AtomicU32,
     /// As given to listen(2).
     backlog: AtomicU32,
     /// The attachment over which we are registered as an acceptor of this listener; 0: none.
@@ -113,7 +117,7 @@ pub(crate) struct Socket {
     epolls: [AtomicU32; 2],
     /// The server that keeps the record, and which life of it.
     life: AtomicU64,
-    stream: RwLock<Option<Record>>,
+    record: Place,
     /// A listener's records at further servers.
     further: RwLock<Option<Records>>,
 }
@@ -129,6 +133,7 @@ impl Default for Socket {
             flags: AtomicU32::new(0),
             slot: AtomicU32::new(NO_SLOT),
             generation: AtomicU32::new(0),
+            naming: AtomicU32::new(0),
             backlog: AtomicU32::new(0),
             acceptor_in: AtomicU32::new(0),
             turn: AtomicU32::new(0),
@@ -140,7 +145,7 @@ impl Default for Socket {
             datagram: datagram::State::default(),
             epolls: [const { AtomicU32::new(0) }; 2],
             life: AtomicU64::new(0),
-            stream: RwLock::new(None),
+            record: Place::default(),
             further: RwLock::new(None),
         }
     }
@@ -154,17 +159,6 @@ impl Entry for Socket {
 
 /// All sockets of this process.
 pub(crate) static SOCKETS: Slab<Socket> = Slab::new();
-
-/// The record of a socket, held open while a call uses it.
-pub(crate) struct StreamRef<'a>(RwLockReadGuard<'a, Option<Record>>);
-
-impl std::ops::Deref for StreamRef<'_> {
-    type Target = Record;
-    fn deref(&self) -> &Record {
-        // `Socket::stream` gives out none that is empty.
-        self.0.as_ref().expect("an open record")
-    }
-}
 
 impl Socket {
     pub(crate) fn phase(&self) -> Phase {
@@ -258,60 +252,64 @@ impl Socket {
 
     /// Ties the socket to a record that is open already.
     pub(crate) fn set_record(&self, record: Record) -> Result<(), Errno> {
-        let (slot, generation) = (record.slot(), record.generation());
-        let life = record.memory.life();
-        let mut place = self.stream_to_replace()?;
-        *place = Some(record);
-        drop(place);
-        // Nobody may take the new name for one of the old life.
-        self.slot.store(NO_SLOT, Ordering::Release);
-        self.life.store(life, Ordering::Release);
-        self.generation.store(generation, Ordering::Release);
-        self.slot.store(slot, Ordering::Release);
+        let name = record.name();
+        self.record.put(record)?;
+        self.naming.fetch_add(1, Ordering::AcqRel);
+        self.life.store(name.life, Ordering::Release);
+        self.generation.store(name.generation, Ordering::Release);
+        self.slot.store(name.slot, Ordering::Release);
+        self.naming.fetch_add(1, Ordering::Release);
         Ok(())
-    }
-
-    /// The place of the record. Threads that wait with the record of a dead server leave it soon.
-    fn stream_to_replace(&self) -> Result<RwLockWriteGuard<'_, Option<Record>>, Errno> {
-        /// Milliseconds.
-        const PATIENCE: u32 = 100;
-        for _ in 0..PATIENCE {
-            match self.stream.try_write() {
-                Ok(place) => return Ok(place),
-                Err(_) if self.stream().is_some_and(|old| old.memory.is_past()) => {
-                    attach::sleep_ms(1);
-                }
-                Err(_) => return Err(Errno::EAGAIN),
-            }
-        }
-        Err(Errno::EAGAIN)
     }
 
     /// Gives a record up that came to nothing.
     pub(crate) fn forget_record(&self) {
         self.slot.store(NO_SLOT, Ordering::Release);
-        if let Ok(mut place) = self.stream.try_write() {
-            *place = None;
-        }
+        let _: bool = self.record.clear();
     }
 
     /// The record.
+    #[inline]
     pub(crate) fn stream(&self) -> Option<StreamRef<'_>> {
-        let guard = self.stream.try_read().ok()?;
-        guard.is_some().then_some(StreamRef(guard))
+        self.record.open()
+    }
+
+    /// The server that keeps the record, which life of it, and the name there, as of one moment.
+    pub(crate) fn full_name(&self) -> FullName {
+        // Bounded: a signal handler may have interrupted whoever changes it.
+        for turn in 0..1000 {
+            let before = self.naming.load(Ordering::Acquire);
+            let name = FullName {
+                life: self.life.load(Ordering::Acquire),
+                slot: self.slot.load(Ordering::Acquire),
+                generation: self.generation.load(Ordering::Acquire),
+            };
+            if before.is_multiple_of(2) && self.naming.load(Ordering::Acquire) == before {
+                return name;
+            }
+            if turn > 10 {
+                std::thread::yield_now();
+            }
+        }
+        FullName { life: 0, slot: NO_SLOT, generation: 0 }
+    }
+
+    /// In a forked child: whoever was changing the name is not here.
+    pub(crate) fn end_naming(&self) {
+        if !self.naming.load(Ordering::Relaxed).is_multiple_of(2) {
+            self.naming.fetch_add(1, Ordering::Release);
+        }
     }
 
     /// The name of the record with the server of this attachment; `None` if there is none: another
     /// server, dead by now, may have known the socket.
     pub(crate) fn name_in(&self, attachment: &attach::Attachment) -> Option<(u32, u32)> {
-        let before = self.life.load(Ordering::Acquire);
-        let (slot, generation) = self.name();
-        if before != attachment.life() {
+        let name = self.full_name();
+        if name.life != attachment.life() {
             let further = self.has(flag::EVERYWHERE);
             return further.then(|| self.further_name_in(attachment)).flatten();
         }
-        let same = self.life.load(Ordering::Acquire) == before;
-        (slot != NO_SLOT && same).then_some((slot, generation))
+        (name.slot != NO_SLOT).then_some((name.slot, name.generation))
     }
 
     /// The server that keeps the record, the first one of a listener.
@@ -362,6 +360,9 @@ impl Socket {
     pub(crate) fn tell(&self, body: RequestBody) -> Result<(), Errno> {
         if self.has(flag::EVERYWHERE) {
             return self.tell_everywhere(body);
+        }
+        if self.phase() == Phase::Stream {
+            return self.tell_of_connection(body);
         }
         let attachment = self.attachment()?;
         match self.name_in(&attachment) {
@@ -436,6 +437,16 @@ impl Socket {
     }
 }
 
+/// Which record a socket has.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FullName {
+    /// The server that keeps it, and which life of it.
+    pub(crate) life: u64,
+    /// `NO_SLOT`: none.
+    pub(crate) slot: u32,
+    pub(crate) generation: u32,
+}
+
 /// A socket that cannot go away while this lives.
 #[derive(Debug)]
 pub(crate) struct Pinned {
@@ -472,9 +483,7 @@ impl Drop for Pinned {
 
 /// The last user has gone: the entry can be used again, unless a reader was left behind in it.
 fn tidy(index: u32, socket: &Socket) {
-    if let Ok(mut place) = socket.stream.try_write() {
-        *place = None;
-        drop(place);
+    if socket.record.clear() {
         if let Ok(mut further) = socket.further.try_write() {
             *further = None;
         }
@@ -573,6 +582,7 @@ fn end(pinned: &Pinned) {
         let _: Result<(), Errno> = pinned.tell(RequestBody::Close { abort: false });
         return;
     }
+    pinned.leave_dead_server();
     let abort = pinned.stored.linger_s() == Some(0);
     if let Some(limit_s) = pinned.stored.linger_s().filter(|limit_s| *limit_s > 0) {
         linger(pinned, limit_s);
@@ -584,24 +594,26 @@ fn end(pinned: &Pinned) {
 /// as on Linux also if the socket does not block. Unread bytes mean a reset, for which nobody
 /// waits. (Of a shared socket nobody here knows which close is the last: that one does not wait.)
 fn linger(pinned: &Pinned, limit_s: u32) {
-    let Some(stream) = pinned.stream() else { return };
-    if stream.readable() > 0 || stream.unacknowledged() == 0 {
+    let lingers = |stream: &Record| stream.readable() == 0 && stream.unacknowledged() > 0;
+    if !pinned.observe(lingers).unwrap_or(false) {
         return;
     }
     let how = haypile_shm::messages::Shutdown::Write;
     let _: Result<(), Errno> = pinned.tell(RequestBody::Shutdown { how });
     let deadline_ns = sys::clock_monotonic_ns() + u64::from(limit_s) * 1_000_000_000;
-    let ended = haypile_shm::stream::status::FINISHED | haypile_shm::stream::status::CLOSED;
+    let ended = status::FINISHED | status::CLOSED | status::FAILED;
     let slice_ns = 1_000_000_000;
     loop {
+        // One that moves meanwhile is waited for where it goes.
+        let Some(stream) = pinned.present() else { return };
         let ticket = stream.prepare_wait();
         let now_ns = sys::clock_monotonic_ns();
         let alive = !stream.is_dead();
-        if stream.unacknowledged() == 0
-            || stream.status() & ended != 0
-            || now_ns >= deadline_ns
-            || !alive
-        {
+        let state = stream.status();
+        if state & (status::MOVED | status::FAILED) == status::MOVED && now_ns < deadline_ns {
+            continue;
+        }
+        if stream.unacknowledged() == 0 || state & ended != 0 || now_ns >= deadline_ns || !alive {
             return;
         }
         let until_ns = deadline_ns.min(now_ns + slice_ns);

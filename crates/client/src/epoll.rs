@@ -390,7 +390,7 @@ fn look(
     if held.nested.load(Ordering::Acquire) {
         interest.quiet(epoll);
     }
-    let mut ready = interest.collect(out);
+    let mut ready = interest.collect(epoll, out);
     held.settle(epoll, &mut interest);
     drop(interest);
     let turn = held.turn.fetch_add(1, Ordering::Relaxed);
@@ -455,7 +455,7 @@ fn sift(
     }
     held.kernel_lately.store(kept > 0, Ordering::Relaxed);
     if collects {
-        kept += interest.collect(&mut events[kept..]);
+        kept += interest.collect(epoll, &mut events[kept..]);
     }
     held.settle(epoll, &mut interest);
     Ok(kept)

@@ -36,6 +36,8 @@ pub(crate) fn of_stream(error: StreamError) -> Errno {
     match error {
         StreamError::Stale | StreamError::Corrupt => SERVICE_GONE,
         StreamError::Contended | StreamError::WouldDeadlock => Errno::EAGAIN,
+        // The callers look again.
+        StreamError::Moved | StreamError::Frozen => Errno::EAGAIN,
         StreamError::Unmapped(_) => Errno::ENOMEM,
     }
 }

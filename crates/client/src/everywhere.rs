@@ -89,10 +89,17 @@ impl Socket {
             }
         };
         if !self.has(flag::EVERYWHERE) {
-            if self.has_record()
-                && let Ok(attachment) = attach::of(self.server())
-            {
-                look(&attachment);
+            // Again where it has moved meanwhile.
+            for _ in 0..4 {
+                let before = self.full_name();
+                if self.has_record()
+                    && let Ok(attachment) = attach::of(self.server())
+                {
+                    look(&attachment);
+                }
+                if self.full_name() == before {
+                    break;
+                }
             }
             return;
         }

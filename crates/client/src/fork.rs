@@ -17,7 +17,7 @@ use haypile_shm::sys;
 use crate::attach::{self, Attachment};
 use crate::descriptors::{self, Owner};
 use crate::entry::{self, Phase, SOCKETS, flag};
-use crate::{datagram, epoll, placeholder, poll, watchers};
+use crate::{datagram, epoll, following, placeholder, places, poll, watchers};
 
 /// A word that reads 0 in a child that no hook has run for.
 static MARK: OnceLock<&'static AtomicU32> = OnceLock::new();
@@ -53,17 +53,21 @@ pub fn before_fork() {
     epoll::hold_for_fork();
     poll::hold_for_fork();
     datagram::hold_for_fork();
+    following::hold_for_fork();
     watchers::hold_for_fork();
     attach::hold_for_fork();
     placeholder::hold_for_fork();
     SOCKETS.hold_for_fork();
+    places::hold_for_fork();
 }
 
 fn release() {
+    places::release_after_fork();
     SOCKETS.release_after_fork();
     placeholder::release_after_fork();
     attach::release_after_fork();
     watchers::release_after_fork();
+    following::release_after_fork();
     datagram::release_after_fork();
     poll::release_after_fork();
     epoll::release_after_fork();
@@ -96,6 +100,7 @@ fn become_child() {
     placeholder::forget_spawns();
     attach::set_forked();
     SOCKETS.for_each(|_, socket| {
+        socket.end_naming();
         // Most are marked: what is not written is not copied.
         if socket.has_record() && !socket.has(flag::SHARED) {
             socket.set(flag::SHARED);
@@ -110,10 +115,15 @@ fn servers_of_kept_connections() -> Vec<u16> {
         if let Owner::Socket(index) = owner
             && let Some(socket) = entry::pin(index)
             && socket.phase() == Phase::Stream
-            && !servers.contains(&socket.server())
             && sys::fcntl_getfd(fd).is_ok_and(|flags| flags & libc::FD_CLOEXEC == 0)
         {
-            servers.push(socket.server());
+            // One that has moved is looked for at once, too.
+            if socket.is_moved() {
+                drop(socket.present());
+            }
+            if !servers.contains(&socket.server()) {
+                servers.push(socket.server());
+            }
         }
     });
     servers

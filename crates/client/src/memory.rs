@@ -12,7 +12,9 @@ use haypile_shm::messages::{ControlReply, ControlRequest};
 use haypile_shm::{AppStream, Chunks, EpochReader, Errno, Segment, StreamError};
 
 use crate::attach::{self, Attachment};
+use crate::entry::FullName;
 use crate::errno::{SERVICE_GONE, of_stream};
+use crate::following::is_moved;
 
 /// Tables a process can map: 8 million sockets.
 const TABLES: usize = 64;
@@ -178,13 +180,19 @@ pub(crate) fn open_stream(
 }
 
 /// A socket's record, with the memory that its bytes are in.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Record {
     pub(crate) stream: AppStream,
     pub(crate) memory: Arc<Memory>,
 }
 
 impl Record {
+    /// Which record it is.
+    pub(crate) fn name(&self) -> FullName {
+        let (slot, generation) = (self.slot(), self.generation());
+        FullName { life: self.memory.life(), slot, generation }
+    }
+
     /// Why a call on the stream did nothing. Memory that cannot be mapped any more went with its
     /// server.
     pub(crate) fn errno_of(&self, error: StreamError) -> Errno {
@@ -205,13 +213,14 @@ impl Record {
         gone
     }
 
-    /// Whether the server that kept it is gone; its connection has then failed, and says so.
+    /// Whether the server that kept it is gone; its connection has then failed, and says so. One that has
+    /// moved to another server before lives on.
     pub(crate) fn is_dead(&self) -> bool {
         let dead = self.memory.is_past();
         if dead {
             self.stream.fail(SERVICE_GONE.0);
         }
-        dead
+        dead && !is_moved(self.stream.status())
     }
 }
 

@@ -542,15 +542,13 @@ fn get_known(
 }
 
 fn ask_integer(socket: &Pinned, option: u16) -> Result<i32, Errno> {
-    let (slot, generation) = socket.name();
-    let body = RequestBody::GetOption { option };
-    let reply = socket.attachment()?.ask_option(slot, generation, body)?;
+    let reply = socket.ask_option(RequestBody::GetOption { option })?;
     integer(reply.bytes())
 }
 
 /// `SO_ERROR`: takes the pending error.
 pub(crate) fn take_error(socket: &Socket) -> i32 {
-    socket.stream().map_or(0, |stream| stream.take_error())
+    socket.present().map_or(0, |stream| stream.take_error())
 }
 
 fn give_timeout(place: &AtomicU64, out: &mut [u8]) -> Result<usize, Errno> {
@@ -564,15 +562,12 @@ fn give_timeout(place: &AtomicU64, out: &mut [u8]) -> Result<usize, Errno> {
 
 /// `TCP_INFO`, in as many parts as there is room for.
 fn tcp_info(socket: &Pinned, out: &mut [u8]) -> Result<usize, Errno> {
-    let (slot, generation) = socket.name();
-    let attachment = socket.attachment()?;
     let mut done = 0;
     for part in 0..8 {
         if done >= out.len() {
             break;
         }
-        let body = RequestBody::TcpInfo { part };
-        let reply = attachment.ask_option(slot, generation, body)?;
+        let reply = socket.ask_option(RequestBody::TcpInfo { part })?;
         done += give(reply.bytes(), &mut out[done..])?;
         if reply.bytes().len() < OPTION_BYTES {
             break;
@@ -585,7 +580,7 @@ fn tcp_info(socket: &Pinned, out: &mut [u8]) -> Result<usize, Errno> {
 pub(crate) fn is_connected(socket: &Socket) -> bool {
     let connected = status::CONNECTED;
     socket.phase() == Phase::Stream
-        && socket.stream().is_some_and(|stream| stream.status() & connected != 0)
+        && socket.observe(|stream| stream.status() & connected != 0).unwrap_or(false)
 }
 
 #[cfg(test)]

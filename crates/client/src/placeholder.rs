@@ -16,7 +16,7 @@ use haypile_shm::sys::{self, Fd};
 
 use crate::attach::Attachment;
 use crate::descriptors::{self, Owner};
-use crate::entry::{self, Phase, Pinned, flag};
+use crate::entry::{self, Phase, Pinned, Socket, flag};
 use crate::internal::Internal;
 use crate::lock::Lock;
 use crate::{everywhere, options, socket};
@@ -112,6 +112,9 @@ pub(crate) fn share(pinned: &Pinned) -> Result<(), Errno> {
         return Ok(());
     }
     materialise(pinned)?;
+    if pinned.is_moved() {
+        drop(pinned.present());
+    }
     let cookie = sys::so_cookie(pinned.number())?;
     let stream = pinned.phase() == Phase::Stream && !pinned.has(flag::DATAGRAM);
     let mut outcome = Ok(());
@@ -129,6 +132,16 @@ pub(crate) fn share(pinned: &Pinned) -> Result<(), Errno> {
     outcome?;
     pinned.set(flag::SHARED);
     Ok(())
+}
+
+/// A connection that others may hold is at a server that has not been shown one yet: it is asked to listen for
+/// the ends of those. (Which one it is it knows from the server before it.)
+pub(crate) fn show_connection(socket: &Socket, attachment: &Attachment) {
+    let bit = 1 << (attachment.server() % 64);
+    if STREAM_SHOWN.fetch_or(bit, Ordering::SeqCst) & bit == 0 {
+        let _: Result<_, Errno> =
+            everywhere::ask(attachment, &ControlRequest::Adopt, socket.number());
+    }
 }
 
 /// Marks every socket as shared over an attachment whose wake socket is lost: the messages go into

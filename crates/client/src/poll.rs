@@ -19,7 +19,7 @@ use crate::descriptors::{self, Owner};
 use crate::entry::{self, Phase, Pinned, flag};
 use crate::lock::Lock;
 use crate::watchers::Watcher;
-use crate::{accept, epoll, readiness};
+use crate::{accept, epoll, following, readiness};
 
 /// Watchers kept for later calls.
 const POOL: usize = 16;
@@ -154,6 +154,11 @@ impl Set {
         ready
     }
 
+    /// Whether a connection is elsewhere and could not be followed there yet.
+    fn any_moved(&self) -> bool {
+        self.ours.iter().any(|ours| ours.socket.is_moved())
+    }
+
     /// Copies what the kernel said to the application's array; how many of its own are ready.
     fn copy_kernel(&self, fds: &mut [PollFd]) -> usize {
         let mut ready = 0;
@@ -226,9 +231,11 @@ fn poll_once(
         GAPS.note(sys::clock_monotonic_ns() - started_ns);
         return set.look_at_all(fds).map(Some);
     }
+    let followed = following::count();
     let mut lookout = if set.ours.is_empty() { None } else { Some(borrow()) };
     let seen = lookout.as_mut().is_none_or(|lookout| lookout.watch(&set.ours));
-    let outcome = wait(&attachment, &mut set, fds, lookout.as_mut(), seen, deadline_ns, sleep);
+    let watched = Watching { seen, followed };
+    let outcome = wait(&attachment, &mut set, fds, lookout.as_mut(), watched, deadline_ns, sleep);
     if let Some(lookout) = lookout {
         give_back(lookout);
     }
@@ -236,14 +243,22 @@ fn poll_once(
     outcome
 }
 
-/// Sleeps until something is ready. `seen`: everything of ours is watched, so that a bell rings for
-/// it.
+/// What is watched.
+#[derive(Copy, Clone, Debug)]
+struct Watching {
+    /// Everything of ours, so that a bell rings for it.
+    seen: bool,
+    /// The count of connections that had been followed when it was looked for.
+    followed: u64,
+}
+
+/// Sleeps until something is ready.
 fn wait(
     attachment: &Attachment,
     set: &mut Set,
     fds: &mut [PollFd],
     mut lookout: Option<&mut Lookout>,
-    seen: bool,
+    watched: Watching,
     deadline_ns: Option<u64>,
     sleep: Sleep<'_>,
 ) -> Result<Option<usize>, Errno> {
@@ -256,6 +271,14 @@ fn wait(
         }
         // The look after the announcement: what comes from now on rings.
         let ready = set.look(fds);
+        if ready == 0 && watched.followed != following::count() {
+            // A connection may be at another server than the one that reports it.
+            if let Some(lookout) = &lookout {
+                lookout.awake();
+            }
+            return Ok(None);
+        }
+        let seen = watched.seen && !set.any_moved();
         let news = lookout.as_mut().is_some_and(|lookout| lookout.has_news());
         if ready > 0 || news {
             if let Some(lookout) = &lookout {

@@ -10,6 +10,7 @@ use haypile_shm::{AppStream, Errno};
 
 use crate::attach;
 use crate::entry::{Phase, Socket, flag};
+use crate::following::{ELSEWHERE_OR_OVER, Followed};
 use crate::{accept, datagram};
 
 /// `POLLRDNORM`, `POLLRDBAND`, `POLLWRNORM`, `POLLWRBAND`.
@@ -20,42 +21,61 @@ const WRNORM: u32 = 0x100;
 /// half is asked elsewhere.) Whoever finds no room to write has asked for it with that, so that
 /// its return is reported although no write has failed.
 pub(crate) fn of_socket(socket: &Socket, wanted: u32) -> u32 {
+    let connection = socket.phase() == Phase::Stream && !socket.has(flag::DATAGRAM);
+    let bits = match socket.phase() {
+        Phase::Kernel => return 0,
+        // Before anything is said about its server: it may be with another by now.
+        _ if connection => of_connection(socket, wanted),
+        _ if socket.has(flag::DATAGRAM) => datagram::readiness(socket, wanted),
+        Phase::Fresh | Phase::Bound if socket.has(flag::SHUT_READ) => IN | OUT | HUP | RDHUP,
+        Phase::Fresh | Phase::Bound => OUT | HUP,
+        Phase::Listening if socket.has(flag::SHUT_READ) => IN | HUP | RDHUP,
+        Phase::Listening if accept::has_offer(socket) => IN,
+        _ => 0,
+    };
     let over = |attachment: attach::Current| attachment.fate() == attach::Fate::Over;
     let gone = !socket.has(flag::GONE_TOLD)
         && match socket.has(flag::EVERYWHERE) {
             true => accept::is_over(socket),
             false => socket.attachment().is_ok_and(over),
         };
-    let bits = match socket.phase() {
-        Phase::Kernel => return 0,
-        _ if socket.has(flag::DATAGRAM) => datagram::readiness(socket, wanted),
-        Phase::Fresh | Phase::Bound if socket.has(flag::SHUT_READ) => IN | OUT | HUP | RDHUP,
-        Phase::Fresh | Phase::Bound => OUT | HUP,
-        Phase::Listening if socket.has(flag::SHUT_READ) => IN | HUP | RDHUP,
-        Phase::Listening if accept::has_offer(socket) => IN,
-        Phase::Listening => 0,
-        Phase::Stream => match socket.stream() {
-            Some(stream) => {
-                // One whose server is dead has failed.
-                stream.is_dead();
-                let bits = of_stream(&stream, socket);
-                let full = stream.status() & status::CONNECTED != 0 && bits & OUT == 0;
-                if full && wanted & (OUT | WRNORM) != 0 && stream.want_tx() {
-                    // A service that is gone shows in the next look.
-                    let _: Result<(), Errno> = socket.tell(RequestBody::WantTx);
-                }
-                bits
-            }
-            None => IN | OUT | ERR | HUP | RDHUP,
-        },
-    };
-    // A UDP socket without a record has no part in the service.
-    let gone = gone && (socket.has_record() || !socket.has(flag::DATAGRAM));
+    // A UDP socket without a record has no part in the service, and a connection that is elsewhere none in
+    // the fate of the server it was at.
+    let gone = gone
+        && (socket.has_record() || !socket.has(flag::DATAGRAM))
+        && !(connection && socket.is_moved());
     expand(if gone { bits | IN | OUT | ERR | HUP | RDHUP } else { bits })
 }
 
-fn of_stream(stream: &AppStream, socket: &Socket) -> u32 {
-    let state = stream.status();
+fn of_connection(socket: &Socket, wanted: u32) -> u32 {
+    let Some(mut stream) = socket.stream() else { return IN | OUT | ERR | HUP | RDHUP };
+    // One whose server is dead has failed.
+    stream.is_dead();
+    let mut state = stream.status();
+    while state & ELSEWHERE_OR_OVER != 0 {
+        match socket.follow(stream) {
+            Followed::NotNow | Followed::Interrupted => return 0,
+            followed => {
+                let Some(next) = socket.stream() else { return 0 };
+                stream = next;
+                stream.is_dead();
+                state = stream.status();
+                if followed == Followed::Here {
+                    break;
+                }
+            }
+        }
+    }
+    let bits = of_stream(&stream, state, socket);
+    let full = state & status::CONNECTED != 0 && bits & OUT == 0;
+    if full && wanted & (OUT | WRNORM) != 0 && stream.want_tx() {
+        // A service that is gone shows in the next look.
+        let _: Result<(), Errno> = stream.kick(RequestBody::WantTx);
+    }
+    bits
+}
+
+fn of_stream(stream: &AppStream, state: u32, socket: &Socket) -> u32 {
     if state & status::CLOSED != 0 {
         return IN | OUT | HUP | RDHUP;
     }

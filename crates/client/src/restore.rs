@@ -48,6 +48,10 @@ pub(crate) fn one(attachment: &Attachment, socket: &Pinned) {
         let _: Result<(), Errno> = datagrams(attachment, socket);
         return;
     }
+    if socket.is_moved() {
+        // It lives on at another server, where it is looked for when it is next used.
+        return;
+    }
     if !(listens || socket.phase() == Phase::Bound) {
         // The record says that the connection has failed.
         if let Some(record) = socket.stream() {

@@ -25,6 +25,7 @@ use crate::datagram::{self, World};
 use crate::descriptors::{self, Owner};
 use crate::entry::{self, Phase, Pinned, flag};
 use crate::errno::{SERVICE_GONE, TO_KERNEL};
+use crate::memory::Record;
 use crate::{epoll, everywhere, options, placeholder, stream_io};
 
 /// Ports tried when the service chooses one that the kernel has given away already.
@@ -355,7 +356,7 @@ pub(crate) fn move_to(next: &Attachment, socket: &Pinned) -> Result<(), Errno> {
 
 /// connect on a socket that has a connection, or had one.
 fn connect_again(socket: &Pinned) -> Result<(), Errno> {
-    let Some(stream) = socket.stream() else { return Err(Errno::EISCONN) };
+    let Some(stream) = socket.present() else { return Err(Errno::EISCONN) };
     let state = stream.status();
     if state & (status::FAILED | status::CLOSED) != 0 {
         return Err(match stream.take_error() {
@@ -399,7 +400,7 @@ fn by_kernel(socket: &Pinned) -> Result<(), Errno> {
 pub fn local_address(fd: RawFd) -> Result<SocketAddr, Errno> {
     let socket = entry::ours(fd)?;
     by_kernel(&socket)?;
-    let known = socket.stream().and_then(|stream| stream.local_address());
+    let known = socket.observe(|stream| stream.local_address()).flatten();
     match known {
         // A wildcard keeps the family of the socket.
         Some(address) if address.ip().is_unspecified() => {
@@ -417,11 +418,11 @@ pub fn local_address(fd: RawFd) -> Result<SocketAddr, Errno> {
 pub fn remote_address(fd: RawFd) -> Result<SocketAddr, Errno> {
     let socket = entry::ours(fd)?;
     by_kernel(&socket)?;
-    let stream = socket.stream().filter(|stream| {
-        stream.status() & status::CONNECTED != 0
-            && stream.status() & (status::CLOSED | status::FAILED) == 0
+    let remote = socket.observe(|stream| {
+        let state = stream.status() & (status::CONNECTED | status::CLOSED | status::FAILED);
+        if state == status::CONNECTED { stream.remote_address() } else { None }
     });
-    let remote = stream.and_then(|stream| stream.remote_address()).ok_or(Errno::ENOTCONN)?;
+    let remote = remote.flatten().ok_or(Errno::ENOTCONN)?;
     Ok(to_application(remote, socket.domain()))
 }
 
@@ -449,10 +450,8 @@ pub fn shutdown(fd: RawFd, how: i32) -> Result<(), Errno> {
         attachment.channel().wake_offer_waiters();
         return socket.tell_home(RequestBody::NotAcceptor);
     }
-    let connected = options::is_connected(&socket)
-        && socket
-            .stream()
-            .is_some_and(|stream| stream.status() & (status::FAILED | status::CLOSED) == 0);
+    let is_open = |stream: &Record| stream.status() & (status::FAILED | status::CLOSED) == 0;
+    let connected = options::is_connected(&socket) && socket.observe(is_open).unwrap_or(false);
     socket.set(flags);
     if !connected {
         // As on Linux: an error, and poll sees it nevertheless.

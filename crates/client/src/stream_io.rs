@@ -4,6 +4,9 @@
 //! error, the end, EAGAIN, or a wait. A wait spins for a moment and then sleeps in the kernel, in a
 //! call that signals interrupt by the same rules as the kernel's own reads (`SA_RESTART`), and in
 //! slices, so that a service that dies leaves nobody hanging.
+//!
+//! A look that finds that the connection is at another server by now has done nothing: the call follows it
+//! there (`following.rs`) and looks again, with what it has done and what is left of its time.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::RawFd;
@@ -19,7 +22,9 @@ use crate::attach::{self, Current};
 use crate::datagram;
 use crate::entry::{self, Phase, Pinned, flag};
 use crate::errno::TO_KERNEL;
+use crate::following::{ELSEWHERE_OR_OVER, Followed};
 use crate::memory::Record;
+use crate::places::StreamRef;
 
 /// Longest sleep before the life of the service is looked at again.
 const SLICE_NS: u64 = 1_000_000_000;
@@ -103,13 +108,111 @@ impl<'a> Wait<'a> {
         }
         Ok(())
     }
+
+    /// Waits a moment because nothing can be found out now.
+    fn pause(&self, stream: &Record) -> Result<(), Errno> {
+        const PAUSE_NS: u64 = 2_000_000;
+        let now_ns = sys::clock_monotonic_ns();
+        if now_ns >= self.deadline_ns {
+            return Err(Errno::EAGAIN);
+        }
+        let ticket = stream.prepare_wait();
+        match stream.wait_interruptibly(ticket, self.deadline_ns.min(now_ns + PAUSE_NS)) {
+            Waited::Interrupted => Err(Errno::EINTR),
+            _ if !self.socket.is_behind(self.fd) => Err(Errno::EBADF),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// How a call looks at a record.
+struct View<'a> {
+    stream: StreamRef<'a>,
+    /// What looks ended has ended: it was looked for elsewhere.
+    sure: bool,
+}
+
+impl<'a> View<'a> {
+    fn of(socket: &'a Pinned) -> Result<View<'a>, Errno> {
+        let stream = socket.stream().ok_or(Errno::EAGAIN)?;
+        Ok(View { stream, sure: false })
+    }
+
+    /// Whether a state is to be believed.
+    #[inline]
+    fn is_certain(&self, state: u32) -> bool {
+        state & ELSEWHERE_OR_OVER == 0 || self.sure
+    }
+}
+
+/// Why a look at a record gave nothing.
+enum Failure {
+    /// For the application.
+    Errno(Errno),
+    /// The connection may be elsewhere.
+    Elsewhere,
+    /// The service has held the record for long.
+    Frozen,
+}
+
+impl From<Errno> for Failure {
+    fn from(errno: Errno) -> Failure {
+        Failure::Errno(errno)
+    }
+}
+
+impl Failure {
+    /// What a call on the stream means. (One that is sure of the record hears what is wrong with it.)
+    #[cold]
+    fn of(view: &View<'_>, error: StreamError) -> Failure {
+        match error {
+            StreamError::Frozen if !view.stream.is_dead() => Failure::Frozen,
+            StreamError::Moved | StreamError::Stale if !view.sure => Failure::Elsewhere,
+            error => Failure::Errno(view.stream.errno_of(error)),
+        }
+    }
+}
+
+/// The record to look at after a look that has failed: the same one or another, or why the call ends.
+#[cold]
+fn look_again<'a>(
+    wait: &mut Option<Wait<'a>>,
+    limit: Option<(&'a Pinned, RawFd, &AtomicU64)>,
+    socket: &'a Pinned,
+    view: View<'a>,
+    failure: Failure,
+) -> Result<View<'a>, Errno> {
+    match failure {
+        Failure::Errno(errno) => return Err(errno),
+        Failure::Frozen => return Ok(view),
+        Failure::Elsewhere => {}
+    }
+    let followed = socket.follow(view.stream);
+    let view = View { sure: followed == Followed::Here, ..View::of(socket)? };
+    match (followed, limit) {
+        (Followed::LookAgain, _) => {
+            // The time that it has left is what it was.
+            if let Some(wait) = wait
+                && let Ok(attachment) = socket.attachment()
+            {
+                wait.attachment = attachment;
+            }
+        }
+        (Followed::Here, _) => {}
+        (Followed::NotNow, Some((socket, fd, limit_us))) => match wait {
+            Some(wait) => wait.pause(&view.stream)?,
+            None => wait.insert(Wait::new(socket, fd, limit_us)?).pause(&view.stream)?,
+        },
+        (Followed::NotNow | Followed::Interrupted, _) => return Err(Errno::EAGAIN),
+    }
+    Ok(view)
 }
 
 /// The socket behind a descriptor for reading or writing: a forked child attaches first, so that
 /// the owner words bear its own number.
 pub(crate) fn connection(fd: RawFd) -> Result<Pinned, Errno> {
     let socket = entry::ours(fd)?;
-    if attach::is_forked_from(socket.server()) {
+    if attach::is_forked_from(socket.server()) && !socket.is_moved() {
         drop(socket.attachment()?);
     }
     Ok(socket)
@@ -122,10 +225,17 @@ const ENDED: u32 = status::FAILED | status::CLOSED;
 /// # Errors
 /// The reason it failed; `EINPROGRESS` when the send time-out is over.
 pub(crate) fn wait_connected(socket: &Pinned, fd: RawFd) -> Result<(), Errno> {
-    let mut wait = Wait::new(socket, fd, &socket.send_timeout_us)?;
-    let Some(stream) = socket.stream() else { return Err(Errno::EINVAL) };
+    let limit_us = &socket.send_timeout_us;
+    let mut wait = Some(Wait::new(socket, fd, limit_us)?);
+    let mut view = View::of(socket)?;
     loop {
-        let state = stream.status();
+        let state = view.stream.status();
+        if !view.is_certain(state) {
+            let limit = Some((socket, fd, limit_us));
+            view = look_again(&mut wait, limit, socket, view, Failure::Elsewhere)?;
+            continue;
+        }
+        let stream = &view.stream;
         if state & ENDED != 0 {
             return Err(match stream.take_error() {
                 0 => Errno::ECONNABORTED,
@@ -136,7 +246,12 @@ pub(crate) fn wait_connected(socket: &Pinned, fd: RawFd) -> Result<(), Errno> {
             socket.set(flag::CONNECT_REPORTED);
             return Ok(());
         }
-        match wait.once(&stream, || stream.status() & (status::CONNECTED | ENDED) != 0) {
+        let waiting = match &mut wait {
+            Some(wait) => wait,
+            None => wait.insert(Wait::new(socket, fd, limit_us)?),
+        };
+        let news = status::CONNECTED | ENDED | status::MOVED;
+        match waiting.once(stream, || stream.status() & news != 0) {
             Err(Errno::EAGAIN) => return Err(Errno::EINPROGRESS),
             other => other?,
         }
@@ -217,8 +332,9 @@ fn receive_with(
     if flags & libc::MSG_ERRQUEUE != 0 {
         return Err(Errno::EAGAIN);
     }
-    let Some(stream) = socket.stream() else { return Err(Errno::EAGAIN) };
+    let mut view = View::of(&socket)?;
     let blocking = flags & libc::MSG_DONTWAIT == 0 && !socket.has(flag::NONBLOCKING);
+    let limit = blocking.then_some((&socket, fd, &socket.receive_timeout_us));
     let target = match flags & libc::MSG_WAITALL {
         _ if !blocking => 1,
         0 => want.min(socket.receive_low.load(Ordering::Relaxed) as usize),
@@ -232,7 +348,7 @@ fn receive_with(
             return Ok(0);
         }
         let started = if peek { 0 } else { done };
-        match look(&socket, &stream, || step(&stream, started)) {
+        match look(&socket, &view, || step(&view.stream, started)) {
             Ok(Look::Bytes(bytes)) => {
                 done = started + bytes;
                 if done >= target {
@@ -242,15 +358,22 @@ fn receive_with(
             Ok(Look::End) => return Ok(done),
             Ok(Look::Nothing) if !blocking => return Err(Errno::EAGAIN),
             Ok(Look::Nothing) => {}
-            Err(errno) => return if done > 0 { Ok(done) } else { Err(errno) },
+            Err(failure) => {
+                view = match look_again(&mut wait, limit, &socket, view, failure) {
+                    Ok(view) => view,
+                    Err(errno) => return if done > 0 { Ok(done) } else { Err(errno) },
+                };
+                continue;
+            }
         }
+        let stream = &view.stream;
         let slept = match &mut wait {
             Some(wait) => wait,
             None => wait.insert(Wait::new(&socket, fd, &socket.receive_timeout_us)?),
         }
-        .once(&stream, || {
+        .once(stream, || {
             let enough = if peek { done as u64 } else { 0 };
-            stream.readable() > enough || stream.status() & READ_END != 0
+            stream.readable() > enough || stream.status() & (READ_END | status::MOVED) != 0
         });
         if let Err(errno) = slept {
             return if done > 0 { Ok(done) } else { Err(errno) };
@@ -264,17 +387,25 @@ const READ_END: u32 = status::RX_FIN | status::RX_SHUT | ENDED;
 /// end, then the error, then the end for ever.
 fn look(
     socket: &Pinned,
-    stream: &Record,
+    view: &View<'_>,
     step: impl FnOnce() -> Result<ReadOutcome, StreamError>,
-) -> Result<Look, Errno> {
+) -> Result<Look, Failure> {
+    let stream = &view.stream;
+    // The state comes first: what is found missing after it was ended is missing for ever.
+    let state = stream.status();
+    if !view.is_certain(state) {
+        return Err(Failure::Elsewhere);
+    }
     if socket.has(flag::SHUT_READ) && stream.readable() == 0 {
         return Ok(Look::End);
     }
-    // The state comes first: what is found missing after it was ended is missing for ever.
-    let state = stream.status();
-    let outcome = step().map_err(|error| stream.errno_of(error))?;
+    // What one that has moved had received has gone with it.
+    let outcome = match state & status::MOVED {
+        0 => step().map_err(|error| Failure::of(view, error))?,
+        _ => ReadOutcome::default(),
+    };
     if outcome.kick {
-        socket.tell(RequestBody::KickRx)?;
+        stream.kick(RequestBody::KickRx)?;
     }
     if outcome.bytes > 0 {
         return Ok(Look::Bytes(outcome.bytes));
@@ -282,18 +413,12 @@ fn look(
     if outcome.end_of_stream || state & status::RX_SHUT != 0 {
         return Ok(Look::End);
     }
-    if state & ENDED != 0 {
-        return match stream.take_error() {
-            0 => Ok(Look::End),
-            errno => Err(Errno(errno)),
-        };
-    }
-    if !stream.is_dead() {
+    if state & ENDED == 0 && !stream.is_dead() {
         return Ok(Look::Nothing);
     }
     match stream.take_error() {
         0 => Ok(Look::End),
-        errno => Err(Errno(errno)),
+        errno => Err(Errno(errno).into()),
     }
 }
 
@@ -308,7 +433,7 @@ pub fn readable_bytes(fd: RawFd) -> Result<usize, Errno> {
     }
     match socket.phase() {
         Phase::Listening => Err(Errno::EINVAL),
-        _ => Ok(socket.stream().map_or(0, |stream| stream.readable() as usize)),
+        _ => Ok(socket.observe(|stream| stream.readable() as usize).unwrap_or(0)),
     }
 }
 
@@ -323,7 +448,7 @@ pub fn unsent_bytes(fd: RawFd) -> Result<usize, Errno> {
     }
     match socket.phase() {
         Phase::Listening => Err(Errno::EINVAL),
-        _ => Ok(socket.stream().map_or(0, |stream| stream.unacknowledged() as usize)),
+        _ => Ok(socket.observe(|stream| stream.unacknowledged() as usize).unwrap_or(0)),
     }
 }
 
@@ -416,19 +541,26 @@ fn send_with(
     flags: i32,
     mut write: impl FnMut(&Record, usize) -> Result<Written, StreamError>,
 ) -> Result<usize, Errno> {
-    let Some(stream) = socket.stream() else { return Err(Errno::EAGAIN) };
+    let mut view = View::of(socket)?;
     let blocking = flags & libc::MSG_DONTWAIT == 0 && !socket.has(flag::NONBLOCKING);
+    let limit = blocking.then_some((socket, fd, &socket.send_timeout_us));
     let mut wait: Option<Wait<'_>> = None;
     let mut done = 0;
     loop {
-        let step = check_writable(socket, &stream).and_then(|open| match open {
-            true => write_some(socket, &stream, done, &mut write),
+        let step = check_writable(socket, &view).and_then(|open| match open {
+            true => write_some(&view, done, &mut write),
             false => Ok((0, false)),
         });
         match step {
             Ok((bytes, true)) => return Ok(done + bytes),
             Ok((bytes, false)) => done += bytes,
-            Err(errno) => return if done > 0 { Ok(done) } else { Err(errno) },
+            Err(failure) => {
+                view = match look_again(&mut wait, limit, socket, view, failure) {
+                    Ok(view) => view,
+                    Err(errno) => return if done > 0 { Ok(done) } else { Err(errno) },
+                };
+                continue;
+            }
         }
         if done >= want {
             return Ok(done);
@@ -436,13 +568,14 @@ fn send_with(
         if !blocking {
             return if done > 0 { Ok(done) } else { Err(Errno::EAGAIN) };
         }
+        let stream = &view.stream;
         let slept = match &mut wait {
             Some(wait) => wait,
             None => wait.insert(Wait::new(socket, fd, &socket.send_timeout_us)?),
         }
-        .once(&stream, || {
+        .once(stream, || {
             let state = stream.status();
-            state & (ENDED | status::TX_SHUT) != 0
+            state & (ENDED | status::TX_SHUT | status::MOVED) != 0
                 || state & status::CONNECTED != 0 && stream.writable() > 0
         });
         if let Err(errno) = slept {
@@ -452,22 +585,24 @@ fn send_with(
 }
 
 /// False: the connection is not established yet.
-fn check_writable(socket: &Pinned, stream: &Record) -> Result<bool, Errno> {
+fn check_writable(socket: &Pinned, view: &View<'_>) -> Result<bool, Failure> {
+    let stream = &view.stream;
     let state = stream.status();
+    if !view.is_certain(state) {
+        return Err(Failure::Elsewhere);
+    }
+    let ended = || match stream.take_error() {
+        0 => Err(Errno::EPIPE.into()),
+        errno => Err(Errno(errno).into()),
+    };
     if state & ENDED != 0 {
-        return Err(match stream.take_error() {
-            0 => Errno::EPIPE,
-            errno => Errno(errno),
-        });
+        return ended();
     }
     if state & status::TX_SHUT != 0 || socket.has(flag::SHUT_WRITE) {
-        return Err(Errno::EPIPE);
+        return Err(Errno::EPIPE.into());
     }
     if stream.is_dead() {
-        return Err(match stream.take_error() {
-            0 => Errno::EPIPE,
-            errno => Errno(errno),
-        });
+        return ended();
     }
     Ok(state & status::CONNECTED != 0)
 }
@@ -475,32 +610,38 @@ fn check_writable(socket: &Pinned, stream: &Record) -> Result<bool, Errno> {
 /// Writes as much as there is room for, and asks for more room once if that is worth it. How many
 /// bytes, and whether they are the last.
 fn write_some(
-    socket: &Pinned,
-    stream: &Record,
+    view: &View<'_>,
     done: usize,
     write: &mut impl FnMut(&Record, usize) -> Result<Written, StreamError>,
-) -> Result<(usize, bool), Errno> {
-    let Written { outcome, is_last } =
-        write(stream, done).map_err(|error| stream.errno_of(error))?;
-    report(socket, stream, &outcome)?;
-    let spins = socket.attachment()?.spin_us() > 0;
-    let granted = (outcome.room_beyond && spins)
+) -> Result<(usize, bool), Failure> {
+    let stream = &view.stream;
+    let written = write(stream, done).map_err(|error| Failure::of(view, error))?;
+    let Written { outcome, is_last } = written;
+    report(stream, &outcome)?;
+    let spins = || attach::near(stream.memory.server()).is_ok_and(|at| at.spin_us() > 0);
+    let granted = (outcome.room_beyond && spins())
         && Spinner::new(sys::clock_monotonic_ns(), GRANT_SPIN_NS)
-            .until(|| stream.writable() > 0 || stream.status() & ENDED != 0);
+            .until(|| stream.writable() > 0 || stream.status() & (ENDED | status::MOVED) != 0);
     if !granted {
         return Ok((outcome.bytes, is_last));
     }
-    let more = write(stream, done + outcome.bytes).map_err(|error| stream.errno_of(error))?;
-    report(socket, stream, &more.outcome)?;
-    Ok((outcome.bytes + more.outcome.bytes, more.is_last))
+    match write(stream, done + outcome.bytes) {
+        Ok(more) => {
+            report(stream, &more.outcome)?;
+            Ok((outcome.bytes + more.outcome.bytes, more.is_last))
+        }
+        // The next look says so again, and what was written is written.
+        Err(_) if outcome.bytes > 0 => Ok((outcome.bytes, is_last)),
+        Err(error) => Err(Failure::of(view, error)),
+    }
 }
 
-fn report(socket: &Pinned, stream: &Record, outcome: &WriteOutcome) -> Result<(), Errno> {
+fn report(stream: &Record, outcome: &WriteOutcome) -> Result<(), Errno> {
     if outcome.kick {
-        socket.tell(RequestBody::KickTx)?;
+        stream.kick(RequestBody::KickTx)?;
     }
     if outcome.want || outcome.bytes > 0 && runs_low(stream) && stream.want_tx() {
-        socket.tell(RequestBody::WantTx)?;
+        stream.kick(RequestBody::WantTx)?;
     }
     Ok(())
 }
@@ -532,7 +673,8 @@ fn write_from(
         if first.bytes < buffer.len() - skip || rest.is_empty() {
             return Ok(first);
         }
-        let second = stream.write_vectored(rest, &*stream.memory)?;
+        // What was written is written, whatever has become of the connection since.
+        let second = stream.write_vectored(rest, &*stream.memory).unwrap_or_default();
         return Ok(WriteOutcome {
             bytes: first.bytes + second.bytes,
             kick: first.kick || second.kick,

@@ -96,6 +96,8 @@ fn a_listener_is_open_at_every_server_and_closed_at_every_one() {
 #[test]
 fn no_server_answers_before_all_have_the_listener() {
     let (fakes, _turn) = start();
+    // What the tests before this one have left.
+    fakes.iter().for_each(|fake| drop(fake.requests()));
     let listener = support::listener(true);
     for fake in fakes {
         let said = fake.requests().into_iter().filter_map(|(_, body)| match body {

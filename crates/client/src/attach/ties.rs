@@ -280,6 +280,17 @@ pub(crate) fn is_gone(server: u16) -> bool {
     tie(server).link().is_some_and(|attachment| attachment.is_gone())
 }
 
+/// The present epoch of a server, as the supervisor says it.
+pub(crate) fn epoch_of(server: u16) -> Option<u32> {
+    let home = tie(home()).link()?;
+    home.memory().now().of(server).map(|epoch| epoch.get())
+}
+
+/// Whether this thread is in the middle of attaching.
+pub(crate) fn is_attaching() -> bool {
+    ATTACHING.is_held_by_caller()
+}
+
 /// Keeps other threads from attaching anew.
 ///
 /// # Errors

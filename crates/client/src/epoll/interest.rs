@@ -14,12 +14,12 @@ use std::os::fd::RawFd;
 use haypile_shm::Errno;
 use haypile_shm::sys::{self, EpollEvent};
 
-use super::posts::{Name, Posts};
+use super::posts::{self, Name, Posts};
 use super::{ALARM, MARK, mark};
 use crate::attach;
 use crate::entry::{self, Phase, Pinned, Socket, flag};
 use crate::internal::{Bell, Internal};
-use crate::{accept, datagram, readiness};
+use crate::{accept, datagram, following, readiness};
 
 const EDGE: u32 = libc::EPOLLET as u32;
 const ONE_SHOT: u32 = libc::EPOLLONESHOT as u32;
@@ -62,6 +62,8 @@ pub(super) struct Interest {
     /// First registration of a socket.
     by_socket: Map<u32>,
     ready: VecDeque<u32>,
+    /// Those whose connection has moved to another server and could not be followed yet.
+    behind: Vec<u32>,
     /// Listeners, to register as an acceptor of.
     listeners: Vec<u32>,
     posts: Posts,
@@ -203,7 +205,7 @@ impl Interest {
             return;
         }
         self.posts.prepare_sleep();
-        let at_hand = self.posts.has_news() || self.is_any_ready();
+        let at_hand = self.posts.has_news() || self.is_any_ready(epoll);
         if at_hand && !self.alarm_is_set {
             self.ring_alarm(epoll);
         } else if !at_hand && self.alarm_is_set {
@@ -234,9 +236,10 @@ impl Interest {
         !self.posts.has_news() && self.ready.is_empty()
     }
 
-    /// Whether waits are to be short: a server is dead, and what follows is not known yet.
+    /// Whether waits are to be short: a server is dead, and what follows is not known yet, or a
+    /// connection is out of reach.
     pub(super) fn is_uncertain(&self) -> bool {
-        self.posts.is_uncertain()
+        self.posts.is_uncertain() || !self.behind.is_empty()
     }
 
     /// The sleep is over.
@@ -334,6 +337,30 @@ impl Interest {
         self.push_ready(index);
     }
 
+    /// The connection of a registration may have moved to another server since it was tied: that is to report
+    /// it then, to all registrations of the socket. True: it has.
+    #[inline]
+    fn keep_up(&mut self, epoll: RawFd, index: u32, socket: &Pinned) -> bool {
+        following::count() != 0 && self.keep_up_with_moves(epoll, index, socket)
+    }
+
+    fn keep_up_with_moves(&mut self, epoll: RawFd, index: u32, socket: &Pinned) -> bool {
+        let name = self.registrations[index as usize].name;
+        let connection = socket.phase() == Phase::Stream && !socket.has(flag::DATAGRAM);
+        let moved = connection && !posts::is_tied(name, socket.full_name());
+        if moved {
+            self.tie_anew(epoll, socket);
+        }
+        moved
+    }
+
+    #[cold]
+    fn tie_anew(&mut self, epoll: RawFd, socket: &Pinned) {
+        for index in self.chain_of(socket.index()) {
+            self.tie(epoll, index, socket);
+        }
+    }
+
     /// A server reports to this set from now on.
     fn join(&mut self, epoll: RawFd, name: Option<Name>) {
         if let Some(name) = name
@@ -397,6 +424,7 @@ impl Interest {
         if exclusive || registration.events & EXCLUSIVE != 0 {
             return Err(Errno::EINVAL);
         }
+        self.keep_up(epoll, index, socket);
         let before = self.wanted(index);
         let registration = &mut self.registrations[index as usize];
         registration.events = events;
@@ -577,9 +605,12 @@ impl Interest {
 
     /// Takes what the service has reported, registers with listeners, and gives out up to
     /// `out.len()` events; returns how many.
-    pub(super) fn collect(&mut self, out: &mut [EpollEvent]) -> usize {
+    pub(super) fn collect(&mut self, epoll: RawFd, out: &mut [EpollEvent]) -> usize {
         self.register();
         self.take_reports();
+        while let Some(index) = self.behind.pop() {
+            self.push_ready(index);
+        }
         let mut given = 0;
         // Once round the list: level-triggered registrations go back to its end.
         for _ in 0..self.ready.len() {
@@ -587,7 +618,7 @@ impl Interest {
                 break;
             }
             let Some(index) = self.ready.pop_front() else { break };
-            if let Some(event) = self.event_of(index) {
+            if let Some(event) = self.event_of(epoll, index) {
                 out[given] = event;
                 given += 1;
             }
@@ -621,10 +652,10 @@ impl Interest {
 
     /// Whether a registration on the ready list is ready; takes those off that are not, up to the
     /// first that is.
-    fn is_any_ready(&mut self) -> bool {
+    fn is_any_ready(&mut self, epoll: RawFd) -> bool {
         while let Some(index) = self.ready.front().copied() {
             let registration = &self.registrations[index as usize];
-            if registration.live && registration.armed && self.bits_of(index) != 0 {
+            if registration.live && registration.armed && self.bits_of(epoll, index) != 0 {
                 return true;
             }
             self.ready.pop_front();
@@ -637,10 +668,19 @@ impl Interest {
     }
 
     /// What the socket of a registration is ready for, of what is wanted.
-    fn bits_of(&self, index: u32) -> u32 {
+    fn bits_of(&mut self, epoll: RawFd, index: u32) -> u32 {
         let registration = &self.registrations[index as usize];
         let Some(socket) = entry::pin(registration.socket) else { return 0 };
-        let mut bits = readiness::of_socket(&socket, registration.events);
+        let events = registration.events;
+        let mut bits = readiness::of_socket(&socket, events);
+        if self.keep_up(epoll, index, &socket) {
+            // After whoever reports it now was told to.
+            bits = readiness::of_socket(&socket, events);
+        }
+        if bits == 0 && socket.is_moved() && !self.behind.contains(&index) {
+            self.behind.push(index);
+        }
+        let registration = &self.registrations[index as usize];
         if socket.has(flag::DATAGRAM) {
             bits |= registration.kernel_ready;
         } else if registration.kernel_ready != 0 {
@@ -650,18 +690,21 @@ impl Interest {
     }
 
     /// What a registration from the ready list has to say now.
-    fn event_of(&mut self, index: u32) -> Option<EpollEvent> {
+    fn event_of(&mut self, epoll: RawFd, index: u32) -> Option<EpollEvent> {
         let registration = &mut self.registrations[index as usize];
-        registration.queued = false;
         if !registration.live {
+            registration.queued = false;
             self.free.push(index);
             return None;
         }
         if !registration.armed {
+            registration.queued = false;
             return None;
         }
-        let bits = self.bits_of(index);
+        // It counts as queued meanwhile, so that nothing puts it on the list.
+        let bits = self.bits_of(epoll, index);
         let registration = &mut self.registrations[index as usize];
+        registration.queued = false;
         registration.kernel_ready = 0;
         if bits == 0 {
             return None;

@@ -5,13 +5,15 @@
 use std::os::fd::RawFd;
 
 use haypile_shm::Errno;
+use haypile_shm::limits::NO_SLOT;
 use haypile_shm::messages::RequestBody;
 use haypile_shm::sys;
 
 use super::interest::Map;
 use super::{BELL, mark};
 use crate::attach::{self, Attachment};
-use crate::entry::Socket;
+use crate::entry::{FullName, Socket};
+use crate::memory;
 use crate::watchers::Watcher;
 
 /// A record: which server keeps it, and its name there.
@@ -27,6 +29,21 @@ impl Name {
     pub(super) fn of(socket: &Socket, attachment: &Attachment) -> Option<Name> {
         let (slot, generation) = socket.name_in(attachment)?;
         Some(Name { server: attachment.server(), slot, generation })
+    }
+}
+
+/// Whether a registration with this name is tied to the record that its socket has now. (Without a name it is
+/// if nobody knows the socket.)
+pub(super) fn is_tied(name: Option<Name>, now: FullName) -> bool {
+    let server = memory::server_of(now.life);
+    match name {
+        Some(name) => {
+            (name.server, name.slot, name.generation) == (server, now.slot, now.generation)
+        }
+        None => {
+            let known = attach::existing(server).is_some_and(|keeper| keeper.life() == now.life);
+            now.slot == NO_SLOT || !known
+        }
     }
 }
 

@@ -79,6 +79,11 @@ pub enum StreamError {
     Unmapped(u32),
     /// Positions or chunk numbers in the record contradict each other.
     Corrupt,
+    /// The connection is with another server by now ([`AppStream::new_place`]); here nothing was done.
+    Moved,
+    /// The service has held the direction for longer than a second, to move the connection: the call may be
+    /// made again as long as the server lives.
+    Frozen,
 }
 
 impl core::fmt::Display for StreamError {
@@ -89,6 +94,8 @@ impl core::fmt::Display for StreamError {
             StreamError::WouldDeadlock => out.write_str("re-entered from a signal handler"),
             StreamError::Unmapped(arena) => write!(out, "arena {arena} is not mapped"),
             StreamError::Corrupt => out.write_str("the record contradicts itself"),
+            StreamError::Moved => out.write_str("the connection is with another server"),
+            StreamError::Frozen => out.write_str("the service holds the stream for long"),
         }
     }
 }
@@ -226,15 +233,30 @@ impl AppStream {
     /// had failed or ended before. Any process that holds the socket may find that out first; blocked
     /// calls of all of them look again.
     pub fn fail(&self, errno: i32) {
-        use super::status::{CLOSED, FAILED, FINISHED};
-        let line = &self.block().service;
-        if line.status.load(Ordering::Acquire) & (CLOSED | FAILED | FINISHED) != 0 {
-            return;
+        use super::status::{CLOSED, FAILED, FINISHED, MOVED};
+        let status = self.block().service.status.load(Ordering::Acquire);
+        // One that has moved lives on elsewhere.
+        if status & (CLOSED | FAILED | FINISHED | MOVED) == 0 {
+            self.end(errno);
         }
+    }
+
+    /// The connection has moved from this record and died where it went: it has failed with `errno`, to all
+    /// who look for it here.
+    pub fn fail_where_moved(&self, errno: i32) {
+        use super::status::{FAILED, MOVED};
+        let status = self.block().service.status.load(Ordering::Acquire);
+        if self.is_current() && status & (MOVED | FAILED) == MOVED {
+            self.end(errno);
+        }
+    }
+
+    fn end(&self, errno: i32) {
+        let line = &self.block().service;
         // Fails if another error is pending, which is as good.
         let _: Result<i32, i32> =
             line.error.compare_exchange(0, errno, Ordering::AcqRel, Ordering::Relaxed);
-        line.status.fetch_or(FAILED, Ordering::AcqRel);
+        line.status.fetch_or(super::status::FAILED, Ordering::AcqRel);
         let waiters = &self.block().application.waiters;
         if handshake::notify(&line.wake_sequence, waiters) {
             let _: usize = sys::futex_wake(&line.wake_sequence, u32::MAX);
@@ -375,6 +397,10 @@ impl AppStream {
         if !self.is_current() {
             return Err(StreamError::Stale);
         }
+        // The service marks the record before it lets go of the owner words, one of which is ours now.
+        if status & super::status::MOVED != 0 {
+            return Err(StreamError::Moved);
+        }
         let head = block.application.rx_head.load(Ordering::Relaxed);
         let tail = block.service.rx_tail.load(Ordering::Acquire);
         if tail < head || tail - head > FIFO_BYTES as u64 {
@@ -486,10 +512,15 @@ impl AppStream {
 
     /// Where the application writes next, and up to where it may.
     fn tx_span(&self) -> Result<(u64, u64), StreamError> {
+        let block = self.block();
+        // Before the generation, as in `rx_span`.
+        let status = block.service.status.load(Ordering::Acquire);
         if !self.is_current() {
             return Err(StreamError::Stale);
         }
-        let block = self.block();
+        if status & super::status::MOVED != 0 {
+            return Err(StreamError::Moved);
+        }
         let start = block.application.tx_tail.load(Ordering::Relaxed);
         let limit = block.service.tx_limit.load(Ordering::Acquire);
         match limit.saturating_sub(start) > FIFO_BYTES as u64 {
@@ -594,6 +625,9 @@ impl AppStream {
     ) -> Result<Held<'a>, StreamError> {
         let local = lock.lock(LOCK_LIMIT).map_err(|failure| match failure {
             LockFailure::Reentered => StreamError::WouldDeadlock,
+            LockFailure::TimedOut if owner.load(Ordering::Relaxed) == SERVICE_OWNER => {
+                StreamError::Frozen
+            }
             LockFailure::TimedOut => StreamError::Contended,
         })?;
         let process_id = self.inner.process_id.load(Ordering::Relaxed);
@@ -658,7 +692,10 @@ fn take_contended(owner: &AtomicU32, process_id: u32) -> Result<(), StreamError>
         let slice_ms = if held == SERVICE_OWNER { 1 } else { 50 };
         let _: Waited = sys::futex_wait(owner, marked, Some(Duration::from_millis(slice_ms)));
     }
-    Err(StreamError::Contended)
+    match owner.load(Ordering::Relaxed) {
+        SERVICE_OWNER => Err(StreamError::Frozen),
+        _ => Err(StreamError::Contended),
+    }
 }
 
 /// Where a stream position lies.

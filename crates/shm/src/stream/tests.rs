@@ -651,3 +651,34 @@ fn files_are_read_straight_into_the_stream() {
     let (outcome, stop) = application.write_file(fd, beyond, 7, &host.arena).unwrap();
     assert!(outcome.bytes == 0 && stop.is_some(), "{stop:?}");
 }
+
+#[test]
+fn a_record_that_has_moved_gives_and_takes_no_bytes() {
+    let mut host = Host::new();
+    let (mut service, application) = host.stream();
+    service.grant_tx(BUFFER, &mut host.arena);
+    service.write_rx(0, &bytes(0, 100), &mut host.arena);
+    service.commit_rx(100);
+    let place = NewPlace { server: 5, epoch: 0xffff_fff0, slot: 77, generation: u32::MAX };
+    service.set_new_place(place);
+    service.set_status(status::CONNECTED | status::MOVED);
+    let mut out = [0; 10];
+    assert_eq!(application.read(&mut out, &host.arena), Err(StreamError::Moved));
+    assert_eq!(application.peek(&mut out, &host.arena), Err(StreamError::Moved));
+    assert_eq!(application.discard(5), Err(StreamError::Moved));
+    assert_eq!(application.write(b"x", &host.arena), Err(StreamError::Moved));
+    assert_eq!(application.write_file(0, 0, 5, &host.arena), Err(StreamError::Moved));
+    assert_eq!(application.new_place(), Some(place));
+    assert_eq!(
+        (service.observe_rx_head(&mut host.arena), service.observe_tx_tail()),
+        (Ok(0), Ok(0))
+    );
+    // The death of the server that had it is nothing to it, that of the other is its end.
+    application.fail(libc::ECONNRESET);
+    assert_eq!(application.status() & status::FAILED, 0);
+    application.fail_where_moved(libc::ECONNRESET);
+    assert_eq!(application.status() & status::FAILED, status::FAILED);
+    assert_eq!(application.take_error(), libc::ECONNRESET);
+    service.retire(&mut host.arena);
+    assert_eq!(application.read(&mut out, &host.arena), Err(StreamError::Stale));
+}
