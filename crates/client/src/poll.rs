@@ -13,7 +13,7 @@ use haypile_shm::messages::RequestBody;
 use haypile_shm::spin::{Gaps, Spinner};
 use haypile_shm::sys::{self, PollFd};
 
-use crate::attach::{self, Attachment, Current};
+use crate::attach::{self, Attachment, Current, Fate};
 use crate::datagram::{self, World};
 use crate::descriptors::{self, Owner};
 use crate::entry::{self, Phase, Pinned, flag};
@@ -292,13 +292,14 @@ fn wait(
         }
         // Nobody rings any more for whose server is gone.
         let gone = attachment.is_gone().then_some(GONE_SLICE);
-        let slice = slice(deadline_ns, if seen { gone } else { Some(BLIND_SLICE) });
+        let is_over = gone.is_some() && attachment.fate() == Fate::Over;
+        let slice = slice(deadline_ns, if seen || is_over { gone } else { Some(BLIND_SLICE) });
         let slept = sleep(&mut set.kernel, slice);
         if let Some(lookout) = &lookout {
             lookout.awake();
         }
         slept?;
-        if let Some(lookout) = &lookout
+        if let Some(lookout) = &mut lookout
             && lookout.hear(&set.kernel)? == Heard::Death
         {
             return Ok(None);
@@ -365,10 +366,11 @@ impl Lookout {
         self.posts.iter_mut().any(|post| !post.watcher.is_empty())
     }
 
-    /// Takes the rings of the doorbells after a sleep.
-    fn hear(&self, kernel: &[PollFd]) -> Result<Heard, Errno> {
+    /// Takes the rings of the doorbells after a sleep. One whose server has died would ring for ever, and goes.
+    fn hear(&mut self, kernel: &[PollFd]) -> Result<Heard, Errno> {
         let mut heard = Heard::News;
-        for post in &self.posts {
+        for at in (0..self.posts.len()).rev() {
+            let post = &self.posts[at];
             if kernel[post.bell_place].revents == 0 || post.watcher.quiet_bell() {
                 continue;
             }
@@ -384,6 +386,7 @@ impl Lookout {
             if let Some(attachment) = attachment {
                 attachment.note_gone();
             }
+            self.posts.swap_remove(at);
             heard = Heard::Death;
         }
         Ok(heard)

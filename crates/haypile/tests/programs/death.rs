@@ -189,7 +189,12 @@ fn programs_hear_of_the_death_of_the_service() {
         let service_process = stage.serve();
         let silent = TcpListener::bind(host(8000)).expect("listen on the kernel's side");
         let connecting = ["recv", "send", "poll", "epoll", "select"];
-        let accepting = [("accept", "9001"), ("accept-epoll", "9002")];
+        let accepting = [
+            ("accept", "9001"),
+            ("accept-epoll", "9002"),
+            ("stubborn-poll", "9003"),
+            ("stubborn-epoll", "9004"),
+        ];
         let program = script("waiter.py");
         let mut waiters: Vec<(String, Process)> = Vec::new();
         for way in connecting {
@@ -213,6 +218,11 @@ fn programs_hear_of_the_death_of_the_service() {
             let why = why.unwrap_or_else(|| panic!("{way} does not say how it ended: {said}"));
             stage.say(&format!("{way}: {why}"));
             assert!(!why.contains("gave a connection"), "{way}: {why}");
+            if let Some((_, used)) = why.split_once("waits used ") {
+                let used_ms: u64 = used.trim_end_matches(" ms").parse().expect("a time");
+                // Four seconds of waiting. What turns for nothing uses all the processor it gets.
+                assert!(used_ms < 400, "{way}: {why}");
+            }
         }
         wait_until("the interface is gone", PATIENCE, || {
             stage.interfaces().is_empty().then_some(())

@@ -1,12 +1,14 @@
 """Waits on one socket in one way and tells how the wait ended: waiter.py WAY ADDRESS PORT.
 
 Ways that connect: recv, poll, epoll, select, send (until the peer takes no more). Ways that listen: accept,
-accept-epoll. Prints `waiting` before the wait and `ended: WHY` after it.
+accept-epoll, and stubborn-poll, stubborn-epoll: these wait once more after they have heard that the service is gone,
+and tell how much processor time that took. Prints `waiting` before the wait and `ended: WHY` after it.
 """
 
 import select
 import socket
 import sys
+import time
 
 WAY, ADDRESS, PORT = sys.argv[1], sys.argv[2], int(sys.argv[3])
 
@@ -83,6 +85,26 @@ def by_accept_epoll():
     return f"epoll gave {bits:#x}, then accept gave a connection"
 
 
+def stubbornly(poller):
+    one = listening()
+    one.setblocking(False)
+    poller.register(one, select.POLLIN)
+    say_waiting()
+    poller.poll()
+    try:
+        one.accept()
+    except OSError as error:
+        heard = error
+    # The error is told once; the service is known to be over within two seconds.
+    before, limit = time.process_time(), time.monotonic() + 4
+    while time.monotonic() < limit:
+        # Milliseconds, or seconds.
+        if poller.poll(limit - time.monotonic() if isinstance(poller, select.epoll) else 4000):
+            break
+    used_ms = (time.process_time() - before) * 1000
+    return f"accept said {heard}, and then waits used {used_ms:.0f} ms"
+
+
 WAYS = {
     "recv": by_recv,
     "send": by_send,
@@ -91,6 +113,8 @@ WAYS = {
     "select": by_select,
     "accept": by_accept,
     "accept-epoll": by_accept_epoll,
+    "stubborn-poll": lambda: stubbornly(select.poll()),
+    "stubborn-epoll": lambda: stubbornly(select.epoll()),
 }
 
 try:
