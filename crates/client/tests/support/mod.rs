@@ -24,6 +24,7 @@ use haypile_shm::{
 
 pub mod asleep;
 mod datagrams;
+mod moves;
 
 const SEND_BUFFER: u64 = 256 * 1024;
 
@@ -38,10 +39,32 @@ struct Socket {
     stream: ServiceStream,
     kind: SocketKind,
     local: Option<SocketAddr>,
+    remote: Option<SocketAddr>,
     watches: Vec<Watch>,
     offered: bool,
     cookie: Option<u64>,
     received: Vec<u8>,
+    /// It is about to leave for another server, or has left.
+    stub: Option<moves::Stub>,
+    /// It has come from another server, and a process has said that it is here.
+    arrived: bool,
+}
+
+impl Socket {
+    fn new(stream: ServiceStream) -> Socket {
+        Socket {
+            stream,
+            kind: SocketKind::Plain,
+            local: None,
+            remote: None,
+            watches: Vec::new(),
+            offered: false,
+            cookie: None,
+            received: Vec::new(),
+            stub: None,
+            arrived: false,
+        }
+    }
 }
 
 struct Process {
@@ -75,6 +98,8 @@ pub struct State {
     new_programs: Vec<u64>,
     /// The next request kills it.
     deadly: bool,
+    /// What is written is not acknowledged by itself.
+    silent: bool,
 }
 
 /// The fake service.
@@ -370,6 +395,11 @@ impl Fake {
         std::mem::take(&mut state.socket(slot).received)
     }
 
+    /// Whether what is written is acknowledged by itself.
+    pub fn acknowledge(&self, by_itself: bool) {
+        self.settle().silent = !by_itself;
+    }
+
     /// Requests that came since the last call, with the slots they are about.
     pub fn requests(&self) -> Vec<(u32, RequestBody)> {
         std::mem::take(&mut self.settle().log)
@@ -421,6 +451,7 @@ impl State {
             refused: Vec::new(),
             new_programs: Vec::new(),
             deadly: false,
+            silent: false,
         }
     }
 
@@ -560,6 +591,7 @@ impl State {
         if self.deadly && self.any_requests() {
             return self.die();
         }
+        self.take_notices();
         for index in 0..self.processes.len() {
             let next = |state: &mut State| state.processes[index].channel.as_mut()?.next_request();
             while let Some(message) = next(self) {
@@ -583,12 +615,19 @@ impl State {
         if !known {
             return Some(SocketReply::failure(libc::EBADF).encode());
         }
-        match request.body {
+        match self.at_stub(process, slot, &request.body) {
+            Some(answer) => answer,
+            None => self.handle_about(process, slot, &request.body),
+        }
+    }
+
+    fn handle_about(&mut self, process: usize, slot: u32, body: &RequestBody) -> Option<[u64; 7]> {
+        match *body {
             RequestBody::Bind { .. }
             | RequestBody::Listen { .. }
             | RequestBody::Connect { .. }
             | RequestBody::Open { .. } => {
-                return Some(self.name(slot, &request.body).encode());
+                return Some(self.name(slot, body).encode());
             }
             RequestBody::Acceptor => self.acceptors.push((process, slot)),
             RequestBody::NotAcceptor => self.acceptors.retain(|one| *one != (process, slot)),
@@ -601,6 +640,7 @@ impl State {
             RequestBody::KickTx if self.socket(slot).kind == SocketKind::Datagram => {
                 self.echo(slot);
             }
+            RequestBody::KickTx if self.silent => {}
             RequestBody::KickTx => self.take_sent(slot),
             RequestBody::KickRx => {
                 let State { sockets, arena, .. } = self;
@@ -623,20 +663,17 @@ impl State {
                 return Some(OptionReply::value(&1i32.to_ne_bytes()).encode());
             }
             RequestBody::Watch { watcher, mask, .. } => self.watch(process, slot, watcher, mask),
-            RequestBody::Unwatch { watcher } => {
-                let watches = &mut self.socket(slot).watches;
-                watches.retain(|one| one.process != process || one.watcher != watcher);
-            }
+            RequestBody::Unwatch { watcher } => self.unwatch(process, slot, watcher),
             RequestBody::Drained { .. } => {}
             RequestBody::BindDatagram { .. }
             | RequestBody::ConnectDatagram { .. }
             | RequestBody::Route { .. }
             | RequestBody::TakeDatagramError
             | RequestBody::DatagramErrorPayload { .. }
-            | RequestBody::Group { .. } => return Some(self.datagram_request(slot, &request.body)),
+            | RequestBody::Group { .. } => return Some(self.datagram_request(slot, body)),
             RequestBody::Shared { cookie } => self.socket(slot).cookie = Some(cookie),
-            // This service is one server.
-            RequestBody::Arrive | RequestBody::Left => {}
+            RequestBody::Arrive => return self.arrive_at(slot),
+            RequestBody::Left => panic!("somebody has left a connection that is here"),
         }
         None
     }
@@ -697,8 +734,10 @@ impl State {
                 let State { sockets, arena, .. } = self;
                 let socket = sockets.get_mut(&slot).unwrap();
                 socket.kind = SocketKind::Connection;
-                socket.stream.set_local(Some("198.18.0.2:50000".parse().unwrap()));
-                socket.stream.set_remote(Some(remote));
+                socket.local = Some("198.18.0.2:50000".parse().unwrap());
+                socket.remote = Some(remote);
+                socket.stream.set_local(socket.local);
+                socket.stream.set_remote(socket.remote);
                 socket.stream.set_status(status::CONNECTING);
                 socket.stream.grant_tx(SEND_BUFFER, arena);
             }
@@ -712,15 +751,7 @@ impl State {
     fn open(&mut self) -> u32 {
         let place = self.table.allocate().unwrap();
         let slot = place.slot;
-        let socket = Socket {
-            stream: ServiceStream::new(place),
-            kind: SocketKind::Plain,
-            local: None,
-            watches: Vec::new(),
-            offered: false,
-            cookie: None,
-            received: Vec::new(),
-        };
+        let socket = Socket::new(ServiceStream::new(place));
         self.sockets.insert(slot, socket);
         slot
     }
@@ -760,8 +791,10 @@ impl State {
         let socket = sockets.get_mut(&slot).unwrap();
         socket.kind = SocketKind::Connection;
         socket.offered = true;
-        socket.stream.set_local(Some("198.18.0.2:80".parse().unwrap()));
-        socket.stream.set_remote(Some("198.18.0.9:1234".parse().unwrap()));
+        socket.local = Some("198.18.0.2:80".parse().unwrap());
+        socket.remote = Some("198.18.0.9:1234".parse().unwrap());
+        socket.stream.set_local(socket.local);
+        socket.stream.set_remote(socket.remote);
         socket.stream.write_rx(0, first_bytes, arena);
         socket.stream.commit_rx(first_bytes.len() as u64);
         socket.stream.grant_tx(SEND_BUFFER, arena);
@@ -790,6 +823,11 @@ impl State {
         }
     }
 
+    fn unwatch(&mut self, process: usize, slot: u32, watcher: u32) {
+        let watches = &mut self.socket(slot).watches;
+        watches.retain(|one| one.process != process || one.watcher != watcher);
+    }
+
     fn ready_bits(&mut self, slot: u32) -> u32 {
         let offered = self.sockets.values().any(|socket| socket.offered);
         let State { sockets, arena, .. } = self;
@@ -798,6 +836,9 @@ impl State {
             return if offered { ready::IN } else { 0 };
         }
         let state = socket.stream.status();
+        if socket.stub.is_some() {
+            return if state & status::MOVED != 0 { ready::ALL } else { 0 };
+        }
         if socket.kind == SocketKind::Datagram {
             let waiting = socket.stream.rx_waiting() > 0;
             return if waiting { ready::IN | ready::OUT } else { ready::OUT };

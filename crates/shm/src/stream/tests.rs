@@ -682,3 +682,26 @@ fn a_record_that_has_moved_gives_and_takes_no_bytes() {
     service.retire(&mut host.arena);
     assert_eq!(application.read(&mut out, &host.arena), Err(StreamError::Stale));
 }
+
+#[test]
+fn calls_on_a_frozen_stream_wait_and_can_be_made_again() {
+    let mut host = Host::new();
+    let (mut service, application) = host.stream();
+    service.grant_tx(BUFFER, &mut host.arena);
+    service.write_rx(0, &bytes(0, 5), &mut host.arena);
+    service.commit_rx(5);
+    assert_eq!(service.freeze(&mut host.arena), Ok(true));
+    let mut out = [0; 10];
+    // Longer than anybody waits for another process; a second thread waits for the first one then.
+    std::thread::scope(|scope| {
+        let other = application.clone();
+        let arena = &host.arena;
+        let second = scope.spawn(move || other.discard(1));
+        assert_eq!(application.read(&mut out, arena), Err(StreamError::Frozen));
+        assert_eq!(second.join().unwrap(), Err(StreamError::Frozen));
+        assert_eq!(application.write(b"x", arena), Err(StreamError::Frozen));
+    });
+    service.thaw();
+    assert_eq!(application.read(&mut out, &host.arena).map(|outcome| outcome.bytes), Ok(5));
+    assert_eq!(application.write(b"x", &host.arena).map(|outcome| outcome.bytes), Ok(1));
+}
