@@ -214,6 +214,21 @@ impl Netlink {
         )
     }
 
+    /// Has the kernel hand what it sends to the interface at once, without a queue of its own before
+    /// that of the device: with many possible queues those would take a hundred megabytes.
+    ///
+    /// # Errors
+    /// As [`Netlink::set_up`]; ENOENT where the kernel has no queueing disciplines.
+    pub fn set_no_queue(&mut self, index: u32) -> Result<(), LinkError> {
+        // struct tcmsg: family, three bytes of padding, interface, handle, parent, info.
+        let words = [0, index, 0, TC_H_ROOT, 0];
+        let header: Vec<u8> = words.into_iter().flat_map(u32::to_ne_bytes).collect();
+        let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
+        let request =
+            Request::new(RTM_NEWQDISC, flags, &header).attribute_text(TCA_KIND, "noqueue");
+        self.change_link(index, |name| format!("take the queue before {name} away"), request)
+    }
+
     /// Sets the Ethernet address.
     ///
     /// # Errors

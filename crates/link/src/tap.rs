@@ -188,6 +188,25 @@ impl Tap {
         })
     }
 
+    /// Opens a further queue of the interface that the facts name, for whoever keeps its queues. Must be
+    /// called in the namespace that the TAP was made in.
+    ///
+    /// # Errors
+    /// As [`Tap::another_queue`].
+    pub fn open_queue_of(facts: &TapFacts) -> Result<OwnedFd, LinkError> {
+        setup::open_further_queue(facts).map(OwnedFd::from)
+    }
+
+    /// Has the kernel spread the frames of an interface over its queues by `steering`, whose owners are
+    /// queues, through any queue of it. To be done before there is a second one, so that no frame is
+    /// spread otherwise meanwhile.
+    ///
+    /// # Errors
+    /// When the kernel takes no program.
+    pub fn steer_by(queue: BorrowedFd<'_>, steering: &Steering) -> io::Result<SteeringMap> {
+        setup::steer(queue, steering)
+    }
+
     /// Makes a port of a queue that another process, or this one, has opened; its counters start
     /// at 0. The descriptor stays non-blocking for all who hold it.
     ///
@@ -456,7 +475,7 @@ impl Port for Tap {
             &self.facts;
         let count = self.facts.queues;
         let queues = match (multi_queue, steering, count) {
-            (false, ..) => "one queue".to_owned(),
+            (false, ..) | (true, _, 1) => "one queue".to_owned(),
             (true, Some(steering), count) => {
                 let rule = match steering.rule() {
                     Rule::Hash => "a hash of addresses and ports",

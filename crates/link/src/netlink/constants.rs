@@ -25,6 +25,7 @@ pub(crate) const RTM_GETADDR: u16 = 22;
 pub(crate) const RTM_NEWROUTE: u16 = 24;
 pub(crate) const RTM_GETROUTE: u16 = 26;
 pub(crate) const RTM_NEWNEIGH: u16 = 28;
+pub(crate) const RTM_NEWQDISC: u16 = 36;
 
 pub(crate) const IFLA_ADDRESS: u16 = 1;
 pub(crate) const IFLA_IFNAME: u16 = 3;
@@ -69,6 +70,9 @@ pub(crate) const RT_SCOPE_LINK: u8 = 253;
 pub(crate) const NDA_DST: u16 = 1;
 pub(crate) const NDA_LLADDR: u16 = 2;
 pub(crate) const NUD_PERMANENT: u16 = 0x80;
+
+pub(crate) const TCA_KIND: u16 = 1;
+pub(crate) const TC_H_ROOT: u32 = u32::MAX;
 
 pub(crate) const AF_UNSPEC: u8 = 0;
 pub(crate) const AF_INET: u8 = 2;

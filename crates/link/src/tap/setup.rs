@@ -3,7 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use super::{Offload, TapConfig, TapFacts};
@@ -26,7 +26,7 @@ pub(super) type Queue = (File, TapFacts);
 /// Makes the interface with its first queue and sets it up.
 pub(super) fn open(config: &TapConfig) -> Result<(File, TapFacts), LinkError> {
     let (device, facts) = make(config)?;
-    set_up_interface(facts.index, config)?;
+    set_up_interface(facts.index, facts.multi_queue, config)?;
     Ok((device, facts))
 }
 
@@ -76,11 +76,11 @@ pub(super) fn open_queues(
             Some(steering) => steering.clone(),
             None => own_steering(count)?,
         };
-        if let Ok(made) = steer(&devices[0], &steering) {
+        if let Ok(made) = steer(devices[0].as_fd(), &steering) {
             (facts.steering, map) = (Some(steering), Some(made));
         }
     }
-    set_up_interface(facts.index, config)?;
+    set_up_interface(facts.index, facts.multi_queue, config)?;
     Ok((devices.into_iter().map(|device| (device, facts.clone())).collect(), map))
 }
 
@@ -94,10 +94,10 @@ fn own_steering(queues: u16) -> Result<Steering, LinkError> {
 }
 
 /// Sets the program, if the kernel takes it.
-fn steer(device: &File, steering: &Steering) -> io::Result<SteeringMap> {
+pub(super) fn steer(device: BorrowedFd<'_>, steering: &Steering) -> io::Result<SteeringMap> {
     let map = SteeringMap::new(steering)?;
     let program = map.load_program(steering)?;
-    sys::tun_set_steering(device.as_fd(), program.as_fd())?;
+    sys::tun_set_steering(device, program.as_fd())?;
     Ok(map)
 }
 
@@ -162,10 +162,14 @@ fn set_offload(device: &File, name: &str, offload: Offload) -> Result<bool, Link
     Ok(udp_batches_known)
 }
 
-fn set_up_interface(index: u32, config: &TapConfig) -> Result<(), LinkError> {
+fn set_up_interface(index: u32, multi_queue: bool, config: &TapConfig) -> Result<(), LinkError> {
     let mut netlink = Netlink::open()?;
     netlink.set_mtu(index, u32::from(config.mtu))?;
     netlink.set_queue_len(index, config.queue_len)?;
+    if multi_queue {
+        // Without it the kernel has a queue in front of each that there could be.
+        let _: Result<(), LinkError> = netlink.set_no_queue(index);
+    }
     netlink.set_up(index)?;
     for &(address, prefix_len) in &config.host_addresses {
         netlink.add_address(index, address, prefix_len)?;
