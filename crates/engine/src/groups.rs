@@ -58,6 +58,11 @@ impl Groups {
         Groups { groups, limit, messages: VecDeque::new(), next: None, changed: false }
     }
 
+    /// There may be more groups from now on.
+    pub fn raise_limit(&mut self, limit: usize) {
+        self.limit = self.limit.max(limit);
+    }
+
     /// A socket joins; true when it is the first, `None` without room. `random` decides when the
     /// second report goes.
     pub fn join(&mut self, now: Instant, group: IpAddr, random: u64) -> Option<bool> {

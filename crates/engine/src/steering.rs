@@ -91,6 +91,8 @@ pub struct Steering {
     key: u64,
     rule: Rule,
     servers: u16,
+    /// The servers that got buckets at the start; those that came later have none but by moves.
+    spread_over: u16,
     /// The server of each bucket.
     owners: Box<[ServerNumber; BUCKETS]>,
     /// Where the TCP flows of buckets are now, once one has moved.
@@ -149,7 +151,12 @@ impl Steering {
         for (bucket, place) in owners.iter_mut().enumerate() {
             *place = owner(bucket);
         }
-        Steering { key, rule, servers, owners, moves: None }
+        Steering { key, rule, servers, spread_over: servers, owners, moves: None }
+    }
+
+    /// There are more servers now, which have no bucket until one moves to them. Never fewer.
+    pub fn add_servers(&mut self, servers: u16) {
+        self.servers = self.servers.max(servers);
     }
 
     /// The key that belongs to the secret of a service; the same in all its servers.
@@ -165,6 +172,7 @@ impl Steering {
             *owner = number_of(bucket as u16, *owner);
         }
         other.servers = other.owners.iter().max().map_or(1, |most| most + 1);
+        other.spread_over = other.servers;
         other
     }
 
@@ -268,6 +276,24 @@ impl Steering {
             _ => None,
         };
         self.settle(kind.unwrap_or(Kind::Other), false)
+    }
+
+    /// Whether a server has UDP ports, and the groups of fragments that go with their buckets.
+    pub fn has_ports(&self, server: ServerNumber) -> bool {
+        server < self.spread_over
+    }
+
+    /// Whether a server has the flows of any bucket.
+    pub fn has_flows(&self, server: ServerNumber) -> bool {
+        match &self.moves {
+            None => self.has_ports(server),
+            Some(_) => (0..BUCKETS as u16).any(|bucket| self.owner_of_flows(bucket) == server),
+        }
+    }
+
+    /// A server that has what this one lacks.
+    pub fn stand_in_for(&self, server: ServerNumber) -> ServerNumber {
+        server % self.spread_over
     }
 
     /// The server of a TCP flow.

@@ -120,7 +120,7 @@ impl Shard {
                 if let Some(owner) = self.owner_of_all_flows_to(remote) {
                     return Err(ConnectError::Elsewhere(owner));
                 }
-                self.choose_port(address, remote).ok_or(ConnectError::NoPortLeft)?
+                self.choose_port(address, remote).ok_or_else(|| self.why_no_port())?
             }
             port => {
                 let key = FlowKey::new(SocketAddr::new(address, port), remote);
@@ -328,6 +328,14 @@ impl Shard {
             }
         }
         None
+    }
+
+    /// A server that has come while the service runs may have no bucket yet.
+    fn why_no_port(&self) -> ConnectError {
+        let bare = self.steered.as_ref().filter(|own| !own.steering.has_flows(own.server));
+        bare.map_or(ConnectError::NoPortLeft, |own| {
+            ConnectError::Elsewhere(own.steering.stand_in_for(own.server))
+        })
     }
 
     fn occupant(&self, key: &FlowKey) -> Occupant {

@@ -113,6 +113,19 @@ impl Shard {
         self.steered.as_ref()
     }
 
+    /// There are more servers from now on, or others at all: what is ours stays ours until its bucket
+    /// moves. `steered` is taken if we were alone; else the number of its servers.
+    pub fn add_servers(&mut self, steered: &Steered) {
+        let servers = steered.steering.servers();
+        match &mut self.steered {
+            Some(own) => Arc::make_mut(&mut own.steering).add_servers(servers),
+            none => *none = Some(steered.clone()),
+        }
+        self.groups.raise_limit(self.limits.groups as usize * usize::from(servers));
+        // Those that come are told what there is by whoever carries it; what changes is told from now on.
+        self.network_update_due |= self.is_speaker();
+    }
+
     /// Whether we answer for all servers on the link.
     pub fn is_speaker(&self) -> bool {
         self.steered.as_ref().is_none_or(|steered| steered.server == SPEAKER)

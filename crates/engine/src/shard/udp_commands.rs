@@ -48,6 +48,11 @@ impl Shard {
             queued_bytes: 0,
         };
         if local.port() == 0 {
+            if let Some(own) = &self.steered
+                && !own.steering.has_ports(own.server)
+            {
+                return Err(ListenError::Elsewhere(own.steering.stand_in_for(own.server)));
+            }
             let port = self.choose_datagram_port(&socket).ok_or(ListenError::NoPort)?;
             socket.bound.set_port(port);
             socket.local.set_port(port);
