@@ -192,6 +192,7 @@ pub fn accept_sleeping(
         return Err(Errno::EINVAL);
     }
     loop {
+        attach::follow_growth();
         let attachment = attach::current()?;
         if listener.phase() != Phase::Listening || listener.has(flag::SHUT_READ) {
             return Err(Errno::EINVAL);
@@ -407,7 +408,8 @@ fn wait(
     loop {
         let ticket = channel.prepare_offer_wait();
         let now_ns = sys::clock_monotonic_ns();
-        if has_offer(listener) || listener.has(flag::SHUT_READ) {
+        let more_servers = attach::has_grown() || listener.has(flag::EVERYWHERE);
+        if has_offer(listener) || listener.has(flag::SHUT_READ) || more_servers {
             listener.gaps.note(now_ns - started_ns);
             return Ok(());
         }
@@ -444,7 +446,7 @@ fn wait_everywhere(listener: &Pinned, fd: RawFd) -> Result<(), Errno> {
     let present: Vec<Current> =
         attach::all_from_home().filter_map(attach::existing).filter(|at| !at.is_gone()).collect();
     let tickets: Vec<_> = present.iter().map(|at| at.channel().prepare_offer_wait()).collect();
-    if has_offer(listener) || listener.has(flag::SHUT_READ) {
+    if has_offer(listener) || listener.has(flag::SHUT_READ) || attach::has_grown() {
         return Ok(());
     }
     let words: Vec<_> = present

@@ -34,9 +34,9 @@ use crate::memory::Memory;
 pub use greeting::AttachError;
 use greeting::Identity;
 pub(crate) use ties::{
-    Current, all, all_from_home, current, epoch_of, existing, hold, hold_for_fork, home,
-    is_attaching, is_between, is_forked_from, is_gone, near, of, present, present_of,
-    present_serial, release_after_fork, servers, set_forked, successor,
+    Current, all, all_from_home, current, epoch_of, existing, follow_growth, has_grown, hold,
+    hold_for_fork, home, is_attaching, is_between, is_forked_from, is_gone, near, of, present,
+    present_of, present_serial, release_after_fork, servers, set_forked, successor,
 };
 pub use ties::{attach, domain, is_attached};
 

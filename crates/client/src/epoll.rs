@@ -327,6 +327,7 @@ pub fn epoll_wait(
         // A set of kernel descriptors alone costs one system call, as ever.
         let has_ours = held.has_ours.load(Ordering::Acquire);
         if has_ours {
+            attach::follow_growth();
             let ready = look(&held, epoll, out, timeout_ms != 0)?;
             if ready > 0 || timeout_ms == 0 {
                 if let Some(wait) = &wait {
@@ -515,7 +516,8 @@ fn doze(
     let mut awaiting = false;
     if held.has_ours.load(Ordering::Acquire) {
         let mut interest = held.interest(epoll)?;
-        if !interest.prepare_sleep() {
+        // Who was woken for more servers finds them here, whoever has taken the message.
+        if !interest.prepare_sleep() || attach::has_grown() {
             return Ok(Dozed::LookAgain);
         }
         awaiting = interest.is_uncertain();

@@ -2,6 +2,9 @@
 //! servers share nothing. The first record, which the socket keeps itself, is like any other
 //! socket's; here are the others, and how they are opened.
 //!
+//! Servers that come while the program runs get its listeners in its next call that waits or accepts
+//! ([`follow`]); each call that could have been waiting is woken for it.
+//!
 //! Server 0 decides whose a port is, and the others follow; a refusal undoes everything. A server
 //! that is dead at the time opens the listener when it is attached to again (`restore.rs`).
 
@@ -9,16 +12,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use haypile_shm::Errno;
+use haypile_shm::epoch::EPOCH_SERVERS;
 use haypile_shm::limits::NO_SLOT;
 use haypile_shm::messages::{ControlReply, ControlRequest, RequestBody, SocketKind, SocketReply};
 use haypile_shm::sys;
 
 use crate::addresses::{to_service, unspecified};
 use crate::attach::{self, Attachment};
-use crate::entry::{Socket, flag};
+use crate::entry::{self, Phase, Pinned, SOCKETS, Socket, flag};
 use crate::errno::SERVICE_GONE;
-use crate::options;
 use crate::restore::Patience;
+use crate::{accept, epoll, options};
 
 /// The record of a listener at one server.
 #[derive(Debug)]
@@ -58,9 +62,9 @@ impl Further {
 /// The further records of a listener, by server.
 pub(crate) type Records = Arc<[Further]>;
 
-/// Room for the records of a listener at every server.
+/// Room for the records of a listener at every server that there may ever be.
 pub(crate) fn records() -> Records {
-    (0..attach::servers()).map(|_| Further::none()).collect()
+    (0..EPOCH_SERVERS).map(|_| Further::none()).collect()
 }
 
 impl Socket {
@@ -170,6 +174,32 @@ pub(crate) fn complete(socket: &Socket) {
             restore(&attachment, socket);
         }
     }
+}
+
+/// Servers have come: opens all listeners of the process there. False: to be tried again.
+pub(crate) fn follow() -> bool {
+    let mut sockets = Vec::new();
+    SOCKETS.for_each(|index, _| sockets.push(index));
+    let mut listeners: Vec<Pinned> = sockets.into_iter().filter_map(entry::pin).collect();
+    listeners.retain(|socket| socket.phase() == Phase::Listening);
+    if listeners.is_empty() {
+        return true;
+    }
+    let single = |socket: &&Pinned| !socket.has(flag::EVERYWHERE);
+    // Fails while another thread looks, which is over by the next call.
+    if listeners.iter().filter(single).any(|socket| socket.go_everywhere().is_err()) {
+        return false;
+    }
+    // One that cannot be reached now is asked when it can be.
+    let _: Result<(), Errno> = attach::all();
+    for socket in &listeners {
+        complete(socket);
+        if socket.set_acceptor(0) != 0 {
+            let _: Result<(), Errno> = accept::register(socket);
+        }
+        socket.for_each_epoll(|epoll| epoll::socket_changed(epoll, socket.index()));
+    }
+    true
 }
 
 /// Has a listener that was begun answer at all its servers from now on. One that dies meanwhile is

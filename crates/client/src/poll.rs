@@ -79,11 +79,20 @@ struct Set {
     /// half of a dual listener, which answers through `ours`.
     kernel: Vec<PollFd>,
     places: Vec<Option<usize>>,
+    /// There is a listener, and there were so many servers when it was looked at.
+    listens: bool,
+    servers: u16,
 }
 
 impl Set {
     fn of(fds: &mut [PollFd]) -> Set {
-        let mut set = Set { ours: Vec::new(), kernel: Vec::new(), places: Vec::new() };
+        let mut set = Set {
+            ours: Vec::new(),
+            kernel: Vec::new(),
+            places: Vec::new(),
+            listens: false,
+            servers: attach::servers(),
+        };
         for (place, entry) in fds.iter_mut().enumerate() {
             entry.revents = 0;
             match descriptors::owner(entry.fd) {
@@ -110,7 +119,9 @@ impl Set {
         };
         let mut kernel_place = None;
         if socket.phase() == Phase::Listening {
+            attach::follow_growth();
             let _: Result<(), Errno> = accept::register(&socket);
+            (self.listens, self.servers) = (true, attach::servers());
             if socket.has(flag::DUAL) {
                 kernel_place = Some(self.kernel.len());
                 self.add_kernel(None, entry);
@@ -268,6 +279,13 @@ fn wait(
     loop {
         if let Some(lookout) = &mut lookout {
             lookout.prepare_sleep();
+        }
+        // Who was woken for it finds it here, whoever has taken the message.
+        if set.listens && (attach::has_grown() || attach::servers() != set.servers) {
+            if let Some(lookout) = &lookout {
+                lookout.awake();
+            }
+            return Ok(None);
         }
         // The look after the announcement: what comes from now on rings.
         let ready = set.look(fds);

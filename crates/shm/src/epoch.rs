@@ -2,6 +2,9 @@
 //! application that finds another number than the one it attached under knows, by one load, that
 //! the server it spoke to is gone; a change wakes everyone who sleeps on the word.
 //!
+//! Beside the first word stands how many transport servers programs may come to: it grows while the
+//! service runs.
+//!
 //! The words are written by the supervisor alone: even while a server runs, odd while none does, the
 //! largest number once there will never be another one. Used by the service at attach and by the
 //! client; read `docs/decisions/0008` for what follows a change.
@@ -18,6 +21,8 @@ pub const EPOCH_SIZE: usize = 4096;
 /// Words in it, a cache line each: most transport servers of a service.
 pub const EPOCH_SERVERS: u16 = (EPOCH_SIZE / WORD_STEP) as u16;
 const WORD_STEP: usize = 64;
+/// Where the number of transport servers stands: beside the first word.
+const COUNT_AT: usize = 4;
 /// There will never be another server.
 pub const ENDED: u32 = u32::MAX;
 
@@ -86,6 +91,13 @@ impl EpochWriter {
         self.word().load(Ordering::Relaxed)
     }
 
+    /// Programs may come to so many transport servers. Nobody is woken.
+    pub fn set_servers(&self, servers: u16) {
+        if let Some(word) = self.segment.atomic_u32(COUNT_AT) {
+            word.store(u32::from(servers), Ordering::Release);
+        }
+    }
+
     /// A new epoch, which everyone who sleeps on the word hears of.
     pub fn set(&self, epoch: u32) {
         self.word().store(epoch, Ordering::Release);
@@ -117,6 +129,12 @@ impl EpochReader {
     pub fn of(&self, server: u16) -> Option<EpochReader> {
         let at = usize::from(server) * WORD_STEP;
         (server < EPOCH_SERVERS).then(|| EpochReader { segment: Arc::clone(&self.segment), at })
+    }
+
+    /// How many transport servers programs may come to; 0 where nobody says.
+    #[inline]
+    pub fn servers(&self) -> u16 {
+        self.segment.atomic_u32(COUNT_AT).map_or(0, |word| word.load(Ordering::Acquire) as u16)
     }
 
     /// The word, to sleep on.
@@ -172,6 +190,9 @@ mod tests {
             }
             sys::clock_monotonic_ns() < deadline_ns
         });
+        assert_eq!(other.servers(), 0);
+        writer.set_servers(EPOCH_SERVERS);
+        assert_eq!((other.servers(), other.get()), (EPOCH_SERVERS, 1));
         writer.set(3);
         assert!(sleeper.join().unwrap());
     }

@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock, RwLock, RwLockReadGuard};
 use haypile_shm::epoch::{self, EPOCH_SERVERS};
 use haypile_shm::messages::{CHOSEN_HOME, ControlRequest};
 use haypile_shm::sys::{self, Fd};
-use haypile_shm::{Errno, control};
+use haypile_shm::{EpochReader, Errno, control};
 
 use super::greeting::{AttachError, Greeting, Identity, greet};
 use super::{Attachment, DomainToken, Fate, sleep_ms};
@@ -52,8 +52,14 @@ static OCCUPIED: [AtomicU64; PLACES.div_ceil(64)] =
 static STATE: AtomicU32 = AtomicU32::new(NONE);
 /// The home, or that of the ancestor who was attached.
 static HOME: AtomicU32 = AtomicU32::new(0);
-/// How many transport servers the service has.
+/// How many transport servers the service has, as far as this process knows.
 static COUNT: AtomicU32 = AtomicU32::new(1);
+/// Where it stands how many there are now.
+static GROWTH: OnceLock<EpochReader> = OnceLock::new();
+/// How many there were when the listeners were last opened at all of them; 0: the process is new.
+static FOLLOWED: AtomicU32 = AtomicU32::new(0);
+/// Serialises threads that open listeners at servers that have come.
+static FOLLOWING: Lock<()> = Lock::new(());
 /// The serial of the present attachment to the home; the largest number in a child without one.
 static PRESENT: AtomicU32 = AtomicU32::new(u32::MAX);
 /// The name of this process, and what it shows with it; read and written with `ATTACHING` held.
@@ -123,6 +129,36 @@ pub(crate) fn home() -> u16 {
 #[inline]
 pub(crate) fn servers() -> u16 {
     COUNT.load(Ordering::Relaxed) as u16
+}
+
+/// Whether servers have come at which the listeners of this process are not open yet.
+#[inline]
+pub(crate) fn has_grown() -> bool {
+    let servers = GROWTH.get().map_or(0, EpochReader::servers);
+    u32::from(servers) > FOLLOWED.load(Ordering::Acquire)
+}
+
+/// Opens the listeners of this process at servers that have come since, if any have. Not to be called
+/// with a lock held.
+#[inline]
+pub(crate) fn follow_growth() {
+    if has_grown() {
+        follow();
+    }
+}
+
+#[cold]
+fn follow() {
+    // Who is at it already comes by here again.
+    let Ok(_one) = FOLLOWING.lock() else { return };
+    if !is_attached() || !has_grown() {
+        return;
+    }
+    let servers = GROWTH.get().map_or(0, EpochReader::servers).min(EPOCH_SERVERS);
+    COUNT.fetch_max(u32::from(servers), Ordering::AcqRel);
+    if crate::everywhere::follow() {
+        FOLLOWED.store(u32::from(servers), Ordering::Release);
+    }
 }
 
 /// All servers, the home first, in an order that goes round.
@@ -415,8 +451,13 @@ fn settle((attachment, servers): Found) {
         (attachment.server(), attachment.identity, attachment.serial());
     NAME[0].store(identity.name, Ordering::Relaxed);
     NAME[1].store(identity.proof, Ordering::Relaxed);
+    let _: Result<(), EpochReader> = GROWTH.set(attachment.memory().now().clone());
     publish(*attachment);
-    COUNT.store(u32::from(servers).clamp(1, SERVERS as u32), Ordering::Relaxed);
+    let servers = u32::from(servers).clamp(1, SERVERS as u32);
+    COUNT.fetch_max(servers, Ordering::AcqRel);
+    // A child has listeners that its ancestor may not have opened everywhere yet.
+    let _: Result<u32, u32> =
+        FOLLOWED.compare_exchange(0, servers, Ordering::AcqRel, Ordering::Relaxed);
     HOME.store(u32::from(server), Ordering::Relaxed);
     PRESENT.store(serial, Ordering::Release);
     STATE.store(ATTACHED, Ordering::Release);
@@ -489,6 +530,9 @@ fn attach_child(wish: Option<u16>) -> Result<Current, Errno> {
 fn attach_to(server: u16) -> Result<Current, Errno> {
     // A child goes home first, for its name.
     drop(current()?);
+    if server >= servers() {
+        follow_growth();
+    }
     if server >= servers() {
         return Err(Errno::EPROTO);
     }
@@ -678,6 +722,7 @@ pub(crate) fn set_forked() {
 
 /// Before a fork: no exchange may be half done in the child.
 pub(crate) fn hold_for_fork() {
+    FOLLOWING.hold_for_fork();
     ATTACHING.hold_for_fork();
     for attachment in TIES.iter().filter_map(Tie::link) {
         attachment.offers.hold_for_fork();
@@ -692,4 +737,5 @@ pub(crate) fn release_after_fork() {
         attachment.offers.release_after_fork();
     }
     ATTACHING.release_after_fork();
+    FOLLOWING.release_after_fork();
 }

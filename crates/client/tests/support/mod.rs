@@ -128,6 +128,15 @@ pub fn start_several(
     servers: u16,
     home: u16,
 ) -> (&'static [&'static Fake], MutexGuard<'static, ()>) {
+    start_first(servers, servers, home)
+}
+
+/// As [`start_several`], of which programs may come to the `first` ones alone, until [`grow`].
+pub fn start_first(
+    first: u16,
+    servers: u16,
+    home: u16,
+) -> (&'static [&'static Fake], MutexGuard<'static, ()>) {
     let turn = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let fakes = FAKES.get_or_init(|| {
         let path = format!("\0haypile-fake-{}", std::process::id());
@@ -136,7 +145,7 @@ pub fn start_several(
             let path = control::attach_path(path.as_bytes(), server);
             let listener = sys::unix_listen_seqpacket(&path, 16).unwrap();
             let (wake, woken) = Doorbell::pair().unwrap();
-            let state = State::new(epochs.of(server), server, servers);
+            let state = State::new(epochs.of(server), server, first);
             let fake: &'static Fake = Box::leak(Box::new(Fake { state: Mutex::new(state), wake }));
             std::thread::spawn(move || serve(fake, &listener, &woken));
             fake
@@ -147,6 +156,16 @@ pub fn start_several(
         fakes
     });
     (fakes, turn)
+}
+
+/// Programs may come to all servers: says so where they look, and wakes them.
+pub fn grow(fakes: &[&'static Fake]) {
+    for fake in fakes {
+        let mut state = fake.settle();
+        state.servers = fakes.len() as u16;
+        state.epoch.set_servers(state.servers);
+        state.wake_all();
+    }
 }
 
 /// Waits until a thread has said that it will accept, among requests that nobody has looked at.
@@ -852,6 +871,21 @@ impl State {
             bits |= ready::IN;
         }
         bits
+    }
+
+    fn wake_all(&mut self) {
+        let (slot, generation) = (NO_SLOT, 0);
+        let offer = Offer { listener: slot, listener_generation: 0, slot, generation };
+        for channel in self.processes.iter_mut().filter_map(|process| process.channel.as_mut()) {
+            assert!(channel.push_offer(&offer));
+            channel.wake_acceptors();
+            for watcher in 0..haypile_shm::limits::WATCHERS as u32 {
+                if let Some(watcher) = channel.watcher(watcher) {
+                    watcher.push(&Ready { slot, generation, bits: 0 }).expect("room in the ring");
+                    let _ = watcher.wake();
+                }
+            }
+        }
     }
 
     fn announce(&mut self, slot: u32, bits: u32) {
