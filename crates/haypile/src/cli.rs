@@ -671,7 +671,11 @@ pub struct ResolveArgs {
 
 /// `haypile plan`.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct PlanArgs {
+    /// Changes a running service.
+    #[command(subcommand)]
+    pub change: Option<PlanChange>,
     /// The plan, in the notation TS1LS1CM1
     #[arg(default_value = "TS1LS1CM1")]
     pub plan: String,
@@ -682,6 +686,28 @@ pub struct PlanArgs {
     #[arg(long, value_name = "LINK", default_value = "tap:", hide_default_value = true)]
     pub link: String,
     /// One JSON object instead of the table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `haypile plan set`.
+#[derive(Debug, Subcommand)]
+pub enum PlanChange {
+    /// Add servers to a running service.
+    #[command(hide = true)]
+    Set(PlanSetArgs),
+}
+
+/// `haypile plan set`.
+#[derive(Debug, Args)]
+pub struct PlanSetArgs {
+    /// The service to change.
+    #[command(flatten)]
+    pub control: ControlArgs,
+    /// The new plan, which has every server of the present one, and more
+    #[arg(value_name = "PLAN")]
+    pub plan: String,
+    /// One JSON object instead of a line
     #[arg(long)]
     pub json: bool,
 }

@@ -1,8 +1,10 @@
 //! `haypile plan`: which server of a plan gets which processor, which queues and which components, and
-//! why; and whether the plan runs here. Called by `main`; read `haypile_service::plan`.
+//! why; and whether the plan runs here. `haypile plan set` changes that of a running service. Called by `main`; read `haypile_service::plan`.
 
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
+use haypile_service::control::{PlanState, Request, ask};
 use haypile_service::error::Error;
 use haypile_service::plan::{Component, Plan, ServerSpec};
 use haypile_service::sandbox;
@@ -10,8 +12,15 @@ use haypile_shm::sys::privilege;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::cli::PlanArgs;
-use crate::table;
+use crate::cli::{PlanArgs, PlanChange, PlanSetArgs};
+use crate::{place, table};
+
+/// Time for a change of the plan.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Time after which it is said what is waited for, again and again.
+const PROGRESS: Duration = Duration::from_secs(2);
+/// Time between two looks.
+const INTERVAL: Duration = Duration::from_millis(20);
 
 /// One server of a plan.
 #[derive(Debug, Serialize)]
@@ -35,6 +44,9 @@ struct Row {
 /// # Errors
 /// When the text is no plan.
 pub fn run(arguments: &PlanArgs) -> Result<ExitCode, Error> {
+    if let Some(PlanChange::Set(change)) = &arguments.change {
+        return set(change);
+    }
     let plan: Plan = arguments.plan.parse()?;
     let runnable = plan.check_runnable();
     let runnable = runnable.and_then(|()| plan.check_link(arguments.link.starts_with("tap")));
@@ -59,6 +71,33 @@ pub fn run(arguments: &PlanArgs) -> Result<ExitCode, Error> {
             Ok(ExitCode::FAILURE)
         }
     }
+}
+
+/// Changes the plan of a running service, and returns when it is changed.
+fn set(arguments: &PlanSetArgs) -> Result<ExitCode, Error> {
+    let directory = place::directory_of(&arguments.control)?;
+    let plan: Plan = arguments.plan.parse()?;
+    let answer = ask(&directory, &Request::PlanSet { plan: plan.to_string() })?;
+    let mut state: PlanState = table::parse(answer)?;
+    let (asked, mut told) = (Instant::now(), Instant::now());
+    while let Some(awaits) = state.awaits {
+        if asked.elapsed() >= PATIENCE {
+            let what = format_args!("change the plan to {plan}");
+            let remedy = "look at what the service says; it goes on trying";
+            return Err(Error::new(what, format_args!("still waiting for {awaits}"), remedy));
+        }
+        if told.elapsed() >= PROGRESS {
+            told = Instant::now();
+            eprintln!("haypile: waiting for {awaits}");
+        }
+        std::thread::sleep(INTERVAL);
+        state = table::parse(ask(&directory, &Request::PlanState {})?)?;
+    }
+    match arguments.json {
+        true => table::print(&state),
+        false => table::say(&format!("plan {}: {} servers run", state.plan, state.servers)),
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn row(plan: &Plan, spec: &ServerSpec, cores: &[u32]) -> Row {

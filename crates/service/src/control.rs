@@ -92,8 +92,26 @@ pub enum Request {
         /// In which.
         how: Failure,
     },
+    /// Changes the plan; `PlanState` says when that is done.
+    PlanSet {
+        /// The new plan, in the notation TS1LS1CM1.
+        plan: String,
+    },
+    /// How far the last change of the plan is.
+    PlanState {},
     /// Closes all connections and ends the service.
     Shutdown {},
+}
+
+/// The answer to [`Request::PlanState`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanState {
+    /// The plan.
+    pub plan: String,
+    /// Servers of the plan.
+    pub servers: u16,
+    /// What is waited for, in words; `None` when the plan is as it is to be.
+    pub awaits: Option<String>,
 }
 
 /// A way for a server to fail.

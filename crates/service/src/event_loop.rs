@@ -27,9 +27,10 @@ use crate::moving::{JobId, MoveReport};
 use crate::poller::Token;
 use crate::report::{Facts, SocketChoice};
 use crate::resolve::{Lookup, Resolved};
+use crate::roster::Roster;
 use crate::server::Server;
 use crate::server_process::PutOff;
-use crate::supervisor::orders::{self, Fds, Order, Report};
+use crate::supervisor::orders::{self, Fds, ListenerRecord, Order, Report};
 use crate::trace;
 
 /// A server that runs: with its sockets, and the supervisor that commands it.
@@ -259,6 +260,8 @@ impl<P: Port> Service<P> {
 
     /// Takes what the supervisor has said. Without a supervisor there is no server.
     fn read_orders(&mut self) -> Result<(), Error> {
+        // Those that came earlier come first.
+        self.obey_put_off();
         loop {
             match orders::receive(self.ends.channel.raw(), orders::decode::<Order>) {
                 Ok((order, fds)) => self.obey(order, fds),
@@ -293,6 +296,9 @@ impl<P: Port> Service<P> {
                 }
             }
             Order::PeerGone { server } => self.server.leave_peer(now(), server),
+            Order::Grow { roster } => self.grow(*roster),
+            Order::Beside { listener, open } => self.hold_beside(&listener, open),
+            Order::Open { servers } => self.server.core.open_to_programs(servers),
             Order::File {} => self.file = first.map(|fd| File::from(OwnedFd::from(fd))),
             Order::End { patience_us } => self.end(patience_us),
             // Said at the start, or answered where it was asked.
@@ -302,6 +308,23 @@ impl<P: Port> Service<P> {
             | Order::Run {}
             | Order::Begin {}
             | Order::Notices { .. } => {}
+        }
+    }
+
+    fn grow(&mut self, roster: Roster) {
+        self.facts.plan = roster.plan().to_string();
+        if self.server.grow(roster) {
+            self.reports.push_back(Report::Grown {});
+        }
+    }
+
+    fn hold_beside(&mut self, listener: &ListenerRecord, open: bool) {
+        let (now, core) = (now(), &mut self.server.core);
+        core.now = now;
+        match open {
+            // One that cannot be held is the application's to miss.
+            true => drop(core.hold_beside(now, listener)),
+            false => core.hold_no_more(now, listener.domain, listener.cookie),
         }
     }
 
@@ -399,7 +422,9 @@ impl<P: Port> Service<P> {
                 "pid": std::process::id(),
                 "addresses": self.server.core.usable_addresses(),
             })),
-            Request::Shutdown {} => control::refusal("ask the supervisor"),
+            Request::Shutdown {} | Request::PlanSet { .. } | Request::PlanState {} => {
+                control::refusal("ask the supervisor")
+            }
         })
     }
 

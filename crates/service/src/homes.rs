@@ -36,6 +36,8 @@ impl Default for Place {
 #[derive(Debug)]
 pub struct Homes {
     place: Place,
+    /// Transport servers that may give names out: those that are made homes, and those that will be.
+    named: u16,
     proofs: Proofs,
     /// The number of the next name; another in each life of a server, so that names of processes
     /// that have not come back yet are not given out again.
@@ -50,12 +52,24 @@ impl Homes {
     pub fn new(place: Place, secret: &[u8; 32], seed: u64) -> Homes {
         let proofs = Proofs::new(secret);
         let number = (seed >> 32) as u32;
-        Homes { place, proofs, number, turn: 0, turns: HashMap::new() }
+        let named = place.servers;
+        Homes { place, named, proofs, number, turn: 0, turns: HashMap::new() }
     }
 
     /// Where this is.
     pub fn place(&self) -> Place {
         self.place
+    }
+
+    /// Names of this many transport servers are known from now on.
+    pub fn expect(&mut self, servers: u16) {
+        self.named = self.named.max(servers);
+    }
+
+    /// Programs come to this many transport servers from now on.
+    pub fn open(&mut self, servers: u16) {
+        self.expect(servers);
+        self.place.servers = servers.max(1);
     }
 
     /// The home of a process of a domain (zero: of one that is yet to be made). Servers other than 0
@@ -66,7 +80,7 @@ impl Homes {
             return server;
         }
         let known = (domain != Token::default()).then(|| self.turns.get(&domain)).flatten();
-        let home = known.copied().unwrap_or(self.turn);
+        let home = known.copied().unwrap_or(self.turn) % servers;
         if known.is_none() {
             self.turn = (self.turn + 1) % servers;
         }
@@ -102,7 +116,7 @@ impl Homes {
     /// `EACCES` if it is not its own, or names no server.
     pub fn check(&self, word: u64, proof: u64, pid: i32) -> Result<ProcessName, Errno> {
         let name = ProcessName::from_word(word);
-        let known = name.home() < self.place.servers && self.proofs.holds(name, pid, proof);
+        let known = name.home() < self.named && self.proofs.holds(name, pid, proof);
         if known { Ok(name) } else { Err(Errno::EACCES) }
     }
 }
@@ -130,6 +144,25 @@ mod tests {
         assert_eq!(workers, [2, 2]);
         let fresh: Vec<u16> = (0..4).map(|_| homes.deal([0; 16])).collect();
         assert!(fresh == [0, 1, 0, 1] || fresh == [1, 0, 1, 0], "{fresh:?}");
+    }
+
+    #[test]
+    fn a_server_that_has_come_later_gets_its_turn_once_programs_may_come() {
+        let mut homes = homes(0, 1);
+        let named = |homes: &Homes, server| {
+            let name = ProcessName::new(server, 1);
+            homes.check(name.word(), homes.proof(name, 33), 33)
+        };
+        assert!(named(&homes, 1).is_err());
+        homes.expect(3);
+        assert!(named(&homes, 2).is_ok() && named(&homes, 3).is_err());
+        assert!((0..4).all(|_| homes.deal([7; 16]) == 0));
+        homes.open(3);
+        let workers: Vec<u16> = (0..6).map(|_| homes.deal([7; 16])).collect();
+        assert_eq!(
+            [0, 1, 2].map(|one| workers.iter().filter(|home| **home == one).count()),
+            [2; 3]
+        );
     }
 
     #[test]

@@ -31,7 +31,8 @@ pub struct Inherited {
 
 #[derive(Copy, Clone, Debug)]
 struct Held {
-    until: Instant,
+    /// `None`: until it is closed at the other servers.
+    until: Option<Instant>,
     /// As in [`ListenerRecord::owner`].
     owner: u64,
 }
@@ -65,7 +66,7 @@ impl Inherited {
 
     /// When the first one has been held for too long.
     pub fn due(&self) -> Option<Instant> {
-        self.held.values().map(|held| held.until).min()
+        self.held.values().filter_map(|held| held.until).min()
     }
 }
 
@@ -101,9 +102,41 @@ impl Core {
             self.note_gone(record.domain, record.cookie);
             return false;
         }
-        let held = Held { until: now.plus_us(PATIENCE_US), owner: record.owner };
+        let held = Held { until: Some(now.plus_us(PATIENCE_US)), owner: record.owner };
         self.inherited.held.insert(key, held);
         true
+    }
+
+    /// As [`Core::hold_listener`], of one that is open at the servers that there were before this one: its
+    /// application lives, and may take its time.
+    pub fn hold_beside(&mut self, now: Instant, record: &ListenerRecord) -> bool {
+        let holds = self.hold_listener(now, record);
+        if holds {
+            let name = (record.domain, record.cookie);
+            for key in self.held_as(name) {
+                if let Some(held) = self.inherited.held.get_mut(&key) {
+                    held.until = None;
+                }
+            }
+        }
+        holds
+    }
+
+    /// The listener was closed at the other servers: nobody will ask for it here.
+    pub fn hold_no_more(&mut self, now: Instant, domain: [u8; 16], cookie: u64) {
+        let keys = self.held_as((domain, cookie));
+        self.give_up(now, keys);
+    }
+
+    fn held_as(&self, (domain, cookie): ([u8; 16], u64)) -> Vec<Key> {
+        let is_it = |key: &&Key| {
+            let socket = self.store.sockets.get(**key);
+            socket.is_some_and(|socket| {
+                let home = socket.domain.and_then(|domain| self.store.domains.get(domain));
+                socket.cookie == Some(cookie) && home.is_some_and(|home| home.token == domain)
+            })
+        };
+        self.inherited.held.keys().filter(is_it).copied().collect()
     }
 
     /// RESTORE of a listener that one process alone has: it is that process's again.
@@ -123,7 +156,11 @@ impl Core {
 
     /// Closes what was held for too long.
     pub(crate) fn end_inherited(&mut self, now: Instant) {
-        let over = self.inherited.held.iter().filter(|(_, held)| held.until <= now);
+        let over = self
+            .inherited
+            .held
+            .iter()
+            .filter(|(_, held)| held.until.is_some_and(|until| until <= now));
         let over: Vec<Key> = over.map(|(key, _)| *key).collect();
         self.give_up(now, over);
     }

@@ -3,7 +3,7 @@
 //! on them ([`open`]). A new kind of link adds a variant to [`LinkFacts`], a way to make it, and a
 //! way to open it.
 
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use haypile_link::LinkError;
@@ -11,7 +11,7 @@ use haypile_link::fault::Fault;
 use haypile_link::host_cores;
 use haypile_link::packet::{Attachment, Packet, PacketConfig, PacketFacts};
 use haypile_link::port::{Port, local_mac};
-use haypile_link::steering::Steering;
+use haypile_link::steering::{Steering, SteeringMap};
 use haypile_link::tap::{Offload, Tap, TapConfig, TapFacts, TapQueues};
 use haypile_link::wire::{Rendezvous, Wire, WireConfig};
 use haypile_shm::sys::Fd;
@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Config, LinkChoice, text};
 use crate::error::Error;
 use crate::plan::Component;
+use crate::roster::Roster;
 use crate::switch;
 
 /// A link that was made: what a server needs to open a port on it.
@@ -27,8 +28,12 @@ use crate::switch;
 pub struct LinkHandle {
     /// The queues and whatever else belongs to it, in the order that `open` wants.
     pub descriptors: Vec<OwnedFd>,
+    /// The link server of each.
+    pub owners: Vec<u16>,
     /// What they are.
     pub facts: LinkFacts,
+    /// By what the kernel chooses a queue, where it takes a program.
+    pub steering: Option<SteeringMap>,
     /// Where the ends of a wire meet.
     pub rendezvous: Option<Rendezvous>,
 }
@@ -112,6 +117,16 @@ impl LinkFacts {
 }
 
 impl LinkHandle {
+    /// A link that one link server has.
+    fn of_one(
+        descriptors: Vec<OwnedFd>,
+        facts: LinkFacts,
+        rendezvous: Option<Rendezvous>,
+    ) -> LinkHandle {
+        let owners = vec![0; descriptors.len()];
+        LinkHandle { descriptors, owners, facts, steering: None, rendezvous }
+    }
+
     /// Makes of the link anew what does not outlive a server: a wire's other end is another's to
     /// lose, so the ends meet again.
     ///
@@ -133,12 +148,49 @@ impl LinkHandle {
         true
     }
 
-    /// The numbers of the descriptors that belong to one link server of several, which share the
-    /// queues evenly; none for a server without a part of the link.
-    pub fn share(&self, link: Option<u16>, links: u16) -> Vec<RawFd> {
-        let Some(link) = link else { return Vec::new() };
-        let own = self.descriptors.iter().skip(link.into()).step_by(links.max(1).into());
-        own.map(AsRawFd::as_raw_fd).collect()
+    /// The numbers of the descriptors that belong to one link server; none for a server without a part of
+    /// the link.
+    pub fn share(&self, link: Option<u16>) -> Vec<RawFd> {
+        let own = self.descriptors.iter().zip(&self.owners);
+        own.filter(|(_, owner)| Some(**owner) == link).map(|(queue, _)| queue.as_raw_fd()).collect()
+    }
+
+    /// Opens a queue for each link server that has none, up to `links` of them. What comes goes on
+    /// coming on the queues that there were.
+    ///
+    /// # Errors
+    /// When the link has one queue for good, or the system does not let us.
+    pub fn add_queues(
+        &mut self,
+        config: &Config,
+        secret: &[u8; 32],
+        links: u16,
+    ) -> Result<(), Error> {
+        let first = self.owners.iter().max().map_or(0, |most| most + 1);
+        if first >= links {
+            return Ok(());
+        }
+        let LinkFacts::Tap(facts) = &mut self.facts else {
+            return Err(Error::new(
+                format_args!("open queues for {links} link servers"),
+                "the link has one queue",
+                "name a plan with LS1, or start the service with a TAP",
+            ));
+        };
+        if self.descriptors.len() == 1
+            && let Some(only) = self.descriptors.first()
+        {
+            let steering = steering_of_queues(config, secret);
+            // Without a program the kernel takes the queue that last sent a frame of the flow.
+            self.steering = Tap::steer_by(only.as_fd(), &steering).ok();
+            facts.steering = self.steering.is_some().then_some(steering);
+        }
+        let opened: Result<Vec<OwnedFd>, LinkError> =
+            (first..links).map(|_| Tap::open_queue_of(facts)).collect();
+        self.descriptors.extend(opened.map_err(link_error)?);
+        self.owners.extend(first..links);
+        facts.queues = self.descriptors.len() as u16;
+        set_host_cores(config, &facts.name)
     }
 }
 
@@ -167,7 +219,7 @@ pub fn make(config: &Config, secret: &[u8; 32]) -> Result<LinkHandle, Error> {
         LinkChoice::Alone => {
             let superframes = config.offload == Offload::Segmentation;
             let facts = LinkFacts::Alone { mtu: config.mtu, mac, superframes };
-            Ok(LinkHandle { descriptors: Vec::new(), facts, rendezvous: None })
+            Ok(LinkHandle::of_one(Vec::new(), facts, None))
         }
         LinkChoice::Wire { directory, name } => {
             let mtu = config.mtu;
@@ -176,7 +228,7 @@ pub fn make(config: &Config, secret: &[u8; 32]) -> Result<LinkHandle, Error> {
                 Rendezvous::start(directory, name, mtu).map_err(link_error)?;
             let facts = LinkFacts::Wire { name: name.clone(), mtu, mac, superframes };
             let descriptors = vec![OwnedFd::from(channel)];
-            Ok(LinkHandle { descriptors, facts, rendezvous: Some(rendezvous) })
+            Ok(LinkHandle::of_one(descriptors, facts, Some(rendezvous)))
         }
     }
 }
@@ -248,13 +300,13 @@ fn open_patiently(open: impl Fn() -> Result<Vec<Tap>, LinkError>) -> Result<Vec<
 }
 
 /// Which queue each bucket comes on: one of the link server's of the transport server that has the
-/// bucket. Link servers have every so many-th queue, as [`LinkHandle::share`] deals them out.
+/// bucket. Link servers have every so many-th queue, as they are dealt out at the start.
 fn steering_of_queues(config: &Config, secret: &[u8; 32]) -> Steering {
     let plan = &config.plan;
     let links = plan.count(Component::Link).max(1);
     let link_of: Vec<u16> =
         (0..plan.count(Component::Transport)).map(|server| plan.link_of(server)).collect();
-    switch::steering_of(plan, config.steer, secret).renumbered(|bucket, server| {
+    switch::steering_of(&Roster::of(plan), config.steer, secret).renumbered(|bucket, server| {
         let link = link_of[usize::from(server)];
         let own = config.queues.saturating_sub(link).div_ceil(links).max(1);
         (link + links * (bucket % own)).min(config.queues - 1)
@@ -273,21 +325,31 @@ fn make_tap(
         config.host_addresses.iter().map(|cidr| (cidr.addr, cidr.prefix_len)).collect();
     tap.offload = config.offload;
     tap.steering = Some(steering_of_queues(config, secret));
+    // More queues may be opened when there are more servers.
+    tap.multi_queue = true;
     let open = || match config.queues {
         1 => Tap::open(&tap).map(|tap| vec![tap]),
         queues => Tap::open_queues(&tap, queues),
     };
-    let taps = open_patiently(open).map_err(link_error)?;
-    if !config.host_cores.is_empty() {
-        host_cores::set(taps[0].name(), &config.host_cores).map_err(|error| {
-            Error::new("choose the host's cores", error, "run as root, or leave --host-core out")
-        })?;
-    }
+    let mut taps = open_patiently(open).map_err(link_error)?;
+    set_host_cores(config, taps[0].name())?;
     let descriptors: Result<Vec<OwnedFd>, std::io::Error> = taps.iter().map(Tap::queue).collect();
     let descriptors = descriptors
         .map_err(|error| Error::new("keep the queues of the link", error, "raise the limits"))?;
     let facts = LinkFacts::Tap(taps[0].facts().clone());
-    Ok(LinkHandle { descriptors, facts, rendezvous: None })
+    let links = config.plan.count(Component::Link).max(1);
+    let owners = (0..config.queues).map(|queue| queue % links).collect();
+    let steering = taps[0].take_steering_map();
+    Ok(LinkHandle { descriptors, owners, facts, steering, rendezvous: None })
+}
+
+fn set_host_cores(config: &Config, interface: &str) -> Result<(), Error> {
+    if config.host_cores.is_empty() {
+        return Ok(());
+    }
+    host_cores::set(interface, &config.host_cores).map_err(|error| {
+        Error::new("choose the host's cores", error, "run as root, or leave --host-core out")
+    })
 }
 
 fn make_packet(
@@ -307,7 +369,7 @@ fn make_packet(
     let keep = |error| Error::new("keep the socket of the link", error, "raise the limits");
     let socket = packet.socket().map_err(keep)?;
     let facts = LinkFacts::Packet(packet.facts().clone());
-    Ok(LinkHandle { descriptors: vec![socket], facts, rendezvous: None })
+    Ok(LinkHandle::of_one(vec![socket], facts, None))
 }
 
 /// An error of the link crate as one of ours.
@@ -338,7 +400,7 @@ mod tests {
             let secret = [9; 32];
             let (of_queues, of_servers) = (
                 steering_of_queues(&config, &secret),
-                switch::steering_of(&config.plan, config.steer, &secret),
+                switch::steering_of(&Roster::of(&config.plan), config.steer, &secret),
             );
             let links = config.plan.count(Component::Link);
             let mut shares: BTreeMap<u16, u32> = BTreeMap::new();

@@ -13,7 +13,7 @@ use haypile_engine::Instant;
 use haypile_engine::control::messages::{BetweenManagers, ToManager, ToTransport};
 use haypile_engine::control::names::ServerNumber;
 
-use crate::plan::{Component, Plan, ServerSpec};
+use crate::roles::Roles;
 use crate::server::Core;
 
 /// A message for another server.
@@ -46,14 +46,20 @@ impl Managers {
         Managers { server, manager: Some(0), managers, own: true, outgoing }
     }
 
-    /// One server of a plan. (One that owns no flows has a number here that is nobody's.)
-    pub fn of(plan: &Plan, spec: &ServerSpec) -> Managers {
-        let managers = (0..plan.count(Component::Transport)).map(|one| plan.manager_of(one));
+    /// One server of several. (One that owns no flows has a number here that is nobody's.)
+    pub fn of(roles: &Roles) -> Managers {
+        let managers = (0..roles.transport_count()).map(|one| roles.manager_of(one));
         let managers: Vec<ServerNumber> = managers.collect();
-        let server = spec.transport.unwrap_or(ServerNumber::MAX);
+        let server = roles.transport().unwrap_or(ServerNumber::MAX);
         let ours = managers.get(usize::from(server)).copied();
-        let own = ours.is_some() && ours == spec.manager;
-        Managers { server, manager: spec.manager, managers, own, outgoing: VecDeque::new() }
+        let own = ours.is_some() && ours == roles.manager();
+        Managers { server, manager: roles.manager(), managers, own, outgoing: VecDeque::new() }
+    }
+
+    /// There are more servers from now on.
+    pub fn grow(&mut self, roles: &Roles) {
+        let outgoing = std::mem::take(&mut self.outgoing);
+        *self = Managers { outgoing, ..Managers::of(roles) };
     }
 
     /// Our number among the transport servers.

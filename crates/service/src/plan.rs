@@ -9,6 +9,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::Error;
 
 /// The three components of the network service.
@@ -38,7 +40,8 @@ pub struct Plan {
 
 /// One server of a plan: a process, with the components it runs. The numbers count the servers with
 /// that component, from 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ServerSpec {
     /// Its number among all servers of the plan, from 0, in the order of the groups.
     pub number: u16,

@@ -287,6 +287,27 @@ impl Processes {
         process.backlogs.get_mut(&watcher)?.pop_front()
     }
 
+    /// Wakes every blocked accept and wait, by a message about nothing: what there is to see stands
+    /// elsewhere.
+    pub fn wake_all(&mut self) {
+        let (slot, generation) = (haypile_shm::NO_SLOT, 0);
+        let offer = Offer { listener: slot, listener_generation: 0, slot, generation };
+        let ready = Ready { slot, generation, bits: 0 };
+        for id in 1..=self.highest() {
+            let Some(process) = self.get_mut(id) else { continue };
+            // Who has no room for it has other reasons to look.
+            let _: bool = process.channel.push_offer(&offer);
+            let watchers: Vec<u32> = process.watcher_serials.keys().copied().collect();
+            for watcher in &watchers {
+                if let Some(ring) = process.channel.watcher(*watcher) {
+                    let _: Option<u32> = ring.push(&ready);
+                }
+            }
+            self.acceptors.push(id);
+            self.rings.extend(watchers.into_iter().map(|watcher| (id, watcher)));
+        }
+    }
+
     /// Rings everybody who has news and sleeps: once a turn, after everything is published.
     pub fn flush(&mut self) {
         let mut rings = std::mem::take(&mut self.rings);

@@ -77,6 +77,11 @@ impl Rings {
         &self.roles
     }
 
+    /// Who is who from now on, when there are more.
+    pub fn set_roles(&mut self, roles: Roles) {
+        self.roles = roles;
+    }
+
     /// What happened so far.
     pub fn counters(&self) -> RingCounters {
         self.counters

@@ -1,55 +1,57 @@
 //! Who is who among the servers of a plan: which components this one runs, and which process runs
-//! the components that it talks to. Made once from the plan; read by everybody who says something
+//! the components that it talks to. Made from the roster, and anew when that grows; read by everybody who says something
 //! to another server. Applications know transport servers alone, messages name components, rings
 //! lead to processes: this file turns one number into the other.
 
 use haypile_engine::control::names::ServerNumber;
 
 use crate::homes::Place;
-use crate::plan::{Component, Plan, ServerSpec};
+use crate::plan::{Plan, ServerSpec};
+use crate::roster::Roster;
 
 /// A server's number among all servers of the plan.
 pub type ProcessNumber = u16;
 
-/// A plan as one of its servers sees it.
+/// The servers as one of them sees them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Roles {
-    plan: Plan,
+    roster: Roster,
     own: ServerSpec,
-    servers: Vec<ServerSpec>,
     /// Processes of the transport servers, link servers and managers, by their numbers.
     transports: Vec<ProcessNumber>,
     links: Vec<ProcessNumber>,
     managers: Vec<ProcessNumber>,
-    /// Managers and link servers of the transport servers, by their numbers.
-    manager_of: Vec<ServerNumber>,
-    link_of: Vec<ServerNumber>,
 }
 
 impl Roles {
-    /// Server `own` of a plan.
+    /// Server `own` of a plan, at its start.
     ///
     /// # Panics
     /// When the plan has no such server.
     pub fn new(plan: &Plan, own: ProcessNumber) -> Roles {
-        let servers = plan.servers();
+        Roles::of(Roster::of(plan), own).expect("a server of the plan")
+    }
+
+    /// Server `own` of these; `None` when there is no such server.
+    pub fn of(roster: Roster, own: ProcessNumber) -> Option<Roles> {
+        let servers = roster.servers();
+        let own = *servers.get(usize::from(own))?;
         let processes = |component: fn(&ServerSpec) -> Option<u16>| {
             let mut list: Vec<(u16, u16)> =
                 servers.iter().filter_map(|spec| Some((component(spec)?, spec.number))).collect();
             list.sort_unstable();
             list.into_iter().map(|(_, process)| process).collect::<Vec<ProcessNumber>>()
         };
-        let transports = 0..plan.count(Component::Transport);
-        Roles {
-            plan: plan.clone(),
-            own: servers[usize::from(own)],
-            transports: processes(|spec| spec.transport),
-            links: processes(|spec| spec.link),
-            managers: processes(|spec| spec.manager),
-            manager_of: transports.clone().map(|server| plan.manager_of(server)).collect(),
-            link_of: transports.map(|server| plan.link_of(server)).collect(),
-            servers,
-        }
+        let transports = processes(|spec| spec.transport);
+        let links = processes(|spec| spec.link);
+        let managers = processes(|spec| spec.manager);
+        Some(Roles { own, transports, links, managers, roster })
+    }
+
+    /// The same server among more of them; `None` unless `roster` has those that there are.
+    pub fn among(&self, roster: Roster) -> Option<Roles> {
+        let continues = roster.continues(&self.roster);
+        continues.then(|| Roles::of(roster, self.own.number)).flatten()
     }
 
     /// The only server of its plan.
@@ -57,9 +59,9 @@ impl Roles {
         Roles::new(&Plan::combined(), 0)
     }
 
-    /// The plan.
-    pub fn plan(&self) -> &Plan {
-        &self.plan
+    /// Who there is.
+    pub fn roster(&self) -> &Roster {
+        &self.roster
     }
 
     /// This server.
@@ -89,7 +91,7 @@ impl Roles {
 
     /// All servers of the plan, by process.
     pub fn servers(&self) -> &[ServerSpec] {
-        &self.servers
+        self.roster.servers()
     }
 
     /// How many transport servers there are.
@@ -125,23 +127,23 @@ impl Roles {
     /// The connection manager of a transport server, which any number from outside may name: one
     /// that there is not has that of the first.
     pub fn manager_of(&self, server: ServerNumber) -> ServerNumber {
-        self.manager_of.get(usize::from(server)).copied().unwrap_or_default()
+        self.roster.manager_of(server).unwrap_or_default()
     }
 
     /// The link server over which a transport server sends.
     pub fn link_of(&self, server: ServerNumber) -> u16 {
-        self.link_of.get(usize::from(server)).copied().unwrap_or_default()
+        self.roster.link_of(server).unwrap_or_default()
     }
 
     /// Whether another server says anything to this one, or this one to it.
     pub fn talks_to(&self, other: ProcessNumber) -> bool {
-        let Some(other) = self.servers.get(usize::from(other)) else { return false };
+        let Some(other) = self.servers().get(usize::from(other)) else { return false };
         other.number != self.own.number && talk(&self.own, other)
     }
 
     /// Whether this server and another hand frames to each other.
     pub fn shares_frames_with(&self, other: ProcessNumber) -> bool {
-        let Some(other) = self.servers.get(usize::from(other)) else { return false };
+        let Some(other) = self.servers().get(usize::from(other)) else { return false };
         other.number != self.own.number && share_frames(&self.own, other)
     }
 }

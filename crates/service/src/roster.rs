@@ -4,13 +4,20 @@
 //! adds comes behind. Pure. Made from the plan at the start by `supervisor`, which has a seat for
 //! each server in this order.
 
+use serde::{Deserialize, Serialize};
+
+use crate::config::text;
 use crate::error::Error;
 use crate::plan::{Component, Plan, ServerSpec};
 
 /// Who there is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Roster {
+    #[serde(with = "text::one")]
     plan: Plan,
+    /// Transport servers at the start of the service, over which its buckets are spread.
+    spread_over: u16,
     servers: Vec<ServerSpec>,
     /// Connection managers and link servers of the transport servers, by their numbers.
     manager_of: Vec<u16>,
@@ -23,6 +30,7 @@ impl Roster {
         let transports = 0..plan.count(Component::Transport);
         Roster {
             plan: plan.clone(),
+            spread_over: plan.count(Component::Transport),
             servers: plan.servers(),
             manager_of: transports.clone().map(|server| plan.manager_of(server)).collect(),
             link_of: transports.map(|server| plan.link_of(server)).collect(),
@@ -32,6 +40,24 @@ impl Roster {
     /// The plan.
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// Transport servers at the start of the service: the others have what moves to them.
+    pub fn spread_over(&self) -> u16 {
+        self.spread_over
+    }
+
+    /// How many transport servers there are.
+    pub fn transport_count(&self) -> u16 {
+        self.manager_of.len() as u16
+    }
+
+    /// Whether these are the same servers and maybe more.
+    pub fn continues(&self, before: &Roster) -> bool {
+        self.spread_over == before.spread_over
+            && self.servers.starts_with(&before.servers)
+            && self.manager_of.starts_with(&before.manager_of)
+            && self.link_of.starts_with(&before.link_of)
     }
 
     /// The servers, in the order of their numbers.

@@ -9,7 +9,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::os::fd::{AsRawFd, RawFd};
 
-use haypile_engine::steering::SPEAKER;
+use haypile_engine::steering::{Rule, SPEAKER};
 use haypile_engine::{Close, Instant, Limits, Shard, ShardConfig, Steered};
 use haypile_link::port::Port;
 use haypile_shm::{EpochWriter, Errno, Fd, Message, ServiceStatus, epoch, sys};
@@ -31,6 +31,7 @@ use crate::ports::Ports;
 use crate::processes::{self, Processes};
 use crate::rings::Rings;
 use crate::roles::Roles;
+use crate::roster::Roster;
 use crate::slab::Key;
 use crate::sockets::Store;
 use crate::stats::{Counters, Load};
@@ -194,6 +195,9 @@ pub struct Server<P: Port> {
     /// How busy it is.
     pub load: Load,
     gone: Vec<u64>,
+    /// How frames are spread over servers.
+    rule: Rule,
+    secret: [u8; 32],
 }
 
 /// What a turn did.
@@ -291,7 +295,7 @@ impl<P: Port> Server<P> {
         let core = Core {
             shard,
             store: Store::new(config.limits.unclaimed_bytes),
-            managers: Managers::of(roles.plan(), &roles.own()),
+            managers: Managers::of(&roles),
             manager: manager(config, &roles, foundation.seed),
             listener_names: ListenerNames::new(&foundation.secret),
             processes: Processes::default(),
@@ -341,7 +345,28 @@ impl<P: Port> Server<P> {
             poller: Poller::new().map_err(refused)?,
             load: Load::new(now),
             gone: Vec::new(),
+            rule: config.steer,
+            secret: foundation.secret,
         })
+    }
+
+    /// There are more servers from now on: this one talks to them once they are introduced. False, and
+    /// nothing changed, when `roster` lacks any that there are.
+    pub fn grow(&mut self, roster: Roster) -> bool {
+        let Server { core, link, .. } = self;
+        let Some(roles) = core.rings.roles().among(roster) else { return false };
+        core.managers.grow(&roles);
+        core.manager.set_peers(roles.manager_count() > 1);
+        core.homes.expect(roles.transport_count());
+        let Switching { steered, switch } = Switching::of(&roles, self.rule, &self.secret);
+        if let Some(steered) = steered {
+            core.shard.add_servers(&steered);
+        }
+        if let Some(switch) = switch {
+            link.grow(switch);
+        }
+        core.rings.set_roles(roles);
+        true
     }
 
     /// The descriptor of the link, to sleep on.
@@ -494,6 +519,13 @@ impl Core {
             self.close_socket(now, key, false);
         }
         self.processes.flush();
+    }
+
+    /// Programs may come to so many transport servers from now on. Those that are here already are woken,
+    /// so that they open their listeners at the new ones.
+    pub fn open_to_programs(&mut self, servers: u16) {
+        self.homes.open(servers);
+        self.processes.wake_all();
     }
 
     /// Resets what has not closed in time.

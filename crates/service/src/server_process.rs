@@ -17,8 +17,6 @@ use haypile_shm::Doorbell;
 use haypile_shm::spin;
 use haypile_shm::sys::{self, Errno, Fd, PollFd, privilege};
 
-use crate::config::Config;
-
 use crate::diag::Diag;
 use crate::error::Error;
 use crate::event_loop::{Ends, Service, now};
@@ -100,8 +98,8 @@ fn prepare(channel: &Rc<Fd>) -> Result<Ready, Error> {
         (Order::Start(start), fds) => (*start, fds),
         _ => return Err(nonsense()),
     };
-    let Start { config, server: number, link, link_descriptors, .. } = start;
-    let roles = roles_of(&config, number)?;
+    let Start { config, roster, server: number, link, link_descriptors, .. } = start;
+    let roles = Roles::of(roster, number).ok_or_else(nonsense)?;
     // The name that ps shows.
     let _: Result<(), Errno> = privilege::set_process_name(&format!("haypile-srv{number}"));
     let mut fds = fds.into_iter().flatten();
@@ -125,6 +123,7 @@ fn prepare(channel: &Rc<Fd>) -> Result<Ready, Error> {
     };
     let link = port.describe();
     let mut server = Server::with(&config, Capture::new(port), now(), foundation)?;
+    server.core.homes.open(start.open);
     hold_listeners(channel.raw(), &mut server)?;
     let (bell, theirs) = Doorbell::pair().map_err(failed)?;
     let confinement = sandbox::confine(&start.cell, channel.raw());
@@ -145,14 +144,6 @@ fn prepare(channel: &Rc<Fd>) -> Result<Ready, Error> {
     Service::new(server, ends, facts, put_off)
 }
 
-/// What this server is in its plan.
-fn roles_of(config: &Config, number: u16) -> Result<Roles, Error> {
-    if usize::from(number) >= config.plan.servers().len() {
-        return Err(nonsense());
-    }
-    Ok(Roles::new(&config.plan, number))
-}
-
 /// Waits until applications may come: whoever attached before the epoch is ours would find it past.
 /// The peers that are introduced meanwhile join in the first turn.
 fn wait_for_begin(channel: RawFd, put_off: &PutOff) -> Result<(), Error> {
@@ -160,7 +151,14 @@ fn wait_for_begin(channel: RawFd, put_off: &PutOff) -> Result<(), Error> {
         match next_order_within(channel, BEGIN_MS)? {
             (Order::Begin {}, _) => return Ok(()),
             (Order::End { .. }, _) => return Err(Error::new("start", "the service ends", "")),
-            (order @ (Order::Peer { .. } | Order::PeerGone { .. }), fds) => {
+            (
+                order @ (Order::Peer { .. }
+                | Order::PeerGone { .. }
+                | Order::Grow { .. }
+                | Order::Beside { .. }
+                | Order::Open { .. }),
+                fds,
+            ) => {
                 put_off.borrow_mut().push_back((order, fds));
             }
             _ => return Err(nonsense()),
@@ -183,13 +181,12 @@ fn take_link(channel: RawFd, count: u16) -> Result<Vec<Fd>, Error> {
 /// Takes the listeners of the server before, until the supervisor says that there are no more.
 fn hold_listeners<P: Port>(channel: RawFd, server: &mut Server<P>) -> Result<(), Error> {
     loop {
+        let now = now();
+        server.core.now = now;
         match next_order(channel)?.0 {
-            Order::Listener(record) => {
-                let now = now();
-                server.core.now = now;
-                // One that cannot be held is the application's to miss.
-                let _: bool = server.core.hold_listener(now, &record);
-            }
+            // One that cannot be held is the application's to miss.
+            Order::Listener(record) => drop(server.core.hold_listener(now, &record)),
+            Order::Beside { listener, .. } => drop(server.core.hold_beside(now, &listener)),
             Order::Run {} => return Ok(()),
             Order::End { .. } => {
                 return Err(Error::new("start", "the service ends", ""));

@@ -27,7 +27,6 @@ use crate::supervisor::{End, Owner, Parts, Supervisor};
 /// A service that is ready to run.
 pub struct Started {
     supervisor: Supervisor,
-    attach_paths: Vec<PathBuf>,
     /// Keeps other services from the same addresses.
     _reservation: Option<Reservation>,
 }
@@ -52,12 +51,13 @@ pub fn start(mut config: Config, owner: Option<i32>) -> Result<Started, Error> {
         Error::new("draw the secret of the service", why, "look why there is no randomness")
     })?;
     let link = links::make(&config, &secret)?;
-    let attach_paths = attach_paths(&config);
-    let attach = attach_paths.iter().map(|path| bind_attach(path)).collect::<Result<_, _>>()?;
+    let transports = config.plan.count(Component::Transport);
+    let attach = (0..transports).map(|one| bind_attach(&attach_path_of(&config, one)));
+    let attach = attach.collect::<Result<_, _>>()?;
     let control = ControlSocket::bind(&config.control_dir)?;
     let parts = Parts { config, link, attach, control, signals, owner, secret };
     let supervisor = Supervisor::start(parts)?;
-    Ok(Started { supervisor, attach_paths, _reservation: reservation })
+    Ok(Started { supervisor, _reservation: reservation })
 }
 
 impl Started {
@@ -99,20 +99,17 @@ impl Started {
 
 impl Drop for Started {
     fn drop(&mut self) {
-        for path in &self.attach_paths {
-            drop(std::fs::remove_file(path));
+        let config = self.supervisor.config();
+        for transport in 0..config.plan.count(Component::Transport) {
+            drop(std::fs::remove_file(attach_path_of(config, transport)));
         }
     }
 }
 
-/// Where applications attach: a socket for each transport server.
-fn attach_paths(config: &Config) -> Vec<PathBuf> {
+/// Where applications attach to a transport server.
+pub(crate) fn attach_path_of(config: &Config, transport: u16) -> PathBuf {
     let first = config.control_dir.join(ATTACH_SOCKET);
-    let path = |server| {
-        let bytes = attach_path(first.as_os_str().as_bytes(), server);
-        PathBuf::from(OsString::from_vec(bytes))
-    };
-    (0..config.plan.count(Component::Transport)).map(path).collect()
+    PathBuf::from(OsString::from_vec(attach_path(first.as_os_str().as_bytes(), transport)))
 }
 
 /// Each link server has queues of its own.
@@ -138,7 +135,7 @@ fn choose_addresses(config: &mut Config) -> Result<Option<Reservation>, Error> {
 
 /// The socket that applications attach to. Everyone may connect: who may reach a service is decided
 /// by who may pass its directory, and programs change their user after they were started.
-fn bind_attach(path: &Path) -> Result<Fd, Error> {
+pub(crate) fn bind_attach(path: &Path) -> Result<Fd, Error> {
     let fail = |why: String| {
         Error::new(
             format_args!("attach socket {}", path.display()),

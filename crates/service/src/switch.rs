@@ -34,8 +34,8 @@ use crate::aside::{Aside, Inward, Outboxes, Outward, Sayer, Switched};
 use crate::frame_peers::{FramePeers, PushFrame};
 use crate::link_server::{BURST, LinkServer};
 use crate::managers::wire::FlowsMoved;
-use crate::plan::{Component, Plan};
 use crate::roles::Roles;
+use crate::roster::Roster;
 
 /// The longest record: a packet of 64 KiB with its Ethernet header and a VLAN tag.
 const RECORD_MAX: usize = 65_535 + 18;
@@ -87,7 +87,7 @@ impl Switching {
     /// For one server. All servers of a service have the same `secret`.
     pub fn of(roles: &Roles, rule: Rule, secret: &[u8; 32]) -> Switching {
         let Some(members) = Members::of(roles) else { return Switching::default() };
-        let steering = Arc::new(steering_of(roles.plan(), rule, secret));
+        let steering = Arc::new(steering_of(roles.roster(), rule, secret));
         let several = members.transports.len() > 1;
         let steered = members.own.filter(|_| several);
         let steered = steered.map(|server| Steered { server, steering: Arc::clone(&steering) });
@@ -95,9 +95,11 @@ impl Switching {
     }
 }
 
-/// How the frames of a link are spread over the transport servers of a plan.
-pub fn steering_of(plan: &Plan, rule: Rule, secret: &[u8; 32]) -> Steering {
-    Steering::new(Steering::key_of(secret), rule, plan.count(Component::Transport))
+/// How the frames of a link are spread over the transport servers, before any bucket has moved.
+pub fn steering_of(roster: &Roster, rule: Rule, secret: &[u8; 32]) -> Steering {
+    let mut steering = Steering::new(Steering::key_of(secret), rule, roster.spread_over());
+    steering.add_servers(roster.transport_count());
+    steering
 }
 
 /// What happened at a switch. All count upwards.
@@ -270,6 +272,12 @@ impl Switch {
     /// The map, where no shard has one.
     pub fn steering(&self) -> &Steering {
         &self.steering
+    }
+
+    /// There are more servers from now on; what has moved stays where it is.
+    fn grow(&mut self, members: Members, servers: u16) {
+        self.members = members;
+        Arc::make_mut(&mut self.steering).add_servers(servers);
     }
 
     /// Who is who.
@@ -466,6 +474,14 @@ impl<P: Port> LinkServer<P> {
     /// Makes this the link server of one server among several.
     pub fn set_switch(&mut self, switch: Switch) {
         self.switch = Some(Box::new(switch));
+    }
+
+    /// There are more servers from now on: `switch` is that of a server that starts among them.
+    pub fn grow(&mut self, switch: Switch) {
+        match &mut self.switch {
+            Some(own) => own.grow(switch.members, switch.steering.servers()),
+            none => *none = Some(Box::new(switch)),
+        }
     }
 
     /// The switch, where there is one.

@@ -47,6 +47,8 @@ impl Supervisor {
                 self.end(self.parts.config.limits.shutdown_timeout_us);
                 Some(control::acceptance(json!({})))
             }
+            Request::PlanSet { plan } => Some(self.set_plan(plan)),
+            Request::PlanState {} => Some(control::acceptance(self.plan_state())),
             Request::Status {} if servers.is_empty() => Some(self.complete_status(None)),
             Request::CaptureStart { path, .. } => {
                 let path = path.clone();

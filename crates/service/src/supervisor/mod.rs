@@ -6,10 +6,11 @@
 //! Made by `start`, which also says what was taken; [`Supervisor::run`] is its loop. Read `servers`
 //! for how servers are started, introduced to each other and started again, [`orders`] for what is
 //! said to them, [`seat`] for their lives, [`backoff`] for the waits between them, `answers` for the
-//! control socket, and `docs/decisions/0008` and `0011`.
+//! control socket, `growth` for servers that come later, and `docs/decisions/0008` and `0011`.
 
 mod answers;
 pub mod backoff;
+mod growth;
 pub mod merge;
 pub mod orders;
 pub mod questions;
@@ -34,6 +35,7 @@ use crate::plan::ServerSpec;
 use crate::poller::{Poller, Token};
 use crate::roster::Roster;
 use crate::sandbox::{self, Confinement};
+use growth::Growth;
 use orders::Order;
 use questions::Questions;
 use seat::{Life, Seat};
@@ -65,6 +67,12 @@ pub struct Supervisor {
     epoch: EpochWriter,
     user: Option<(u32, u32)>,
     started: Instant,
+    /// Who there is: `seats`, in the same order.
+    roster: Roster,
+    /// Transport servers that programs may come to.
+    open: u16,
+    /// The change of the plan that is under way.
+    growth: Option<Growth>,
     questions: Questions,
     guardian: Option<Guardian>,
     /// Processes that use a private service.
@@ -151,6 +159,8 @@ impl Supervisor {
         // Only the privileged can become somebody else.
         let privileged = sys::privilege::effective_user() == 0;
         let user = sandbox::find_user(&parts.config.confine.user)?;
+        let roster = Roster::of(&parts.config.plan);
+        let open = roster.transport_count();
         let mut supervisor = Supervisor {
             parts,
             poller,
@@ -158,6 +168,9 @@ impl Supervisor {
             user: privileged.then_some(user),
             started: now(),
             seats: Vec::new(),
+            roster,
+            open,
+            growth: None,
             questions: Questions::default(),
             guardian: None,
             users: HashMap::new(),
@@ -167,8 +180,8 @@ impl Supervisor {
             failing: false,
             refusal: None,
         };
-        let roster = Roster::of(&supervisor.parts.config.plan);
-        supervisor.seats = roster.servers().iter().copied().map(Seat::new).collect();
+        supervisor.seats = supervisor.roster.servers().iter().copied().map(Seat::new).collect();
+        supervisor.epoch.set_servers(open);
         for server in 0..supervisor.seats.len() {
             supervisor.start_server(server, now())?;
         }

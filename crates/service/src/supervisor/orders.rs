@@ -17,10 +17,11 @@ use serde::{Deserialize, Serialize};
 use crate::config::Config;
 use crate::domains::Token;
 use crate::links::LinkFacts;
+use crate::roster::Roster;
 use crate::sandbox::{Cell, Confinement};
 
 /// Supervisor and server are the same program, so this differs only where something is very wrong.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 const MARK: u32 = 0x6861_7970;
 const HEADER_LEN: usize = 12;
 /// Longest message, in bytes.
@@ -55,6 +56,24 @@ pub enum Order {
         /// Its number.
         server: u16,
     },
+    /// There are more servers from now on, which are introduced when they run. Answered by `Grown`.
+    Grow {
+        /// All of them.
+        roster: Box<Roster>,
+    },
+    /// A listener that is open at the other servers, for one that is new among them: to be held for its
+    /// application, or to be held no more.
+    Beside {
+        /// It.
+        listener: ListenerRecord,
+        /// It is open there.
+        open: bool,
+    },
+    /// Programs may come to so many transport servers.
+    Open {
+        /// How many.
+        servers: u16,
+    },
     /// The epoch is yours: take applications in. Said when the servers of the plan are there.
     Begin {},
     /// A connection that asks as on the control socket, with one descriptor.
@@ -79,8 +98,12 @@ pub enum Order {
 pub struct Start {
     /// The configuration, with addresses.
     pub config: Config,
-    /// Which server of the plan.
+    /// Who there is.
+    pub roster: Roster,
+    /// Which server it is.
     pub server: u16,
+    /// Transport servers that programs come to.
+    pub open: u16,
     /// What the link is, whether or not this server has a part of it.
     pub link: LinkFacts,
     /// How many descriptors of the link this server is given.
@@ -150,6 +173,8 @@ pub enum Report {
         /// Its cookie.
         cookie: u64,
     },
+    /// The other servers of the last `Grow` are known.
+    Grown {},
     /// Asks for the kernel's notices of sockets that end in a process's network namespace.
     WantNotices {
         /// The process.

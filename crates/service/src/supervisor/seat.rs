@@ -12,7 +12,7 @@ use haypile_engine::Instant;
 use haypile_shm::sys::privilege::{self, FORBIDDEN_CALL_STATUS};
 use haypile_shm::sys::{self, Errno, Fd};
 
-use super::backoff::{Backoff, Delay};
+use super::backoff::{Backoff, Delay, LONGEST_US};
 use super::orders::ListenerRecord;
 use crate::domains::Token as DomainToken;
 use crate::plan::ServerSpec;
@@ -136,6 +136,14 @@ impl Seat {
         let delay = self.backoff.died(lived_us);
         self.restart_at = Some(now.plus_us(delay.us));
         Some(Death { pid, why: describe(status, forbidden), clean: status.success(), delay })
+    }
+
+    /// It could not be started: a half-started one is a dead one; without any there is no death to count.
+    pub fn fail_to_start(&mut self, now: Instant) {
+        match &self.life {
+            Some(life) => life.kill(),
+            None => self.restart_at = Some(now.plus_us(LONGEST_US)),
+        }
     }
 
     /// Whether it runs, serves applications, and its peers know it.

@@ -39,12 +39,14 @@ impl Supervisor {
         let Parts { config, link, attach, owner, .. } = &self.parts;
         let (number, confine) = (seat.number(), &config.confine);
         let core = sandbox::choose_core(&confine.cores, u32::from(number), std::process::id());
-        let queues = link.share(seat.spec.link, config.plan.count(crate::plan::Component::Link));
+        let queues = link.share(seat.spec.link);
         let attach = seat.spec.transport.and_then(|transport| attach.get(usize::from(transport)));
         let epoch = seat.spec.transport.map(|transport| self.epoch.of(transport).get());
         let start = Order::Start(Box::new(Start {
             config: config.clone(),
+            roster: self.roster.clone(),
             server: number,
+            open: self.open,
             link: link.facts.clone(),
             link_descriptors: queues.len() as u16,
             secret: self.parts.secret,
@@ -63,11 +65,20 @@ impl Supervisor {
         for fds in queues.chunks(orders::LINK_FDS_MAX) {
             patient(&Order::Link { count: fds.len() }, fds)?;
         }
-        for record in seat.listeners.values() {
-            patient(&Order::Listener(record.clone()), &[])?;
+        for order in self.listeners_for(seat) {
+            patient(&order, &[])?;
         }
         patient(&Order::Run {}, &[])?;
         sys::fcntl_setfl(channel, libc::O_NONBLOCK)
+    }
+
+    /// The listeners that a server is to hold: its own, or those of the others if it is new among them.
+    fn listeners_for(&self, seat: &Seat) -> Vec<Order> {
+        if seat.spec.transport.is_some_and(|transport| transport >= self.open) {
+            let beside = |listener| Order::Beside { listener, open: true };
+            return self.open_listeners().cloned().map(beside).collect();
+        }
+        seat.listeners.values().cloned().map(Order::Listener).collect()
     }
 
     pub(super) fn restart(&mut self, server: usize, now: Instant) {
@@ -79,12 +90,7 @@ impl Supervisor {
         };
         if let Err(error) = renewed.and_then(|()| self.start_server(server, now)) {
             complain(&error.to_string());
-            // A half-started one is a dead one; without any there is no death to count.
-            let seat = &mut self.seats[server];
-            match &seat.life {
-                Some(life) => life.kill(),
-                None => seat.restart_at = Some(now.plus_us(backoff::LONGEST_US)),
-            }
+            self.seats[server].fail_to_start(now);
         }
     }
 
@@ -98,6 +104,7 @@ impl Supervisor {
         let had_begun = self.seats[server].has_begun();
         let Some(death) = self.seats[server].bury(now()) else { return };
         self.say_gone(server, had_begun);
+        self.note_grown(server);
         if self.starting {
             let remedy = "look at what it said above";
             let error = || Error::new("start a server", death.why, remedy);
@@ -196,12 +203,16 @@ impl Supervisor {
             Report::Listening(record) => {
                 let (name, known) = ((record.domain, record.cookie), &mut seat.listeners);
                 if known.len() < LISTENERS_MAX || known.contains_key(&name) {
-                    known.insert(name, record);
+                    known.insert(name, record.clone());
+                    self.tell_beside(server, &record, true);
                 }
             }
             Report::NotListening { domain, cookie } => {
-                seat.listeners.remove(&(domain, cookie));
+                if let Some(record) = seat.listeners.remove(&(domain, cookie)) {
+                    self.tell_beside(server, &record, false);
+                }
             }
+            Report::Grown {} => self.note_grown(server),
             Report::WantNotices { pid, namespace } => give_notices(seat, pid, namespace),
             Report::Attached {} => {
                 if let [Some(pidfd), ..] = fds {
@@ -225,12 +236,7 @@ impl Supervisor {
     /// application finds them complete.
     fn server_ready(&mut self, server: usize) {
         if !self.starting {
-            for other in 0..self.seats.len() {
-                if other != server && self.seats[other].has_begun() {
-                    self.introduce(server, other);
-                }
-            }
-            return self.begin(server);
+            return self.join(server);
         }
         if self.seats.iter().all(Seat::is_ready) {
             self.starting = false;
@@ -243,6 +249,20 @@ impl Supervisor {
                 self.begin(server);
             }
         }
+    }
+
+    /// A server joins those that run, once all of those know that there is such a one.
+    pub(super) fn join(&mut self, server: usize) {
+        if !self.all_know() {
+            return;
+        }
+        for other in 0..self.seats.len() {
+            if other != server && self.seats[other].has_begun() {
+                self.introduce(server, other);
+            }
+        }
+        self.begin(server);
+        self.open_when_complete();
     }
 
     /// A server's epoch begins.

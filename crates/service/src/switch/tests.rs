@@ -12,6 +12,8 @@ use haypile_link::wire::{self, Wire, WireConfig};
 use proptest::prelude::*;
 
 use super::*;
+use crate::plan::{Component, Plan};
+use crate::roster::Roster;
 use crate::testing::peer_pair;
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -445,6 +447,6 @@ fn what_a_server_gets_follows_from_its_plan() {
     assert_eq!(of("TS2+LS1+CM1", 3), (None, false));
     assert_eq!(of("TS1+LS1+CM1", 0), (None, true), "all is its own, but another has the link");
     let plan = "TS4LS4CM4".parse().unwrap();
-    let steering = steering_of(&plan, Rule::Low12, &[3; 32]);
+    let steering = steering_of(&Roster::of(&plan), Rule::Low12, &[3; 32]);
     assert_eq!((steering.servers(), steering.rule()), (4, Rule::Low12));
 }

@@ -9,6 +9,7 @@ use haypile_shm::messages::{ELSEWHERE, RequestBody, SocketReply};
 use super::harness::{App, PEER, SERVER, Sock, World};
 use crate::plan::Plan;
 use crate::roles::Roles;
+use crate::roster::Roster;
 use crate::switch::steering_of;
 
 const OWN: u16 = 1;
@@ -17,7 +18,7 @@ fn world(settings: &str) -> (World, Steering) {
     let plan: Plan = "TS4LS4CM1".parse().unwrap();
     let rule = if settings.contains("low12") { Rule::Low12 } else { Rule::Hash };
     // The secret of every world.
-    let steering = steering_of(&plan, rule, &[5; 32]);
+    let steering = steering_of(&Roster::of(&plan), rule, &[5; 32]);
     (World::at(Roles::new(&plan, OWN), settings, false), steering)
 }
 

@@ -4,6 +4,7 @@ use haypile_engine::steering::{Rule, Steering};
 use haypile_link::tap::TapFacts;
 
 use super::*;
+use crate::roster::Roster;
 
 fn record() -> ListenerRecord {
     ListenerRecord {
@@ -25,7 +26,9 @@ fn start() -> Start {
     let flags = crate::config::Flags::default();
     Start {
         config: Config::from_text(text, &flags, "/run/haypile".as_ref()).unwrap(),
+        roster: Roster::of(&"TS2+LS1+CM1".parse().unwrap()),
         server: 3,
+        open: 2,
         link: LinkFacts::Tap(TapFacts {
             queues: 9,
             name: "haypile0".into(),
@@ -55,6 +58,9 @@ fn orders_come_back_as_sent() {
         Order::Run {},
         Order::Peer { server: 63, frames: true },
         Order::PeerGone { server: 1 },
+        Order::Grow { roster: Box::new(Roster::of(&"TS4LS4CM2".parse().unwrap())) },
+        Order::Beside { listener: record(), open: false },
+        Order::Open { servers: 4 },
         Order::Begin {},
         Order::Client {},
         Order::Notices { granted: false },

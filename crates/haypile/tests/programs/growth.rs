@@ -1,0 +1,98 @@
+//! Servers that come while the service runs: `haypile plan set` under load, what programs that run
+//! already notice of it, and what is left afterwards.
+
+use crate::support::process::Finished;
+use crate::support::stage::{Stage, on_stage, service};
+use crate::support::{PATIENCE, content, nginx, wait_until};
+use serde_json::Value;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// `haypile plan set`.
+fn set_plan(stage: &Stage, plan: &str) -> Finished {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_haypile"));
+    command.args(["plan", "set", "--control-dir"]).arg(stage.control()).arg(plan);
+    stage.start_command("plan-set", command).finish(PATIENCE)
+}
+
+fn rows(stage: &Stage) -> Vec<Value> {
+    let status = stage.ask("status", &[]).expect("status");
+    status["servers"].as_array().expect("servers").clone()
+}
+
+/// Short requests by several clients for as long as `act` takes; how many were answered in full.
+fn under_load<T>(
+    one: impl Fn(u64) -> Result<(), String> + Sync,
+    act: impl FnOnce() -> T,
+) -> (u64, T) {
+    let (stop, served) = (AtomicBool::new(false), AtomicU64::new(0));
+    let outcome = thread::scope(|scope| {
+        let clients: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| {
+                    while !stop.load(Ordering::Relaxed) {
+                        one(served.load(Ordering::Relaxed))?;
+                        served.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Ok::<(), String>(())
+                })
+            })
+            .collect();
+        let outcome = act();
+        let enough = served.load(Ordering::Relaxed) + 200;
+        wait_until("requests go on", PATIENCE, || {
+            let over = clients.iter().any(|client| client.is_finished());
+            (over || served.load(Ordering::Relaxed) >= enough).then_some(())
+        });
+        stop.store(true, Ordering::Relaxed);
+        for client in clients {
+            client.join().expect("no client panics").expect("a request");
+        }
+        outcome
+    });
+    (served.into_inner(), outcome)
+}
+
+#[test]
+fn nginx_goes_on_while_servers_come() {
+    on_stage("nginx_goes_on_while_servers_come", &["nginx"], |stage| {
+        content::write(&stage.served("page"), 5_000);
+        let page = fs::read(stage.served("page")).expect("a page");
+        let _service = stage.serve();
+        let address = service(8080);
+        let words = nginx::command(stage, "nginx", &[&address.to_string()]);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let mut nginx = stage.run(&words);
+        stage.wait_for_listener(address, &mut nginx);
+        let get = |_| {
+            let mut stream =
+                TcpStream::connect_timeout(&address, SILENCE).map_err(|e| e.to_string())?;
+            stream.set_read_timeout(Some(SILENCE)).map_err(|e| e.to_string())?;
+            let mut answer = Vec::new();
+            let asked = stream.write_all(b"GET /page HTTP/1.0\r\n\r\n");
+            asked.and_then(|()| stream.read_to_end(&mut answer)).map_err(|e| e.to_string())?;
+            if answer.ends_with(&page) { Ok(()) } else { Err(format!("{} bytes", answer.len())) }
+        };
+        let (served, ()) = under_load(get, || {
+            for (plan, servers) in [("TS2LS2CM2", 2), ("TS4LS4CM4", 4)] {
+                let done = set_plan(stage, plan);
+                let done = done.expect_success("plan set");
+                stage.say(done.out.trim());
+                assert_eq!(rows(stage).len(), servers);
+            }
+        });
+        stage.say(&format!("{served} requests while the plan grew"));
+        stage.say(&format!("{}", stage.ask("status", &[]).unwrap()["servers"]));
+        stage.say(&format!("{}", stage.ask("status", &[]).unwrap()["processes"]));
+        stage.say(&format!("{}", stage.ask("status", &[]).unwrap()["counters"]));
+        stage.say(&format!("{}", stage.ask("ss", &["-l"]).unwrap()));
+        nginx.assert_alive();
+    });
+}
