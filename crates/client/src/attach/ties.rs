@@ -154,11 +154,17 @@ fn follow() {
     if !is_attached() || !has_grown() {
         return;
     }
-    let servers = GROWTH.get().map_or(0, EpochReader::servers).min(EPOCH_SERVERS);
-    COUNT.fetch_max(u32::from(servers), Ordering::AcqRel);
+    let servers = hear_of_growth();
     if crate::everywhere::follow() {
         FOLLOWED.store(u32::from(servers), Ordering::Release);
     }
+}
+
+/// Takes note of how many servers there are now.
+fn hear_of_growth() -> u16 {
+    let servers = GROWTH.get().map_or(0, EpochReader::servers).min(EPOCH_SERVERS);
+    COUNT.fetch_max(u32::from(servers), Ordering::AcqRel);
+    servers
 }
 
 /// All servers, the home first, in an order that goes round.
@@ -531,7 +537,8 @@ fn attach_to(server: u16) -> Result<Current, Errno> {
     // A child goes home first, for its name.
     drop(current()?);
     if server >= servers() {
-        follow_growth();
+        // Here a lock may be held, so that the listeners follow with a later call.
+        hear_of_growth();
     }
     if server >= servers() {
         return Err(Errno::EPROTO);
