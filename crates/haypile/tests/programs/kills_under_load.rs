@@ -8,7 +8,7 @@
 //! what is counted when all is quiet in `kills_under_load/census.rs`.
 
 mod census;
-mod load;
+pub mod load;
 mod victims;
 
 use crate::support::process::{Process, send_signal};

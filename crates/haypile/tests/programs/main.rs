@@ -21,6 +21,7 @@ mod kills_under_load;
 mod kinds_of_servers;
 mod load;
 mod many_servers;
+mod moves;
 mod other_programs;
 mod packet_port;
 mod reach;
