@@ -60,6 +60,15 @@ pub struct Outward {
     pub heard: VecDeque<(ProcessNumber, FlowsMoved)>,
     /// For the servers that connections have moved to.
     pub notices: VecDeque<(ServerNumber, Vec<u8>)>,
+    /// Who has yet to hear from a link server which moves it knows.
+    pub to_tell: Vec<ProcessNumber>,
+}
+
+impl Outward {
+    /// Whether there is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.heard.is_empty() && self.notices.is_empty() && self.to_tell.is_empty()
+    }
 }
 
 /// Bucket and number of a move, by which the sender steers.

@@ -43,7 +43,7 @@ pub struct Conversation {
 }
 
 /// Every kind, with its name in `haypile status`.
-const KINDS: [(ServerMessageKind, &str); 18] = [
+const KINDS: [(ServerMessageKind, &str); 19] = [
     (ServerMessageKind::ListenerOpened, "listener_opened"),
     (ServerMessageKind::ListenerClosed, "listener_closed"),
     (ServerMessageKind::Acceptor, "acceptor"),
@@ -62,6 +62,7 @@ const KINDS: [(ServerMessageKind, &str); 18] = [
     (ServerMessageKind::Best, "best"),
     (ServerMessageKind::Nobody, "nobody"),
     (ServerMessageKind::FlowsMoved, "flows_moved"),
+    (ServerMessageKind::MovesTold, "moves_told"),
 ];
 
 /// The place of a message's kind in [`KINDS`].
@@ -87,6 +88,7 @@ fn place_of(message: &Incoming) -> usize {
         Incoming::BetweenManagers(BetweenManagers::Best { .. }) => 15,
         Incoming::BetweenManagers(BetweenManagers::Nobody { .. }) => 16,
         Incoming::FlowsMoved(_) => 17,
+        Incoming::MovesTold => 18,
     }
 }
 
@@ -176,7 +178,8 @@ impl Core {
                 self.between_managers(now, from.manager.unwrap_or_default(), message);
                 self.times.offers += times::since(began);
             }
-            Incoming::FlowsMoved(moved) => self.moving.hear(peer, moved),
+            Incoming::FlowsMoved(moved) => self.hear_of_move(peer, moved),
+            Incoming::MovesTold => self.moving.hear_all_of(peer),
         }
     }
 
@@ -257,8 +260,11 @@ fn may_say(roles: &Roles, peer: ProcessNumber, message: &Incoming) -> bool {
         }
         Incoming::BetweenManagers(_) => roles.manager().is_some() && from.manager.is_some(),
         Incoming::FlowsMoved(moved) => {
+            moved.server < roles.transport_count() && may_say(roles, peer, &Incoming::MovesTold)
+        }
+        Incoming::MovesTold => {
             let steers = roles.transport().is_some() || roles.link().is_some();
-            steers && from.transport.is_some() && moved.server < roles.transport_count()
+            steers && (from.transport.is_some() || from.link.is_some())
         }
     }
 }

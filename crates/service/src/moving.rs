@@ -7,7 +7,7 @@
 //! `haypile steer`. Read first: `haypile_engine::migration::protocol`, then `freight` for what belongs to connections
 //! beside the engine's state.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 
 use haypile_engine::control::names::ServerNumber;
@@ -15,7 +15,7 @@ use haypile_engine::migration::protocol::{
     Announcement, Given, MoveMessage, Mover, NotGiven, Outcome,
 };
 use haypile_engine::migration::{Imported, NotExported};
-use haypile_engine::steering::BUCKETS;
+use haypile_engine::steering::{BUCKETS, Steering};
 use haypile_engine::{Datagram, Instant, Shard, SocketId, Streams};
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +32,9 @@ const GIVEN_AT_ONCE: usize = 4;
 const WISHES_AT_ONCE: usize = 64;
 /// After a wish could not be granted.
 const AGAIN_US: u64 = 1_000;
+/// After the other server did not take a bucket: its state was written down for nothing.
+const NOT_TAKEN_US: u64 = 20_000;
+const NOT_TAKEN: &str = "the other server did not take it: haypile steer says why";
 /// Buckets with the most flows in a report.
 const BUSIEST: usize = 8;
 /// Longest patience of a request, in milliseconds.
@@ -55,6 +58,10 @@ pub struct Moving {
     /// Something has happened that the next turn has to look at.
     stirred: bool,
     last_refusal: Option<String>,
+    /// Peers that have said which moves they know of. Before that we may take an old owner for the present one.
+    told: BTreeSet<ProcessNumber>,
+    /// Peers that are told so behind the news.
+    to_assure: Vec<ProcessNumber>,
     counters: MoveCounters,
 }
 
@@ -238,7 +245,7 @@ impl Moving {
 
     /// No bucket waits to leave, none is on its way, and all know of all moves from and to here.
     pub fn is_idle(&self) -> bool {
-        self.mover.is_idle() && self.wishes.is_empty() && self.outward.heard.is_empty()
+        self.mover.is_idle() && self.wishes.is_empty() && self.outward.is_empty()
     }
 
     /// A connection that has moved to `server` was asked something here: `notice` goes behind everything that
@@ -298,9 +305,9 @@ impl Moving {
         [wish, patience, stirred].into_iter().flatten().min()
     }
 
-    /// A server tells of a move: we steer by it at the end of the turn, and say so then.
-    pub(crate) fn hear(&mut self, from: ProcessNumber, moved: FlowsMoved) {
-        self.outward.heard.push_back((from, moved));
+    /// A server has told all moves that it knows of.
+    pub(crate) fn hear_all_of(&mut self, from: ProcessNumber) {
+        self.told.insert(from);
     }
 
     fn note(&mut self, bucket: u16, outcome: Option<Outcome>) {
@@ -324,12 +331,7 @@ impl Moving {
             }
             Outcome::TakenBack(_) => {
                 self.counters.taken_back += 1;
-                self.stayed(
-                    now,
-                    own,
-                    bucket,
-                    "the other server did not take it: haypile steer says why",
-                );
+                self.try_again(now, bucket);
             }
             Outcome::Lost(refusal) => {
                 self.counters.lost += 1;
@@ -364,6 +366,14 @@ impl Moving {
         let Given { connections, time_wait, bytes } = giving.given;
         let row = row(bucket, own, giving.to, None);
         self.report(giving.job, MoveRow { connections, time_wait, bytes, us, ..row });
+    }
+
+    /// The other server may take it another time: it has more room then, or lives again.
+    fn try_again(&mut self, now: Instant, bucket: u16) {
+        let Some(Giving { job, to, .. }) = self.given.remove(&bucket) else { return };
+        let Some(until) = self.jobs.get(&job).map(|job| job.until) else { return };
+        let (next, why) = (now.plus_us(NOT_TAKEN_US).min(until), NOT_TAKEN);
+        self.wishes.push_back(Wish { bucket, to, job, next, until, why });
     }
 
     fn stayed(&mut self, now: Instant, own: ServerNumber, bucket: u16, why: &str) {
@@ -563,6 +573,9 @@ impl Core {
         if !process.is_some_and(|process| self.rings.is_present(process)) {
             return Trial::Later("the server that it was to go to does not run");
         }
+        if !self.knows_all_moves() {
+            return Trial::Later("other servers have yet to say what has moved");
+        }
         if let Err(Busy) = self.prepare_move(bucket) {
             self.moving.counters.busy += 1;
             return Trial::Later("a program is in the middle of a copy from or to a connection");
@@ -577,6 +590,16 @@ impl Core {
                 Trial::Later("it could not be given away")
             }
         }
+    }
+
+    /// Everybody there who steers has told us what has moved.
+    fn knows_all_moves(&self) -> bool {
+        let servers = self.rings.roles().servers();
+        self.rings.present().iter().all(|peer| {
+            let steers =
+                |spec: &crate::plan::ServerSpec| spec.transport.is_some() || spec.link.is_some();
+            self.moving.told.contains(peer) || !servers.get(usize::from(*peer)).is_some_and(steers)
+        })
     }
 
     /// The map says that we have the flows of a bucket, or that they are on their way to us.
@@ -600,6 +623,16 @@ impl Core {
                 self.say(Some(to), &Incoming::FlowsMoved(FlowsMoved { bucket, version, server }));
             }
         }
+        for peer in std::mem::take(&mut self.moving.to_assure) {
+            self.say(Some(peer), &Incoming::MovesTold);
+        }
+    }
+
+    /// A server tells of a move: a shard steers by it from now on, a switch without one from the end of the turn on,
+    /// when we say so.
+    pub(crate) fn hear_of_move(&mut self, from: ProcessNumber, moved: FlowsMoved) {
+        self.shard.note_move(moved.bucket, moved.version, moved.server);
+        self.moving.outward.heard.push_back((from, moved));
     }
 
     /// A peer is new, or has missed something: it hears of moves.
@@ -607,8 +640,25 @@ impl Core {
         let roles = self.rings.roles();
         let Some(spec) = roles.servers().get(usize::from(peer)).copied() else { return };
         if roles.transport().is_some() && (spec.transport.is_some() || spec.link.is_some()) {
-            self.moving.mover.add_steerer(peer, spec.transport, &self.shard);
+            self.moving.mover.add_steerer(peer, &self.shard);
+            self.moving.to_assure.push(peer);
             self.moving.stirred = true;
+        }
+        // Transport servers may all have died, and with them what they knew of each other's buckets.
+        if roles.transport().is_none() && roles.link().is_some() && spec.transport.is_some() {
+            self.moving.outward.to_tell.push(peer);
+        }
+    }
+
+    /// A link server tells those who have come which moves it knows of.
+    #[inline]
+    pub(crate) fn tell_map(&mut self, map: Option<&Steering>) {
+        for peer in std::mem::take(&mut self.moving.outward.to_tell) {
+            for (bucket, version, server) in map.iter().flat_map(|map| map.moves()) {
+                let moved = FlowsMoved { bucket, version, server };
+                self.say(Some(peer), &Incoming::FlowsMoved(moved));
+            }
+            self.say(Some(peer), &Incoming::MovesTold);
         }
     }
 
@@ -616,6 +666,7 @@ impl Core {
     pub(crate) fn moves_without(&mut self, now: Instant, peer: ProcessNumber) {
         let spec = self.rings.roles().servers().get(usize::from(peer)).copied();
         let Core { shard, store, processes, depot, moving, .. } = self;
+        moving.told.remove(&peer);
         moving.mover.remove_steerer(peer, shard);
         if let Some(server) = spec.and_then(|spec| spec.transport) {
             let hands = &mut Hands { store, processes, depot };

@@ -35,7 +35,7 @@ use crate::roster::Roster;
 use crate::slab::Key;
 use crate::sockets::Store;
 use crate::stats::{Counters, Load};
-use crate::switch::Switching;
+use crate::switch::{Switch, Switching};
 use crate::times::Times;
 use haypile_engine::control::connection_manager::{ConnectionManager, ProcessId};
 use haypile_engine::control::names::ListenerNames;
@@ -412,6 +412,7 @@ impl<P: Port> Server<P> {
         ended(Part::Datagrams);
         let sent = link.transmit(now, &mut core.shard, &mut core.store).map_err(failed)?;
         link.finish_turn(&mut core.shard, core.moving.outward());
+        core.tell_map(link.switch().map(Switch::steering));
         ended(Part::Transmit);
         core.publish_datagrams();
         core.housekeeping(now);

@@ -382,13 +382,15 @@ impl Switch {
     /// What else this turn has for others, behind the frames that it had for them.
     fn send_aside(&mut self, peers: &mut FramePeers, shard: &mut Shard, outward: &mut Outward) {
         for (process, FlowsMoved { bucket, version, server }) in outward.heard.drain(..) {
-            if shard.steered().is_some() {
-                shard.note_move(bucket, version, server);
-            } else {
+            // A shard has heard of it.
+            if shard.steered().is_none() {
                 Arc::make_mut(&mut self.steering).move_flows(bucket, version, server);
             }
-            let answer = Switched { bucket, version }.encode();
-            self.hand_to_process(peers, process, Crossing::Aside(Aside::Switched), &answer);
+            // A link server tells what it knows, and waits for nobody.
+            if self.server_in(process).is_some() {
+                let answer = Switched { bucket, version }.encode();
+                self.hand_to_process(peers, process, Crossing::Aside(Aside::Switched), &answer);
+            }
         }
         for (server, notice) in outward.notices.drain(..) {
             self.hand(peers, server, Crossing::Aside(Aside::Notice), &notice);

@@ -366,10 +366,9 @@ impl Mover {
         self.announcements.pop_front()
     }
 
-    /// Somebody new steers, or has missed what it was told: it hears which buckets have moved to us, or from us
-    /// so lately that this is not settled, and, where it is server `is`, which are its own. What else has moved
-    /// others tell it.
-    pub fn add_steerer(&mut self, steerer: Steerer, is: Option<ServerNumber>, shard: &Shard) {
+    /// Somebody new steers, or has missed what it was told: it hears of all moves that have been made, as far as we
+    /// know. (Whoever made them may have died, and so may whoever has the buckets.)
+    pub fn add_steerer(&mut self, steerer: Steerer, shard: &Shard) {
         self.steerers.insert(steerer);
         let Some(steered) = shard.steered() else { return };
         for (bucket, version, server) in steered.steering.moves() {
@@ -377,16 +376,14 @@ impl Mover {
                 coming.newcomers.insert(steerer);
                 continue;
             }
-            let taken = self.leaving.get_mut(&bucket).map(|leaving| {
-                if leaving.state.is_none() {
-                    leaving.steered_by.insert(steerer);
+            if let Some(leaving) = self.leaving.get_mut(&bucket) {
+                // What is on its way may come back; who has begun to steer by then is told when it is there.
+                if leaving.state.is_some() {
+                    continue;
                 }
-                leaving.state.is_none()
-            });
-            let known = server == steered.server || Some(server) == is;
-            if taken.unwrap_or(known) {
-                self.announcements.push_back(Announcement { to: steerer, bucket, version, server });
+                leaving.steered_by.insert(steerer);
             }
+            self.announcements.push_back(Announcement { to: steerer, bucket, version, server });
         }
     }
 

@@ -21,6 +21,8 @@ pub enum Incoming {
     BetweenManagers(BetweenManagers),
     /// For whoever steers.
     FlowsMoved(FlowsMoved),
+    /// For whoever steers: the sender has told all moves that it knows of.
+    MovesTold,
 }
 
 /// The TCP flows of a bucket have moved.
@@ -75,6 +77,7 @@ impl Incoming {
             Kind::Nobody => {
                 return Ok(Incoming::BetweenManagers(BetweenManagers::Nobody { group }));
             }
+            Kind::MovesTold => return Ok(Incoming::MovesTold),
             Kind::FlowsMoved => {
                 let bucket = u16::try_from(index).ok().filter(|one| usize::from(*one) < BUCKETS);
                 let version = generation;
@@ -95,6 +98,7 @@ impl Incoming {
             Incoming::ToManager(message) => to_manager(message),
             Incoming::ToTransport(message) => to_transport(message),
             Incoming::BetweenManagers(message) => between_managers(message),
+            Incoming::MovesTold => ServerMessage::new(Kind::MovesTold),
             Incoming::FlowsMoved(FlowsMoved { bucket, version, server }) => {
                 let index = u32::from(bucket);
                 let connection = ServerConnection { server: 0, index, generation: version };
@@ -221,7 +225,8 @@ mod tests {
         let all = all.chain(to_transport.map(Incoming::ToTransport));
         let all = all.chain(between.map(Incoming::BetweenManagers));
         let moved = |bucket, version| FlowsMoved { bucket, version, server: 3 };
-        for message in all.chain([Incoming::FlowsMoved(moved(4095, u32::MAX - 1))]) {
+        let of_moves = [Incoming::FlowsMoved(moved(4095, u32::MAX - 1)), Incoming::MovesTold];
+        for message in all.chain(of_moves) {
             assert_eq!(Incoming::decode(&message.encode()), Ok(message));
         }
         for nonsense in [moved(4096, 1), moved(4095, 0)] {

@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 
+use haypile_engine::random::Random;
 use haypile_engine::{Counter, SocketOptions};
 use haypile_link::wire::{self, Wire, WireConfig};
 
@@ -22,6 +23,8 @@ struct Service {
     dead: Vec<usize>,
     outside: Peer,
     now: Instant,
+    /// Of what happens to it, if that is random.
+    seed: u64,
 }
 
 fn absent() -> Wire {
@@ -52,7 +55,7 @@ impl Service {
         });
         let servers = servers.collect();
         let outside = Peer::new(other, now);
-        let mut service = Service { plan, servers, dead: Vec::new(), outside, now };
+        let mut service = Service { plan, servers, dead: Vec::new(), outside, now, seed: 0 };
         for one in 0..service.servers.len() {
             for other in 0..one {
                 service.introduce(other, one);
@@ -191,7 +194,12 @@ impl Service {
                 Some((0..BUCKETS as u16).map(|bucket| map.owner_of_flows(bucket)).collect())
             })
             .collect();
-        assert!(maps.windows(2).all(|pair| pair[0] == pair[1]), "maps differ");
+        let differ = |bucket: &usize| maps.iter().any(|map| map[*bucket] != maps[0][*bucket]);
+        let differing: Vec<(usize, Vec<u16>)> = (0..BUCKETS)
+            .filter(differ)
+            .map(|bucket| (bucket, maps.iter().map(|map| map[bucket]).collect()))
+            .collect();
+        assert!(differing.is_empty(), "seed {}: maps differ: {differing:?}", self.seed);
         maps[0].clone()
     }
 
@@ -338,4 +346,65 @@ fn nonsense_between_the_frames_is_counted() {
         assert!(!desk.handle_aside(now, from, what, bytes, shard), "{what:?} {bytes:?}");
     }
     assert_eq!(service.counters(0).nonsense, 6);
+}
+
+/// Servers die and come again at any moment while buckets move: whoever lives ends with the same map as all others,
+/// no bucket is nobody's, and every packet finds one who answers.
+#[test]
+fn maps_agree_whoever_dies_when() {
+    for seed in 0..40 {
+        let mut random = Random::new(seed);
+        let plan = ["TS3LS1CM3", "TS2+LS1+CM1", "TS4LS1CM2"][(seed % 3) as usize];
+        let mut service = Service { seed, ..Service::new(plan) };
+        let specs = service.servers[0].core.rings.roles().servers().to_vec();
+        let transports: Vec<usize> =
+            (0..specs.len()).filter(|at| specs[*at].transport.is_some()).collect();
+        let servers = transports.len() as u64;
+        // Whoever has the wire lives: the neighbour could not be heard without it.
+        let mortal: Vec<usize> = (0..specs.len()).filter(|at| specs[*at].link.is_none()).collect();
+        // Some buckets move again and again, so that one move meets the next.
+        let buckets: Vec<u16> = (0..6).map(|_| random.between(0, 4095) as u16).collect();
+        for _ in 0..60 {
+            let giver = transports[random.between(0, servers - 1) as usize];
+            let to = random.between(0, servers - 1) as u16;
+            let bucket = buckets[random.between(0, 5) as usize];
+            let what = match random.chance(20_000) {
+                true => Selection::AllOf(specs[giver].transport.unwrap()),
+                false => Selection::Bucket(bucket),
+            };
+            let now = service.now;
+            if !service.dead.contains(&giver) {
+                // What is impossible is refused.
+                drop(service.servers[giver].core.begin_moves(now, what, to, 200));
+            }
+            for _ in 0..random.between(0, 8) {
+                let order = random.between(0, 1) == 0;
+                for at in 0..service.servers.len() {
+                    let at = if order { at } else { service.servers.len() - 1 - at };
+                    if !service.dead.contains(&at) && random.chance(700_000) {
+                        service.servers[at].step(service.now).unwrap();
+                    }
+                }
+                service.now = service.now.plus_us(random.between(1, 300));
+            }
+            let victim = mortal[random.between(0, mortal.len() as u64 - 1) as usize];
+            match service.dead.contains(&victim) {
+                true => service.revive(victim),
+                false if random.chance(150_000) => service.kill(victim),
+                false => {}
+            }
+        }
+        while let Some(dead) = service.dead.first().copied() {
+            service.revive(dead);
+        }
+        service.run_for(400_000);
+        let owners = service.owners();
+        for process in &transports {
+            let report = service.servers[*process].core.steer_report();
+            let server = report.servers[0].server;
+            let buckets = owners.iter().filter(|owner| **owner == server).count();
+            assert_eq!(report.servers[0].buckets, buckets, "seed {seed}");
+        }
+        assert_eq!(service.resets(60).iter().sum::<u64>(), 60, "seed {seed}");
+    }
 }

@@ -51,12 +51,14 @@ pub enum ServerMessageKind {
     /// To whoever steers: the TCP flows of the bucket `connection.index` are with `server`, by move number
     /// `connection.generation`.
     FlowsMoved,
+    /// To whoever steers: that is all that the sender knows of moves.
+    MovesTold,
 }
 
 use ServerMessageKind as Kind;
 
 /// Every kind, in the order of their numbers.
-const KINDS: [Kind; 18] = [
+const KINDS: [Kind; 19] = [
     Kind::ListenerOpened,
     Kind::ListenerClosed,
     Kind::Acceptor,
@@ -75,6 +77,7 @@ const KINDS: [Kind; 18] = [
     Kind::Best,
     Kind::Nobody,
     Kind::FlowsMoved,
+    Kind::MovesTold,
 ];
 
 /// A connection, by the server that owns it and its name there.
@@ -180,7 +183,7 @@ mod tests {
         let good = ServerMessage::new(Kind::Nobody).encode();
         for (word, value) in [
             (0, pair(Kind::Nobody as u32, SERVER_MESSAGE_VERSION + 1)),
-            (0, pair(Kind::FlowsMoved as u32 + 1, SERVER_MESSAGE_VERSION)),
+            (0, pair(Kind::MovesTold as u32 + 1, SERVER_MESSAGE_VERSION)),
             (0, pair(FIRST_KIND - 1, SERVER_MESSAGE_VERSION)),
             (6, 1),
             (7, 1 << 63),
