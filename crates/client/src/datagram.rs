@@ -13,7 +13,7 @@
 pub(crate) mod control;
 pub(crate) mod options;
 pub(crate) mod receive;
-mod routes;
+pub(crate) mod routes;
 pub(crate) mod send;
 
 use std::net::{IpAddr, SocketAddr};

@@ -45,6 +45,7 @@ pub use attach::{AttachError, DomainToken, attach, domain, is_attached};
 pub use datagram::control::SendControl;
 pub use datagram::is_datagram;
 pub use datagram::receive::{Arrival, Failure, KernelReceive, Received, receive_from};
+pub use datagram::routes::own_addresses;
 pub use datagram::send::send_to;
 pub use descriptors::{Owner, TABLE_NUMBERS, is_kernel, owner};
 pub use epoll::{epoll_ctl, epoll_made, epoll_wait};

@@ -19,7 +19,8 @@ use haypile_shm::DatagramHeader;
 use haypile_shm::datagram::RECORD_PAYLOAD_MAX;
 use haypile_shm::limits::FIFO_USABLE;
 use haypile_shm::messages::{
-    DatagramError, NOT_OURS, OPTION_BYTES, OptionReply, RouteAnswer, Shutdown, SocketKind, ready,
+    AddressAnswer, DatagramError, NOT_OURS, OPTION_BYTES, OptionReply, RouteAnswer, Shutdown,
+    SocketKind, ready,
 };
 
 use crate::errno::{self, Refusal};
@@ -252,6 +253,18 @@ impl Core {
             mtu: u32::try_from(self.shard.path_mtu(remote)).unwrap_or(u32::MAX),
             broadcast: self.shard.is_broadcast(remote),
             local: self.shard.owns_address(remote),
+            interface: self.interface,
+        };
+        Ok(OptionReply::value(&answer.encode()))
+    }
+
+    /// One of our addresses that are in use.
+    pub(crate) fn own_address(&self, index: u16) -> Result<OptionReply, i32> {
+        let mut used = self.shard.addresses().filter(|one| self.shard.owns_address(one.cidr.addr));
+        let cidr = used.nth(usize::from(index)).ok_or(libc::ENOENT)?.cidr;
+        let answer = AddressAnswer {
+            address: cidr.addr,
+            prefix_len: cidr.prefix_len,
             interface: self.interface,
         };
         Ok(OptionReply::value(&answer.encode()))

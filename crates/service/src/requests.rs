@@ -86,24 +86,13 @@ impl Core {
                 let answer = SocketReply { errno, slot, generation, local: None };
                 self.reply(process, reply, &answer);
             }
-            RequestBody::GetOption { option } => {
-                let answer = key.map_or(Err(libc::EBADF), |key| self.get_option(key, option));
-                self.reply_option(process, reply, answer);
-            }
-            RequestBody::TcpInfo { part } => {
-                let answer = key.map_or(Err(libc::EBADF), |key| self.tcp_info(key, part));
-                self.reply_option(process, reply, answer);
-            }
-            RequestBody::Route { remote } => {
-                self.reply_option(process, reply, self.route(remote));
-            }
-            RequestBody::TakeDatagramError => {
-                let answer = key.map_or(Err(libc::EBADF), |key| self.take_datagram_error(key));
-                self.reply_option(process, reply, answer);
-            }
-            RequestBody::DatagramErrorPayload { serial, part } => {
-                let answer = key
-                    .map_or(Err(libc::EBADF), |key| self.datagram_error_payload(key, serial, part));
+            body @ (RequestBody::GetOption { .. }
+            | RequestBody::TcpInfo { .. }
+            | RequestBody::Route { .. }
+            | RequestBody::Address { .. }
+            | RequestBody::TakeDatagramError
+            | RequestBody::DatagramErrorPayload { .. }) => {
+                let answer = self.look_up(key, &body);
                 self.reply_option(process, reply, answer);
             }
             RequestBody::Group { join, group, interface } => {
@@ -123,6 +112,21 @@ impl Core {
                     self.handle_notice(now, process, key, &body);
                 }
             }
+        }
+    }
+
+    /// What a question about a socket, or about the network, is answered.
+    fn look_up(&mut self, key: Option<Key>, body: &RequestBody) -> Result<OptionReply, i32> {
+        match (*body, key) {
+            (RequestBody::Route { remote }, _) => self.route(remote),
+            (RequestBody::Address { index }, _) => self.own_address(index),
+            (RequestBody::GetOption { option }, Some(key)) => self.get_option(key, option),
+            (RequestBody::TcpInfo { part }, Some(key)) => self.tcp_info(key, part),
+            (RequestBody::TakeDatagramError, Some(key)) => self.take_datagram_error(key),
+            (RequestBody::DatagramErrorPayload { serial, part }, Some(key)) => {
+                self.datagram_error_payload(key, serial, part)
+            }
+            _ => Err(libc::EBADF),
         }
     }
 

@@ -19,6 +19,7 @@ mod data;
 mod datagrams;
 mod escape;
 mod files;
+mod interfaces;
 mod names;
 mod options;
 mod process;

@@ -54,6 +54,8 @@ pub fn resolve() {
         &EXEC_BY_NAME,
         &CLOSE_FILE,
         &crate::stdio::OPEN_NUMBER,
+        &crate::interfaces::LIST,
+        &crate::interfaces::FREE,
     ];
     for function in all {
         function.address();

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use haypile_shm::Errno;
 use haypile_shm::limits::NO_SLOT;
-use haypile_shm::messages::{NOT_OURS, RequestBody, RouteAnswer};
+use haypile_shm::messages::{AddressAnswer, NOT_OURS, RequestBody, RouteAnswer};
 use haypile_shm::sys;
 
 use crate::attach;
@@ -16,6 +16,8 @@ use crate::lock::Lock;
 /// Locks, and addresses remembered behind each.
 const LOCKS: usize = 64;
 const WAYS: usize = 16;
+/// A service has no more addresses than this.
+const ADDRESSES_MAX: u16 = 256;
 /// How long an answer is believed: routes change.
 const LIFE_NS: u64 = 1_000_000_000;
 
@@ -90,6 +92,15 @@ pub(super) fn interface() -> u32 {
         Ok(Route::Haypile(answer)) => *KNOWN.get_or_init(|| answer.interface),
         _ => 0,
     }
+}
+
+/// The addresses of the service, for programs that look for those of their host. None without a service.
+pub fn own_addresses() -> Vec<AddressAnswer> {
+    let ask = |index| {
+        let reply = attach::present()?.ask_option(NO_SLOT, 0, RequestBody::Address { index })?;
+        AddressAnswer::decode(reply.bytes()).map_err(|_| Errno::EPROTO)
+    };
+    (0..ADDRESSES_MAX).map_while(|index| ask(index).ok()).collect()
 }
 
 fn ask(destination: IpAddr) -> Result<Route, Errno> {

@@ -687,6 +687,7 @@ impl State {
             RequestBody::BindDatagram { .. }
             | RequestBody::ConnectDatagram { .. }
             | RequestBody::Route { .. }
+            | RequestBody::Address { .. }
             | RequestBody::TakeDatagramError
             | RequestBody::DatagramErrorPayload { .. }
             | RequestBody::Group { .. } => return Some(self.datagram_request(slot, body)),

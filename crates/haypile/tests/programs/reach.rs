@@ -68,6 +68,27 @@ fn a_wildcard_listener_answers_in_both_worlds() {
 }
 
 #[test]
+fn programs_that_look_for_addresses_see_those_of_the_service() {
+    let name = "programs_that_look_for_addresses_see_those_of_the_service";
+    on_stage(name, &["python3"], |stage| {
+        let service = stage.serve();
+        let program = script("interfaces.py");
+        let listed = |words: &[&str]| stage.run(words).finish(PATIENCE).expect_success(name).out;
+        let said = listed(&[python(), &program]);
+        let kernels = stage.output(&[python(), &program], PATIENCE).expect_success(name).out;
+        let v4 = format!("{INTERFACE} 198.18.0.2 255.255.255.0 198.18.0.255");
+        let v6 = format!("{INTERFACE} 2001:2::2 ffff:ffff:ffff:ffff:: -");
+        let (ours, rest): (Vec<&str>, Vec<&str>) =
+            said.lines().partition(|line| [&v4, &v6].contains(&&line.to_string()));
+        assert_eq!(ours.len(), 2, "{said}");
+        // What the kernel has is seen as it is, behind ours.
+        assert_eq!(rest.join("\n"), kernels.trim_end(), "{said}");
+        assert!(said.starts_with(ours[0]), "{said}");
+        service.terminate();
+    });
+}
+
+#[test]
 fn a_loopback_program_is_left_to_the_kernel() {
     on_stage("a_loopback_program_is_left_to_the_kernel", &["python3", "curl"], |stage| {
         content::write(&stage.served("page"), 300_000);

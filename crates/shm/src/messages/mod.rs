@@ -14,8 +14,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 pub use control::{CHOSEN_HOME, ControlReply, ControlRequest, DOMAIN_TOKEN_BYTES, SocketKind};
 pub use reply::{
-    DatagramError, ELSEWHERE, NOT_OURS, OPTION_BYTES, OptionReply, ReplyPayload, RouteAnswer,
-    SocketReply,
+    AddressAnswer, DatagramError, ELSEWHERE, NOT_OURS, OPTION_BYTES, OptionReply, ReplyPayload,
+    RouteAnswer, SocketReply,
 };
 pub use request::{OPTION_MORE, Request, RequestBody, RequestHeader, Shutdown};
 pub use server::{SERVER_MESSAGE_VERSION, ServerConnection, ServerMessage, ServerMessageKind};
@@ -234,6 +234,9 @@ fn fuzz_decode_message(message: &Message) {
         }
         if let Ok(answer) = RouteAnswer::decode(value.bytes()) {
             assert_eq!(RouteAnswer::decode(&answer.encode()), Ok(answer));
+        }
+        if let Ok(answer) = AddressAnswer::decode(value.bytes()) {
+            assert_eq!(AddressAnswer::decode(&answer.encode()), Ok(answer));
         }
     }
 }

@@ -153,6 +153,49 @@ impl RouteAnswer {
     }
 }
 
+/// What the answer to `Address` carries: one of the service's own addresses.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct AddressAnswer {
+    /// The address.
+    pub address: IpAddr,
+    /// Leading bits that name its network.
+    pub prefix_len: u8,
+    /// Number of the interface by which the host's kernel reaches the service; 0: none.
+    pub interface: u32,
+}
+
+impl AddressAnswer {
+    /// As the value of an `OptionReply`.
+    pub fn encode(&self) -> [u8; 24] {
+        let mut bytes = [0; 24];
+        bytes[..4].copy_from_slice(&self.interface.to_le_bytes());
+        bytes[4] = self.prefix_len;
+        bytes[5] = if self.address.is_ipv6() { 6 } else { 4 };
+        match self.address {
+            IpAddr::V4(address) => bytes[8..12].copy_from_slice(&address.octets()),
+            IpAddr::V6(address) => bytes[8..].copy_from_slice(&address.octets()),
+        }
+        bytes
+    }
+
+    /// From the value of an `OptionReply`.
+    pub fn decode(bytes: &[u8]) -> Result<AddressAnswer, Malformed> {
+        let [a, b, c, d, prefix_len, family, 0, 0, octets @ ..] = bytes else {
+            return Err(Malformed);
+        };
+        let address = match (family, octets) {
+            (4, [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]) => IpAddr::from([*a, *b, *c, *d]),
+            (6, octets) => IpAddr::from(<[u8; 16]>::try_from(octets).map_err(|_| Malformed)?),
+            _ => return Err(Malformed),
+        };
+        if *prefix_len > if address.is_ipv6() { 128 } else { 32 } {
+            return Err(Malformed);
+        }
+        let interface = u32::from_le_bytes([*a, *b, *c, *d]);
+        Ok(AddressAnswer { address, prefix_len: *prefix_len, interface })
+    }
+}
+
 /// What the answer to `TakeDatagramError` carries.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct DatagramError {

@@ -45,6 +45,17 @@ pub enum Shutdown {
     Both = 2,
 }
 
+impl Shutdown {
+    fn decode(word: u64) -> Result<Shutdown, Malformed> {
+        match word {
+            0 => Ok(Shutdown::Read),
+            1 => Ok(Shutdown::Write),
+            2 => Ok(Shutdown::Both),
+            _ => Err(Malformed),
+        }
+    }
+}
+
 /// What a request asks. "Sync" ones are answered in a reply cell.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum RequestBody {
@@ -175,6 +186,12 @@ pub enum RequestBody {
         /// The destination; unspecified: asks about the link alone.
         remote: IpAddr,
     },
+    /// Sync: an address of the service. The reply is an `OptionReply` with an `AddressAnswer`, or the
+    /// errno `ENOENT` behind the last.
+    Address {
+        /// Its place among those in use, from 0.
+        index: u16,
+    },
     /// Sync: takes the oldest of the errors that wait on a datagram socket. The reply is an
     /// `OptionReply` with a `DatagramError`, or `EAGAIN`.
     TakeDatagramError,
@@ -237,6 +254,7 @@ mod kind {
     pub const DATAGRAM_ERROR_PAYLOAD: u16 = 26;
     pub const ARRIVE: u16 = 27;
     pub const LEFT: u16 = 28;
+    pub const ADDRESS: u16 = 29;
 }
 
 fn flag(set: bool, bit: u16) -> u16 {
@@ -334,6 +352,7 @@ impl RequestBody {
             RequestBody::Route { remote } => {
                 (kind::ROUTE, 0, with_address(SocketAddr::new(remote, 0)))
             }
+            RequestBody::Address { index } => (kind::ADDRESS, 0, one(u64::from(index))),
             RequestBody::TakeDatagramError => (kind::TAKE_DATAGRAM_ERROR, 0, none),
             RequestBody::Arrive => (kind::ARRIVE, 0, none),
             RequestBody::Left => (kind::LEFT, 0, none),
@@ -373,15 +392,7 @@ impl RequestBody {
             kind::KICK_TX => RequestBody::KickTx,
             kind::KICK_RX => RequestBody::KickRx,
             kind::WANT_TX => RequestBody::WantTx,
-            kind::SHUTDOWN => {
-                let how = match body[0] {
-                    0 => Shutdown::Read,
-                    1 => Shutdown::Write,
-                    2 => Shutdown::Both,
-                    _ => return Err(Malformed),
-                };
-                RequestBody::Shutdown { how }
-            }
+            kind::SHUTDOWN => RequestBody::Shutdown { how: Shutdown::decode(body[0])? },
             kind::CLOSE => RequestBody::Close { abort: a },
             kind::SET_OPTION => {
                 RequestBody::SetOption { option: small(body[0])?, value: body[1] as i64 }
@@ -405,6 +416,7 @@ impl RequestBody {
                 remote: words_address(&[body[0], body[1], body[2]])?,
             },
             kind::ROUTE => RequestBody::Route { remote: address_of(body)?.ip() },
+            kind::ADDRESS => RequestBody::Address { index: small(body[0])? },
             kind::TAKE_DATAGRAM_ERROR => RequestBody::TakeDatagramError,
             kind::ARRIVE => RequestBody::Arrive,
             kind::LEFT => RequestBody::Left,

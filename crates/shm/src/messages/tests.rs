@@ -48,6 +48,7 @@ fn every_request() -> Vec<RequestBody> {
         RequestBody::ConnectDatagram { remote: None },
         RequestBody::Route { remote: remote.ip() },
         RequestBody::TakeDatagramError,
+        RequestBody::Address { index: u16::MAX },
         RequestBody::Arrive,
         RequestBody::Left,
         RequestBody::Group { join: true, group: remote.ip(), interface: address.ip() },
@@ -64,7 +65,7 @@ fn every_request_survives() {
         assert_eq!(Request::decode(&message), Ok(request));
         kinds.insert(message[0] as u16);
     }
-    assert_eq!(kinds.len(), 28, "every kind is in the list");
+    assert_eq!(kinds.len(), 29, "every kind is in the list");
 }
 
 #[test]
@@ -85,6 +86,12 @@ fn events_and_replies_survive() {
     let answer = RouteAnswer { mtu: 65_535, broadcast: true, local: false, interface: 9 };
     let reply = OptionReply::value(&answer.encode());
     assert_eq!(RouteAnswer::decode(reply.bytes()), Ok(answer));
+    for address in ["198.18.0.2", "2001:db8::2"] {
+        let address = address.parse().unwrap();
+        let answer = AddressAnswer { address, prefix_len: 24, interface: 1 << 20 };
+        let reply = OptionReply::value(&answer.encode());
+        assert_eq!(AddressAnswer::decode(reply.bytes()), Ok(answer));
+    }
     let error = DatagramError {
         errno: 111,
         origin: 2,
