@@ -22,7 +22,7 @@ use crate::processes::Processes;
 use crate::slab::Key;
 use crate::sockets::{Offered, Socket, Store};
 use crate::transport_server::send_buffer;
-use baggage::{ARRIVALS_MAX, Arrival, Baggage, Held, Receipt, Said};
+use baggage::{ARRIVALS_MAX, Arrival, Baggage, Held, Receipt};
 pub use stubs::{Busy, Came, Stub, StubStage};
 
 /// A server's sockets and processes, in the hands of its shard.
@@ -43,12 +43,14 @@ pub struct Depot {
     epoch: u32,
     sockets_per_domain: u32,
     memory_per_domain: u64,
+    /// Stubs of connections on their way.
+    packed: Vec<Key>,
     /// Connections that have come, of which the old server has not heard.
     arrivals: Vec<Arrival>,
     /// Stubs that say where their connections are since the last turn.
     delivered: Vec<Key>,
-    /// Sockets that were taken back, with what was said about them meanwhile.
-    taken_back: Vec<(Key, Vec<Said>)>,
+    /// Sockets that were taken back, with what became of them meanwhile.
+    taken_back: Vec<(Key, Stub)>,
     /// Connections whose bytes could not be kept.
     lost: Vec<SocketId>,
     /// Stubs of connections that were lost on arrival.
@@ -110,8 +112,10 @@ impl Freight for Hands<'_> {
         for bytes in baggage {
             match Baggage::decode(bytes) {
                 Ok(Baggage::Empty) => {}
-                Ok(Baggage::Unclaimed(bytes)) => needs.unclaimed += bytes.len() as u64,
-                Ok(Baggage::Held(held)) if self.own_stub(&held).is_some() => {}
+                // What was packed here had room here, and would be lost if it were refused.
+                Ok(Baggage::Unclaimed { server, .. }) if server == self.depot.server => {}
+                Ok(Baggage::Held(held)) if held.server == self.depot.server => {}
+                Ok(Baggage::Unclaimed { bytes, .. }) => needs.unclaimed += bytes.len() as u64,
                 Ok(Baggage::Held(held)) => {
                     let (slots, chunks) = needs.domains.entry(held.token).or_default();
                     *slots += 1;
@@ -126,7 +130,7 @@ impl Freight for Hands<'_> {
     fn unpack(&mut self, id: SocketId, baggage: &[u8]) -> Positions {
         match Baggage::decode(baggage) {
             Ok(Baggage::Held(held)) => self.unpack_socket(id, &held),
-            Ok(Baggage::Unclaimed(bytes)) => {
+            Ok(Baggage::Unclaimed { bytes, .. }) => {
                 self.store.put_unclaimed(id, &bytes);
                 Positions::default()
             }
@@ -197,7 +201,7 @@ impl Hands<'_> {
             }
             let bytes = self.store.unclaimed_of(key)?.to_vec();
             self.store.remove(key);
-            return Some(Baggage::Unclaimed(bytes));
+            return Some(Baggage::Unclaimed { server: self.depot.server, bytes });
         }
         let held = self.describe(key)?;
         if held.closed {
@@ -207,6 +211,7 @@ impl Hands<'_> {
             let socket = self.store.sockets.get_mut(key)?;
             debug_assert!(socket.stub.is_some(), "it was made ready");
             socket.stub.get_or_insert_default().stage = StubStage::Packed;
+            self.depot.packed.push(key);
         }
         Some(Baggage::Held(Box::new(held)))
     }
@@ -218,9 +223,14 @@ impl Hands<'_> {
         let awaited = socket.came.as_ref().and_then(|came| came.awaits);
         let owner = socket.owner.and_then(|owner| self.processes.get(owner));
         let owner = owner.map(|process| process.name).or(awaited);
-        let positions = stream.positions();
+        let mut positions = stream.positions();
         let mut received = Vec::new();
-        for (position, len) in stream.rx_runs() {
+        // What nobody will read needs not come along.
+        let runs = if socket.closed { Vec::new() } else { stream.rx_runs() };
+        if socket.closed {
+            (positions.rx_head, positions.rx_end) = (positions.rx_tail, positions.rx_tail);
+        }
+        for (position, len) in runs {
             let mut run = vec![0; len];
             let copied = stream.copy_run(position, &mut run, &domain.arena);
             debug_assert!(copied, "a run lies in chunks");
@@ -262,17 +272,20 @@ impl Hands<'_> {
         let positions = held.positions;
         let positions = Positions { written: positions.tx_tail, read: positions.rx_head };
         if let Some(key) = self.own_stub(held) {
-            let said = self.store.take_back_stub(key, id);
-            self.depot.taken_back.push((key, said));
+            let stub = self.store.take_back_stub(key, id);
+            self.depot.taken_back.push((key, stub));
             return positions;
         }
-        let key = self.settle_in(id, held);
+        let ours = held.server == self.depot.server;
+        let key = if ours && !held.closed { None } else { self.settle_in(id, held) };
         if key.is_none() {
-            // The system gives less memory than the quotas promise.
+            // The system gives less memory than the quotas promise, or this was never packed here.
             self.depot.lost.push(id);
         }
         if held.closed {
             self.depot.orphans.extend(held.orphan_until.zip(key));
+        }
+        if held.closed || ours {
             return positions;
         }
         let name = key.and_then(|key| self.store.sockets.get(key)).and_then(Socket::name);
@@ -381,15 +394,14 @@ impl Socket {
 }
 
 impl Store {
-    /// A connection is called `id` here again: whoever waits for its streams goes on. What was said about it
-    /// meanwhile.
-    fn take_back_stub(&mut self, key: Key, id: SocketId) -> Vec<Said> {
+    /// A connection is called `id` here again: whoever waits for its streams goes on. What its stub was.
+    fn take_back_stub(&mut self, key: Key, id: SocketId) -> Stub {
         self.set_id(key, id);
-        let Some(socket) = self.sockets.get_mut(key) else { return Vec::new() };
+        let Some(socket) = self.sockets.get_mut(key) else { return Stub::default() };
         if let Some(stream) = &mut socket.stream {
             stream.thaw();
         }
-        socket.stub.take().map(|stub| stub.waiting).unwrap_or_default()
+        socket.stub.take().map(|stub| *stub).unwrap_or_default()
     }
 
     /// A stub hears where its connection is: it says so, and its bytes are not needed any more. False if it waits for

@@ -519,6 +519,9 @@ impl Core {
         let granted = self.try_wishes(now, own);
         self.tell_those_who_steer();
         for (bucket, outcome) in std::mem::take(&mut self.moving.outcomes) {
+            if matches!(outcome, Outcome::Left | Outcome::Settled | Outcome::Lost(_)) {
+                self.fail_stubs_of(now, bucket);
+            }
             self.moving.take_outcome(now, own, bucket, outcome);
         }
         self.moving.finish_jobs(now, own);

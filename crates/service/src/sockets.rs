@@ -348,8 +348,11 @@ impl Store {
     /// A connection that nobody has claimed has come with its first bytes, for which there is room.
     pub(crate) fn put_unclaimed(&mut self, id: SocketId, bytes: &[u8]) {
         let key = self.new_unclaimed(id, Instant::default());
-        let kept = self.keep(key, 0, bytes);
-        debug_assert_eq!(kept, bytes.len(), "it was checked");
+        let accepting = self.sockets.get_mut(key).and_then(|socket| socket.accepting.as_mut());
+        if let Some(accepting) = accepting {
+            accepting.bytes.extend_from_slice(bytes);
+            self.unclaimed_bytes += bytes.len() as u64;
+        }
     }
 
     /// Gives an unclaimed connection a record in a domain, with all its bytes. False, and nothing

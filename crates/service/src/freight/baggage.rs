@@ -27,8 +27,13 @@ pub const VERSION: u16 = 1;
 pub enum Baggage {
     /// Nothing.
     Empty,
-    /// No process has it yet: what has come so far, from position 0.
-    Unclaimed(Vec<u8>),
+    /// No process has it yet.
+    Unclaimed {
+        /// The server that writes this.
+        server: u16,
+        /// What has come so far, from position 0.
+        bytes: Vec<u8>,
+    },
     /// An application has it, or had until it closed it.
     Held(Box<Held>),
 }
@@ -93,9 +98,9 @@ impl Baggage {
         VERSION.write(&mut out);
         match self {
             Baggage::Empty => 0_u8.write(&mut out),
-            Baggage::Unclaimed(received) => {
-                1_u8.write(&mut out);
-                out.bytes(received);
+            Baggage::Unclaimed { server, bytes } => {
+                (1_u8, *server).write(&mut out);
+                out.bytes(bytes);
             }
             Baggage::Held(held) => {
                 2_u8.write(&mut out);
@@ -117,7 +122,10 @@ impl Baggage {
         }
         let baggage = match u8::read(&mut input)? {
             0 => Baggage::Empty,
-            1 => Baggage::Unclaimed(input.bytes(FIFO_BYTES)?.to_vec()),
+            1 => {
+                let server = u16::read(&mut input)?;
+                Baggage::Unclaimed { server, bytes: input.bytes(FIFO_BYTES)?.to_vec() }
+            }
             2 => Baggage::Held(Box::new(Held::read(&mut input)?)),
             _ => return Err(Refusal::Impossible("kind of baggage")),
         };
@@ -440,3 +448,6 @@ pub fn fuzz_decode(input: &[u8]) {
         assert_eq!(LateNotice::decode(&notice.encode()), Ok(notice));
     }
 }
+
+#[cfg(test)]
+mod tests;

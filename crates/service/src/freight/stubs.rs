@@ -45,6 +45,8 @@ pub struct Stub {
     pub waiting: Vec<Said>,
     /// Things said so far.
     pub said: u32,
+    /// An application has asked for memory to write to.
+    pub wanted: bool,
     /// Nobody has it any more.
     pub ended: bool,
 }
@@ -187,6 +189,20 @@ impl Core {
         }
     }
 
+    /// A connection stays here: what was said about it meanwhile is done now.
+    fn go_on(&mut self, now: Instant, key: Key, stub: Stub) {
+        self.touch(key);
+        if stub.wanted {
+            self.want_tx(key);
+        }
+        for said in stub.waiting {
+            self.hear_late(now, key, said);
+        }
+        // Who has begun to watch it meanwhile, or asked about it, was not answered.
+        let bits = self.store.sockets.get(key).map_or(0, |socket| socket.ready_bits());
+        self.announce(key, bits);
+    }
+
     /// Those that are frozen go on.
     fn thaw(&mut self, now: Instant, keys: &[Key]) {
         for key in keys {
@@ -195,9 +211,7 @@ impl Core {
             if let Some(stream) = &mut socket.stream {
                 stream.thaw();
             }
-            for said in stub.waiting {
-                self.hear_late(now, *key, said);
-            }
+            self.go_on(now, *key, *stub);
         }
     }
 }
@@ -213,13 +227,8 @@ impl Core {
     }
 
     fn settle_all_freight(&mut self, now: Instant) {
-        for (key, said) in std::mem::take(&mut self.depot.taken_back) {
-            self.touch(key);
-            for said in said {
-                self.hear_late(now, key, said);
-            }
-            // Whoever asked meanwhile was not answered.
-            self.announce(key, ANYTHING);
+        for (key, stub) in std::mem::take(&mut self.depot.taken_back) {
+            self.go_on(now, key, stub);
         }
         for key in std::mem::take(&mut self.depot.delivered) {
             self.announce(key, ANYTHING);
@@ -276,6 +285,23 @@ impl Core {
         }
     }
 
+    /// The move of a bucket has had its end: what of it is still on its way here will never be anywhere.
+    pub(crate) fn fail_stubs_of(&mut self, now: Instant, bucket: u16) {
+        for key in std::mem::take(&mut self.depot.packed) {
+            let Some(socket) = self.store.sockets.get(key) else { continue };
+            let waits = socket.stub.as_ref().is_some_and(|stub| stub.stage == StubStage::Packed);
+            let steering = self.shard.steered().map(|steered| &steered.steering);
+            let flow = socket.local.zip(socket.remote);
+            let its =
+                steering.zip(flow).map(|(map, (local, remote))| map.bucket_of_flow(local, remote));
+            if waits && its == Some(bucket) {
+                self.fail_stub(now, key);
+            } else if waits {
+                self.depot.packed.push(key);
+            }
+        }
+    }
+
     /// A late notice of another server.
     fn hear_notice(&mut self, now: Instant, notice: &LateNotice) {
         if notice.epoch != self.era.epoch {
@@ -308,7 +334,7 @@ impl Core {
         }
     }
 
-    fn stub_mut(&mut self, key: Key) -> Option<&mut super::Stub> {
+    fn stub_mut(&mut self, key: Key) -> Option<&mut Stub> {
         self.store.sockets.get_mut(key)?.stub.as_deref_mut()
     }
 
@@ -368,6 +394,10 @@ impl Core {
             came.from = None;
             if !came.arrived && socket.owner.is_none() {
                 self.depot.strays.push_back((now.plus_us(STRAY_US), key));
+            }
+            let domain = socket.domain.filter(|_| socket.shared);
+            if let Some(domain) = domain.and_then(|domain| self.store.domains.get_mut(domain)) {
+                domain.unheard = true;
             }
         }
     }
@@ -455,9 +485,13 @@ impl Core {
         let mine = socket.owner == Some(process);
         let reply = request.header.reply;
         match request.body {
+            RequestBody::WantTx => {
+                if let Some(stub) = self.stub_mut(key) {
+                    stub.wanted = true;
+                }
+            }
             RequestBody::KickTx
             | RequestBody::KickRx
-            | RequestBody::WantTx
             | RequestBody::Claim
             | RequestBody::Acceptor
             | RequestBody::NotAcceptor => {}

@@ -113,6 +113,8 @@ fn chunk_offset_of(position: u64) -> usize {
 }
 
 #[cfg(all(test, not(loom)))]
+mod carry_tests;
+#[cfg(all(test, not(loom)))]
 mod hostile_tests;
 #[cfg(all(test, loom))]
 mod loom_tests;
