@@ -18,6 +18,11 @@ fn answers(finished: Finished, where_run: &str) -> BTreeMap<String, String> {
 
 fn compare(stage: &Stage, program: &str, loopback: &str, address: &str) {
     let _service = stage.serve();
+    compare_answers(stage, program, loopback, address);
+}
+
+/// Runs a program on the kernel's stack and on a service that is there, and compares what it prints.
+pub fn compare_answers(stage: &Stage, program: &str, loopback: &str, address: &str) {
     let program = script(program);
     let on_kernel = stage.output(&[python(), &program, loopback, "7000"], LIMIT);
     let want = answers(on_kernel, "on the kernel's stack");
