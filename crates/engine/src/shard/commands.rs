@@ -15,6 +15,7 @@ use crate::listeners::Listener;
 use crate::lists::List;
 use crate::options::{Close, ListenOptions, SocketOption, SocketOptions};
 use crate::socket_id::SocketId;
+use crate::steering::BUCKETS;
 use crate::tcp::{Connection, SeqNumber};
 use crate::time::Instant;
 
@@ -120,7 +121,8 @@ impl Shard {
                 if let Some(owner) = self.owner_of_all_flows_to(remote) {
                     return Err(ConnectError::Elsewhere(owner));
                 }
-                self.choose_port(address, remote).ok_or_else(|| self.why_no_port())?
+                let chosen = self.choose_port(address, remote);
+                chosen.ok_or_else(|| self.why_no_port(address, remote))?
             }
             port => {
                 let key = FlowKey::new(SocketAddr::new(address, port), remote);
@@ -330,11 +332,13 @@ impl Shard {
         None
     }
 
-    /// A server that has come while the service runs may have no bucket yet.
-    fn why_no_port(&self) -> ConnectError {
+    /// A server that has come while the service runs may have no bucket yet, and any may have given all of its
+    /// buckets away: whoever has one of them takes the connection, by where it goes.
+    fn why_no_port(&self, local: IpAddr, remote: SocketAddr) -> ConnectError {
         let bare = self.steered.as_ref().filter(|own| !own.steering.has_flows(own.server));
         bare.map_or(ConnectError::NoPortLeft, |own| {
-            ConnectError::Elsewhere(own.steering.stand_in_for(own.server))
+            let bucket = self.keys.port_choice(local, remote).0 as usize % BUCKETS;
+            ConnectError::Elsewhere(own.steering.owner_of_flows(bucket as u16))
         })
     }
 

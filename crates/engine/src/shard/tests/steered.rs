@@ -259,3 +259,27 @@ fn what_the_speaker_learns_the_others_follow() {
     assert_eq!(addresses(&other).len(), 1);
     assert_eq!(other.shard.poll_network_update(), None, "only the speaker tells");
 }
+
+#[test]
+fn who_has_given_every_bucket_away_sends_connections_to_others() {
+    let mut host = server(0);
+    let options = SocketOptions::default();
+    for bucket in 0..crate::steering::BUCKETS as u16 {
+        if steering(Rule::Hash).owner_of_flows(bucket) == 0 {
+            assert!(
+                host.shard.connect(START, None, at("198.18.0.9:1"), options).is_ok(),
+                "{bucket}"
+            );
+            assert!(host.shard.note_move(bucket, 1, 1 + bucket % 3));
+        }
+    }
+    let mut owners = std::collections::BTreeSet::new();
+    for port in 2..200 {
+        let remote = at(&format!("198.18.0.9:{port}"));
+        match host.shard.connect(START, None, remote, options) {
+            Err(ConnectError::Elsewhere(owner)) => owners.insert(owner),
+            other => panic!("{other:?} for {remote}"),
+        };
+    }
+    assert_eq!(owners, (1..SERVERS).collect(), "all of the others");
+}
