@@ -30,6 +30,7 @@ use crate::resolve::{Lookup, Resolved};
 use crate::roster::Roster;
 use crate::server::Server;
 use crate::server_process::PutOff;
+use crate::sharing::{Share, Sharing, Step};
 use crate::supervisor::orders::{self, Fds, ListenerRecord, Order, Report};
 use crate::trace;
 
@@ -54,6 +55,10 @@ pub struct Service<P: Port> {
     looked: Instant,
     /// Clients that wait for name servers.
     lookups: Vec<Lookup>,
+    /// Programs open their listeners here, until this time.
+    opening: Option<Instant>,
+    /// Buckets that are being handed to new servers.
+    sharing: Option<Sharing>,
     /// Clients that wait for buckets to move.
     movers: HashMap<JobId, control::ClientId>,
 }
@@ -98,6 +103,9 @@ const LOOKUPS_MAX: usize = 16;
 /// Turns or time between two looks at the kernel's descriptors while there is work.
 const LOOK_TURNS: u32 = 64;
 const LOOK_US: u64 = 100;
+/// Time for programs to open their listeners at a new server, before it gets buckets: what they have not
+/// opened by then is held there for them.
+const OPENING_US: u64 = 5_000_000;
 /// Time for resets to leave.
 const RESET_US: u64 = 50_000;
 
@@ -136,6 +144,8 @@ impl<P: Port> Service<P> {
             tokens: Vec::new(),
             looked: now(),
             lookups: Vec::new(),
+            opening: None,
+            sharing: None,
             movers: HashMap::new(),
         })
     }
@@ -162,6 +172,9 @@ impl<P: Port> Service<P> {
             let end = now();
             let busy = !work.is_none();
             self.server.load.turn(start, end, busy);
+            if self.opening.is_some() || self.sharing.is_some() {
+                self.follow_plan(end);
+            }
             self.report()?;
             self.obey_put_off();
             turns_since_look += 1;
@@ -220,8 +233,10 @@ impl<P: Port> Service<P> {
         let unreported = (!self.reports.is_empty()).then(|| now.plus_us(1000));
         let waits = self.server.link.is_blocked() || self.server.core.rings.is_blocked();
         let blocked = waits.then(|| now.plus_us(1000));
-        match [self.server.poll_timeout(), ending, blocked, unreported].into_iter().flatten().min()
-        {
+        // The rows of a move are taken in the turn after the one in which it ends.
+        let sharing = self.sharing.is_some().then(|| now.plus_us(1000));
+        let own = [ending, blocked, unreported, self.opening, sharing];
+        match [self.server.poll_timeout()].into_iter().chain(own).flatten().min() {
             Some(due) => due.since(now).div_ceil(1000).min(60_000) as i32,
             None => -1,
         }
@@ -298,7 +313,13 @@ impl<P: Port> Service<P> {
             Order::PeerGone { server } => self.server.leave_peer(now(), server),
             Order::Grow { roster } => self.grow(*roster),
             Order::Beside { listener, open } => self.hold_beside(&listener, open),
-            Order::Open { servers } => self.server.core.open_to_programs(servers),
+            Order::Open { servers } => {
+                self.server.core.open_to_programs(servers);
+                self.opening = Some(now().plus_us(OPENING_US));
+            }
+            Order::Share { first } => {
+                self.sharing = Some(Sharing::begin(&self.server.core, first));
+            }
             Order::File {} => self.file = first.map(|fd| File::from(OwnedFd::from(fd))),
             Order::End { patience_us } => self.end(patience_us),
             // Said at the start, or answered where it was asked.
@@ -325,6 +346,26 @@ impl<P: Port> Service<P> {
             // One that cannot be held is the application's to miss.
             true => drop(core.hold_beside(now, listener)),
             false => core.hold_no_more(now, listener.domain, listener.cookie),
+        }
+    }
+
+    /// Goes on with what a change of the plan asks of this server.
+    fn follow_plan(&mut self, now: Instant) {
+        let core = &mut self.server.core;
+        if self.opening.is_some_and(|until| core.inherited.is_empty() || now >= until) {
+            self.opening = None;
+            self.reports.push_back(Report::Opened {});
+        }
+        let Some(sharing) = &mut self.sharing else { return };
+        match sharing.step(now, core) {
+            Step::Waiting => {}
+            Step::Moved(Share { to, buckets }) => {
+                self.reports.push_back(Report::Moved { to, buckets });
+            }
+            Step::Done => {
+                self.sharing = None;
+                self.reports.push_back(Report::Shared {});
+            }
         }
     }
 

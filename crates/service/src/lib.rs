@@ -45,6 +45,7 @@ pub mod roster;
 pub mod sandbox;
 pub mod server;
 pub mod server_process;
+pub mod sharing;
 pub mod slab;
 pub mod sockets;
 pub mod start;

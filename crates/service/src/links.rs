@@ -194,6 +194,21 @@ impl LinkHandle {
     }
 }
 
+impl LinkHandle {
+    /// Frames for these buckets come on the first queue of a link server from now on, where the kernel is
+    /// told by a map.
+    pub fn steer(&mut self, buckets: &[u16], link: u16) {
+        let queue = self.owners.iter().position(|owner| *owner == link);
+        let (LinkFacts::Tap(facts), Some(queue)) = (&mut self.facts, queue) else { return };
+        let (Some(map), Some(steering)) = (&self.steering, &mut facts.steering) else { return };
+        for bucket in buckets {
+            steering.move_bucket(*bucket, queue as u16);
+        }
+        // Without it they come on the old queue, whose server hands them on.
+        let _: std::io::Result<()> = map.update(steering);
+    }
+}
+
 impl Drop for LinkHandle {
     fn drop(&mut self) {
         self.leave();

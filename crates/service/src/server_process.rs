@@ -156,7 +156,8 @@ fn wait_for_begin(channel: RawFd, put_off: &PutOff) -> Result<(), Error> {
                 | Order::PeerGone { .. }
                 | Order::Grow { .. }
                 | Order::Beside { .. }
-                | Order::Open { .. }),
+                | Order::Open { .. }
+                | Order::Share { .. }),
                 fds,
             ) => {
                 put_off.borrow_mut().push_back((order, fds));

@@ -27,6 +27,13 @@ fn rows(stage: &Stage) -> Vec<Value> {
     status["servers"].as_array().expect("servers").clone()
 }
 
+/// Buckets of each transport server.
+fn buckets(stage: &Stage) -> Vec<u64> {
+    let report = stage.ask("steer", &[]).expect("steer");
+    let rows = report["servers"].as_array().expect("servers");
+    rows.iter().map(|row| row["buckets"].as_u64().unwrap_or_default()).collect()
+}
+
 /// Short requests by several clients for as long as `act` takes; how many were answered in full.
 fn under_load<T>(
     one: impl Fn(u64) -> Result<(), String> + Sync,
@@ -89,10 +96,17 @@ fn nginx_goes_on_while_servers_come() {
             }
         });
         stage.say(&format!("{served} requests while the plan grew"));
-        stage.say(&format!("{}", stage.ask("status", &[]).unwrap()["servers"]));
-        stage.say(&format!("{}", stage.ask("status", &[]).unwrap()["processes"]));
-        stage.say(&format!("{}", stage.ask("status", &[]).unwrap()["counters"]));
-        stage.say(&format!("{}", stage.ask("ss", &["-l"]).unwrap()));
+        let buckets = buckets(stage);
+        stage.say(&format!("buckets {buckets:?}"));
+        assert!(buckets.iter().all(|count| *count > 900), "{buckets:?}");
+        let frames: Vec<u64> =
+            rows(stage).iter().map(|row| row["rx_frames"].as_u64().unwrap_or_default()).collect();
+        stage.say(&format!("frames {frames:?}"));
+        let (served, ()) = under_load(get, || {});
+        let after: Vec<u64> =
+            rows(stage).iter().map(|row| row["rx_frames"].as_u64().unwrap_or_default()).collect();
+        stage.say(&format!("frames {after:?} after {served} more"));
+        assert!(after.iter().zip(&frames).all(|(after, before)| after > before));
         nginx.assert_alive();
     });
 }

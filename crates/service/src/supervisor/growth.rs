@@ -24,8 +24,24 @@ use super::{Supervisor, complain};
 /// Servers are being added.
 #[derive(Debug)]
 pub(super) struct Growth {
-    /// Servers that have yet to say that they know the new ones.
-    unaware: Vec<usize>,
+    phase: Phase,
+    /// Servers that are waited for.
+    awaited: Vec<usize>,
+    /// The first new transport server.
+    first: u16,
+    /// Buckets that have moved.
+    moved: usize,
+}
+
+/// How far it is.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Those that run are told of the new ones, and then these are to run.
+    Knowing,
+    /// Programs open their listeners at the new ones.
+    Opening,
+    /// Those that ran hand buckets over.
+    Sharing,
 }
 
 impl Supervisor {
@@ -87,8 +103,9 @@ impl Supervisor {
         self.seats.extend(roster.servers()[before..].iter().copied().map(Seat::new));
         self.roster = roster;
         // One that is just being started does as it is told before it talks to anybody.
-        let unaware = (0..before).filter(|server| self.seats[*server].has_begun()).collect();
-        self.growth = Some(Growth { unaware });
+        let awaited = (0..before).filter(|server| self.seats[*server].has_begun()).collect();
+        let first = self.open;
+        self.growth = Some(Growth { phase: Phase::Knowing, awaited, first, moved: 0 });
         for seat in &self.seats[..before] {
             tell(seat, &order, &[]);
         }
@@ -98,44 +115,104 @@ impl Supervisor {
                 self.seats[server].fail_to_start(now());
             }
         }
-        self.open_when_complete();
+        self.go_on();
     }
 
     /// Whether every server that runs knows of all others.
     pub(super) fn all_know(&self) -> bool {
-        self.growth.as_ref().is_none_or(|growth| growth.unaware.is_empty())
+        let unaware =
+            |growth: &Growth| growth.phase == Phase::Knowing && !growth.awaited.is_empty();
+        !self.growth.as_ref().is_some_and(unaware)
     }
 
-    /// A server knows of the others, or is gone; its successor is told at its start.
-    pub(super) fn note_grown(&mut self, server: usize) {
+    /// A server has done its part of a phase.
+    pub(super) fn note_done(&mut self, server: usize, phase: Phase) {
+        if let Some(growth) = self.growth.as_mut().filter(|growth| growth.phase == phase) {
+            growth.awaited.retain(|other| *other != server);
+            self.go_on();
+        }
+    }
+
+    /// A server is gone: nobody waits for it. Its successor is told everything at its start.
+    pub(super) fn go_on_without(&mut self, server: usize) {
+        if let Some(growth) = &mut self.growth {
+            growth.awaited.retain(|other| *other != server);
+            self.go_on();
+        }
+    }
+
+    /// A server has begun, for the first time or again.
+    pub(super) fn go_on_with(&mut self, server: usize) {
         let Some(growth) = &mut self.growth else { return };
-        let before = growth.unaware.len();
-        growth.unaware.retain(|other| *other != server);
-        if before == 0 || !growth.unaware.is_empty() {
-            return;
+        let (phase, first) = (growth.phase, growth.first);
+        let gives = self.seats[server].spec.transport.is_some_and(|one| one < first);
+        if phase == Phase::Sharing && gives {
+            // What its earlier life had moved the others know.
+            growth.awaited.push(server);
+            tell(&self.seats[server], &Order::Share { first }, &[]);
         }
-        for server in 0..self.seats.len() {
-            if self.seats[server].is_ready() && !self.seats[server].has_begun() {
-                self.join(server);
+        self.go_on();
+    }
+
+    /// Begins the next phase if nobody is waited for in this one.
+    fn go_on(&mut self) {
+        let Some(growth) = self.growth.as_ref().filter(|growth| growth.awaited.is_empty()) else {
+            return;
+        };
+        match growth.phase {
+            Phase::Knowing => {
+                let joins = |seat: &Seat| seat.is_ready() && !seat.has_begun();
+                if let Some(server) = self.seats.iter().position(joins) {
+                    // Comes back here.
+                    self.join(server);
+                } else if self.seats.iter().all(Seat::has_begun) {
+                    self.open_to_programs();
+                }
             }
+            Phase::Opening => self.share_buckets(),
+            Phase::Sharing => self.growth = None,
         }
     }
 
-    /// Programs may come to the new servers when all of them run.
-    pub(super) fn open_when_complete(&mut self) {
-        if self.growth.is_none() || !self.all_know() || !self.seats.iter().all(Seat::has_begun) {
-            return;
-        }
-        self.growth = None;
+    /// Programs may come to the new servers.
+    fn open_to_programs(&mut self) {
         let servers = self.roster.transport_count();
         if servers == self.open {
+            self.growth = None;
             return;
         }
         self.open = servers;
         // Whoever is woken finds the number.
         self.epoch.set_servers(servers);
-        for seat in self.seats.iter().filter(|seat| seat.spec.transport.is_some()) {
-            tell(seat, &Order::Open { servers }, &[]);
+        self.begin_phase(Phase::Opening, u16::MAX, &Order::Open { servers });
+    }
+
+    /// Those that have buckets give the new ones their share.
+    fn share_buckets(&mut self) {
+        let first = self.growth.as_ref().map_or(u16::MAX, |growth| growth.first);
+        self.begin_phase(Phase::Sharing, first, &Order::Share { first });
+    }
+
+    /// Orders the same of every transport server below `end`, and waits for all.
+    fn begin_phase(&mut self, phase: Phase, end: u16, order: &Order) {
+        let ordered = |seat: &&Seat| {
+            seat.has_begun() && seat.spec.transport.is_some_and(|transport| transport < end)
+        };
+        let seats: Vec<&Seat> = self.seats.iter().filter(ordered).collect();
+        seats.iter().for_each(|seat| tell(seat, order, &[]));
+        if let Some(growth) = &mut self.growth {
+            growth.phase = phase;
+            growth.awaited = seats.iter().map(|seat| usize::from(seat.number())).collect();
+        }
+    }
+
+    /// Buckets have moved: their frames come on the queue of their server's link server.
+    pub(super) fn note_moved(&mut self, to: u16, buckets: &[u16]) {
+        if let Some(link) = self.roster.link_of(to) {
+            self.parts.link.steer(buckets, link);
+        }
+        if let Some(growth) = &mut self.growth {
+            growth.moved += buckets.len();
         }
     }
 
@@ -165,10 +242,18 @@ impl Supervisor {
     /// The plan, and what is waited for.
     pub(super) fn plan_state(&self) -> PlanState {
         let awaits = self.growth.as_ref().map(|growth| {
-            let unaware = growth.unaware.first().copied();
-            let server = unaware.or(self.seats.iter().position(|seat| !seat.has_begun()));
-            let what = if unaware.is_some() { "hear of the new servers" } else { "run" };
-            format!("server {} to {what}", server.unwrap_or_default())
+            let server = match growth.awaited.first() {
+                Some(server) => *server,
+                None => self.seats.iter().position(|seat| !seat.has_begun()).unwrap_or_default(),
+            };
+            match growth.phase {
+                Phase::Knowing if growth.awaited.is_empty() => format!("server {server} to run"),
+                Phase::Knowing => format!("server {server} to hear of the new ones"),
+                Phase::Opening => format!("programs to open their listeners at server {server}"),
+                Phase::Sharing => {
+                    format!("server {server} to hand over buckets, {} are", growth.moved)
+                }
+            }
         });
         PlanState { plan: self.roster.plan().to_string(), servers: self.seats.len() as u16, awaits }
     }

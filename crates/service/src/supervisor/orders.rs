@@ -69,10 +69,15 @@ pub enum Order {
         /// It is open there.
         open: bool,
     },
-    /// Programs may come to so many transport servers.
+    /// Programs may come to so many transport servers. Answered by `Opened`.
     Open {
         /// How many.
         servers: u16,
+    },
+    /// Give the transport servers from `first` on their share of your buckets. Answered by `Shared`.
+    Share {
+        /// The first new one.
+        first: u16,
     },
     /// The epoch is yours: take applications in. Said when the servers of the plan are there.
     Begin {},
@@ -175,6 +180,17 @@ pub enum Report {
     },
     /// The other servers of the last `Grow` are known.
     Grown {},
+    /// Programs have opened their listeners here, or had time to.
+    Opened {},
+    /// These buckets have moved on order.
+    Moved {
+        /// To this transport server.
+        to: u16,
+        /// Which.
+        buckets: Vec<u16>,
+    },
+    /// All that could be given away is.
+    Shared {},
     /// Asks for the kernel's notices of sockets that end in a process's network namespace.
     WantNotices {
         /// The process.

@@ -13,6 +13,7 @@ use haypile_shm::peer::PeerSegment;
 use haypile_shm::sys::{self, Errno, Fd};
 
 use super::backoff::{self, Delay};
+use super::growth::Phase;
 use super::orders::{self, Order, Report, Start};
 use super::seat::{Seat, Waking};
 use super::{LISTENERS_MAX, Parts, Supervisor, complain};
@@ -104,7 +105,7 @@ impl Supervisor {
         let had_begun = self.seats[server].has_begun();
         let Some(death) = self.seats[server].bury(now()) else { return };
         self.say_gone(server, had_begun);
-        self.note_grown(server);
+        self.go_on_without(server);
         if self.starting {
             let remedy = "look at what it said above";
             let error = || Error::new("start a server", death.why, remedy);
@@ -212,7 +213,10 @@ impl Supervisor {
                     self.tell_beside(server, &record, false);
                 }
             }
-            Report::Grown {} => self.note_grown(server),
+            Report::Grown {} => self.note_done(server, Phase::Knowing),
+            Report::Opened {} => self.note_done(server, Phase::Opening),
+            Report::Shared {} => self.note_done(server, Phase::Sharing),
+            Report::Moved { to, buckets } => self.note_moved(to, &buckets),
             Report::WantNotices { pid, namespace } => give_notices(seat, pid, namespace),
             Report::Attached {} => {
                 if let [Some(pidfd), ..] = fds {
@@ -262,7 +266,7 @@ impl Supervisor {
             }
         }
         self.begin(server);
-        self.open_when_complete();
+        self.go_on_with(server);
     }
 
     /// A server's epoch begins.

@@ -61,6 +61,7 @@ fn orders_come_back_as_sent() {
         Order::Grow { roster: Box::new(Roster::of(&"TS4LS4CM2".parse().unwrap())) },
         Order::Beside { listener: record(), open: false },
         Order::Open { servers: 4 },
+        Order::Share { first: 2 },
         Order::Begin {},
         Order::Client {},
         Order::Notices { granted: false },
