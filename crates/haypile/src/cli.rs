@@ -156,6 +156,7 @@ Asks the name servers given with --nameserver, then those learned from DHCP and 
   haypile plan TS2LS2CM2                     two servers, each all three
   haypile plan TS8LS8+CM2 --json             eight, and two connection managers apart
   haypile plan TS2+LS1+CM1 --link wire:x     on a link with one queue
+  haypile plan set TS4LS4CM4                 more servers for the service that runs
 
 TS is a transport server (owns connections and sockets), LS a link server (owns queues of the link), CM a
 connection manager (brings connections and accepting processes together). What is written together
@@ -693,8 +694,15 @@ pub struct PlanArgs {
 /// `haypile plan set`.
 #[derive(Debug, Subcommand)]
 pub enum PlanChange {
-    /// Add servers to a running service.
-    #[command(hide = true)]
+    /// Add servers to a running service, and return when they run and have their share.
+    #[command(after_help = "Examples:
+  haypile plan set TS4LS4CM4                 a service of one or two servers now has four
+  haypile plan set TS3+LS1+CM1 --json        one more transport server, apart from the others
+
+Connections go on: programs open their listeners at the new servers by themselves, and then each server
+that ran hands over its share of the buckets of TCP flows, with the connections in them. What is waited
+for longer than two seconds is said. UDP sockets stay with the servers that the service started with.
+Servers that run keep their numbers and components; none can be taken away again.")]
     Set(PlanSetArgs),
 }
 

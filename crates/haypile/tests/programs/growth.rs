@@ -1,9 +1,9 @@
 //! Servers that come while the service runs: `haypile plan set` under load, what programs that run
 //! already notice of it, and what is left afterwards.
 
-use crate::support::process::Finished;
+use crate::support::process::{Finished, send_signal};
 use crate::support::stage::{Stage, on_stage, service};
-use crate::support::{PATIENCE, content, nginx, wait_until};
+use crate::support::{PATIENCE, content, nginx, python, script, wait_until};
 use serde_json::Value;
 use std::fs;
 use std::io::{Read, Write};
@@ -108,5 +108,78 @@ fn nginx_goes_on_while_servers_come() {
         stage.say(&format!("frames {after:?} after {served} more"));
         assert!(after.iter().zip(&frames).all(|(after, before)| after > before));
         nginx.assert_alive();
+    });
+}
+
+/// Says something and hears it again; false when the connection was reset.
+fn echo(stream: &mut TcpStream) -> bool {
+    let mut heard = [0; 10];
+    let done = stream.write_all(b"0123456789").and_then(|()| stream.read_exact(&mut heard));
+    done.is_ok() && heard == *b"0123456789"
+}
+
+#[test]
+fn connections_live_on_while_servers_come_and_end_with_them() {
+    let test = "connections_live_on_while_servers_come_and_end_with_them";
+    on_stage(test, &["python3"], |stage| {
+        let _service = stage.serve();
+        let words = [python(), &script("prefork_server.py"), "198.18.0.2", "8081", "4"];
+        let mut program = stage.run(&words);
+        program.wait_for_output("ready");
+        stage.wait_for_listener(service(8081), &mut program);
+        let hold = |_| {
+            let mut stream = TcpStream::connect_timeout(&service(8081), SILENCE).expect("connect");
+            stream.set_read_timeout(Some(SILENCE)).expect("set a limit");
+            stream.write_all(b"echo 10\n").expect("send");
+            assert!(echo(&mut stream), "an echo");
+            stream
+        };
+        let mut held: Vec<TcpStream> = (0..40).map(hold).collect();
+        set_plan(stage, "TS2LS2CM2").expect_success("plan set");
+        stage.say(&format!("buckets {:?}", buckets(stage)));
+        for _ in 0..3 {
+            assert!(held.iter_mut().all(echo), "a connection that was there before");
+        }
+        held.extend((0..40).map(hold));
+        let of_the_new = rows(stage)[1]["connections"].as_u64().unwrap_or_default();
+        assert!(of_the_new > 0 && of_the_new < 80, "{of_the_new}");
+        // The one that came dies like any other: its connections end, no other does.
+        let victim = rows(stage)[1]["pid"].as_u64().expect("a process");
+        send_signal("KILL", &victim.to_string());
+        wait_until("another server takes its place", PATIENCE, || {
+            let pid = rows(stage)[1]["pid"].as_u64().unwrap_or_default();
+            (pid != 0 && pid != victim).then_some(())
+        });
+        let alive = held.iter_mut().filter_map(|stream| echo(stream).then_some(())).count() as u64;
+        stage.say(&format!("{alive} of 80 live on, {of_the_new} were the dead one's"));
+        assert!(alive < 80 && alive >= 80 - of_the_new, "{alive} and {of_the_new}");
+        let mut again: Vec<TcpStream> = (0..40).map(hold).collect();
+        assert!(again.iter_mut().all(echo));
+        program.assert_alive();
+    });
+}
+
+#[test]
+fn plans_that_cannot_be_reached_are_refused_in_one_line() {
+    on_stage("plans_that_cannot_be_reached_are_refused_in_one_line", &[], |stage| {
+        let _service = stage.serve_with(&["--plan", "TS2+LS1+CM1"]);
+        for (plan, why) in [
+            ("TS1+LS1+CM1", "would have to end"),
+            ("TS2LS1+CM1", "would have to be something else"),
+            ("TS65+LS1+CM1", "TS65 is more"),
+            ("TS3", "LS is missing"),
+        ] {
+            let refused = set_plan(stage, plan);
+            assert!(!refused.status.success(), "{plan}");
+            let said = refused.err.trim();
+            assert!(said.contains(why) && said.lines().count() == 1, "{plan}: {said}");
+        }
+        assert_eq!(rows(stage).len(), 4);
+        set_plan(stage, "TS2+LS1+CM1").expect_success("the plan that it has");
+        // Servers apart: each kind may grow.
+        set_plan(stage, "TS3+LS2+CM2").expect_success("one more of each");
+        assert_eq!(rows(stage).len(), 7);
+        let buckets = buckets(stage);
+        assert!(buckets.iter().all(|count| *count > 1300), "{buckets:?}");
     });
 }

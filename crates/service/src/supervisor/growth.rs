@@ -17,7 +17,7 @@ use haypile_shm::sys::Fd;
 use serde_json::Value;
 
 use super::orders::{ListenerRecord, Order};
-use super::seat::Seat;
+use super::seat::{Listeners, Seat};
 use super::servers::tell;
 use super::{Supervisor, complain};
 
@@ -100,7 +100,12 @@ impl Supervisor {
     fn grow_to(&mut self, roster: Roster) {
         let before = self.seats.len();
         let order = Order::Grow { roster: Box::new(roster.clone()) };
-        self.seats.extend(roster.servers()[before..].iter().copied().map(Seat::new));
+        let listeners = self.open_listeners();
+        for spec in &roster.servers()[before..] {
+            let mut seat = Seat::new(*spec);
+            seat.listeners = spec.transport.map(|_| listeners.clone()).unwrap_or_default();
+            self.seats.push(seat);
+        }
         self.roster = roster;
         // One that is just being started does as it is told before it talks to anybody.
         let awaited = (0..before).filter(|server| self.seats[*server].has_begun()).collect();
@@ -217,25 +222,28 @@ impl Supervisor {
     }
 
     /// The listeners that are open at the servers that programs come to; server 0 knows all.
-    pub(super) fn open_listeners(&self) -> impl Iterator<Item = &ListenerRecord> {
-        let first = self.seats.iter().filter(|seat| seat.spec.transport == Some(0));
-        first.flat_map(|seat| seat.listeners.values())
+    fn open_listeners(&self) -> Listeners {
+        let first = self.seats.iter().find(|seat| seat.spec.transport == Some(0));
+        first.map(|seat| seat.listeners.clone()).unwrap_or_default()
     }
 
     /// A listener has come or gone at a server: the new ones hold it, or no more. (What they hold for
     /// longer than they are new is about programs that sleep.)
-    pub(super) fn tell_beside(&self, server: usize, listener: &ListenerRecord, open: bool) {
+    pub(super) fn tell_beside(&mut self, server: usize, listener: &ListenerRecord, open: bool) {
         if self.seats[server].spec.transport != Some(0) {
             return;
         }
         let order = Order::Beside { listener: listener.clone(), open };
-        let spread_over = self.roster.spread_over();
-        for seat in &self.seats {
-            let Some(transport) = seat.spec.transport else { continue };
-            let concerned = if open { transport >= self.open } else { transport >= spread_over };
-            if concerned {
-                tell(seat, &order, &[]);
+        let since = if open { self.open } else { self.roster.spread_over() };
+        for seat in &mut self.seats {
+            if seat.spec.transport.is_none_or(|transport| transport < since) {
+                continue;
             }
+            if open {
+                let name = (listener.domain, listener.cookie);
+                seat.listeners.insert(name, listener.clone());
+            }
+            tell(seat, &order, &[]);
         }
     }
 

@@ -24,13 +24,16 @@ const OURSELVES: &str = "/proc/self/exe";
 /// The hidden subcommand that is a server.
 const SUBCOMMAND: &str = "server";
 
+/// Listeners by domain and cookie.
+pub type Listeners = HashMap<(DomainToken, u64), ListenerRecord>;
+
 /// A server and its lives.
 #[derive(Debug, Default)]
 pub struct Seat {
     /// What it is.
     pub spec: ServerSpec,
     /// Its listeners, which the next life is to hold.
-    pub listeners: HashMap<(DomainToken, u64), ListenerRecord>,
+    pub listeners: Listeners,
     /// Whether anybody uses it, as it says itself.
     pub used: bool,
     /// Its process.

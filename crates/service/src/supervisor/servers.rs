@@ -73,13 +73,15 @@ impl Supervisor {
         sys::fcntl_setfl(channel, libc::O_NONBLOCK)
     }
 
-    /// The listeners that a server is to hold: its own, or those of the others if it is new among them.
+    /// The listeners that a server is to hold: those of its life before, or those that the others have if it
+    /// is new among them.
     fn listeners_for(&self, seat: &Seat) -> Vec<Order> {
-        if seat.spec.transport.is_some_and(|transport| transport >= self.open) {
-            let beside = |listener| Order::Beside { listener, open: true };
-            return self.open_listeners().cloned().map(beside).collect();
-        }
-        seat.listeners.values().cloned().map(Order::Listener).collect()
+        let joins = seat.spec.transport.is_some_and(|transport| transport >= self.open);
+        let order = |listener| match joins {
+            true => Order::Beside { listener, open: true },
+            false => Order::Listener(listener),
+        };
+        seat.listeners.values().cloned().map(order).collect()
     }
 
     pub(super) fn restart(&mut self, server: usize, now: Instant) {

@@ -7,6 +7,7 @@ mod datagrams;
 mod elsewhere;
 mod farewell;
 mod freight;
+mod growth;
 mod homes;
 mod hostile;
 mod inherited;
