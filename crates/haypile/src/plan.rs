@@ -1,5 +1,6 @@
 //! `haypile plan`: which server of a plan gets which processor, which queues and which components, and
-//! why; and whether the plan runs here. `haypile plan set` changes that of a running service. Called by `main`; read `haypile_service::plan`.
+//! why; and whether the plan runs here. `haypile plan set` changes that of a running service.
+//! Called by `main`; read `haypile_service::plan`.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};

@@ -1,6 +1,6 @@
 //! Who is who among the servers of a plan: which components this one runs, and which process runs
-//! the components that it talks to. Made from the roster, and anew when that grows; read by everybody who says something
-//! to another server. Applications know transport servers alone, messages name components, rings
+//! the components that it talks to. Made from the roster, and anew when that grows; read by everybody
+//! who says something to another server. Applications know transport servers alone, messages name components, rings
 //! lead to processes: this file turns one number into the other.
 
 use haypile_engine::control::names::ServerNumber;

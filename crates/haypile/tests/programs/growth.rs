@@ -147,7 +147,8 @@ fn connections_live_on_while_servers_come_and_end_with_them() {
         let victim = rows(stage)[1]["pid"].as_u64().expect("a process");
         send_signal("KILL", &victim.to_string());
         wait_until("another server takes its place", PATIENCE, || {
-            let pid = rows(stage)[1]["pid"].as_u64().unwrap_or_default();
+            let status = stage.ask("status", &[]).ok()?;
+            let pid = status["servers"][1]["pid"].as_u64().unwrap_or_default();
             (pid != 0 && pid != victim).then_some(())
         });
         let alive = held.iter_mut().filter_map(|stream| echo(stream).then_some(())).count() as u64;
