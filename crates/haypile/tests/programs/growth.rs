@@ -184,3 +184,20 @@ fn plans_that_cannot_be_reached_are_refused_in_one_line() {
         assert!(buckets.iter().all(|count| *count > 1300), "{buckets:?}");
     });
 }
+
+#[test]
+fn a_server_that_is_stopped_keeps_no_other_from_coming() {
+    on_stage("a_server_that_is_stopped_keeps_no_other_from_coming", &[], |stage| {
+        let _service = stage.serve_with(&["--plan", "TS2+LS1+CM1"]);
+        // A connection manager: nobody needs it for anything else.
+        let stopped = rows(stage)[3]["pid"].as_u64().expect("a process").to_string();
+        send_signal("STOP", &stopped);
+        set_plan(stage, "TS3+LS1+CM1").expect_success("plan set");
+        send_signal("CONT", &stopped);
+        wait_until("all servers answer", PATIENCE, || {
+            let status = stage.ask("status", &[]).ok()?;
+            let rows = status["servers"].as_array()?;
+            (rows.len() == 5 && rows.iter().all(|row| row["restarts"] == 0)).then_some(())
+        });
+    });
+}

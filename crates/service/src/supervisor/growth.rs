@@ -7,12 +7,7 @@
 //! all new ones run, programs are told how many there are. The listeners that there are are held by
 //! each new server from its first moment on, so that none is refused who is sent there.
 
-use crate::control::{self, PlanState};
-use crate::error::Error;
-use crate::event_loop::now;
-use crate::plan::{Component, Plan};
-use crate::roster::Roster;
-use crate::start::{attach_path_of, bind_attach};
+use haypile_engine::Instant;
 use haypile_shm::sys::Fd;
 use serde_json::Value;
 
@@ -20,6 +15,12 @@ use super::orders::{ListenerRecord, Order};
 use super::seat::{Listeners, Seat};
 use super::servers::tell;
 use super::{Supervisor, complain};
+use crate::control::{self, PlanState};
+use crate::error::Error;
+use crate::event_loop::now;
+use crate::plan::{Component, Plan};
+use crate::roster::Roster;
+use crate::start::{attach_path_of, bind_attach};
 
 /// Servers are being added.
 #[derive(Debug)]
@@ -31,7 +32,13 @@ pub(super) struct Growth {
     first: u16,
     /// Buckets that have moved.
     moved: usize,
+    /// Who has not heard of the new ones by then is stopped or stuck, and keeps nobody from going on: what
+    /// it is told comes in order.
+    until: Instant,
 }
+
+/// Time for servers that run to hear of new ones, in microseconds.
+const KNOWING_US: u64 = 5_000_000;
 
 /// How far it is.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -110,7 +117,8 @@ impl Supervisor {
         // One that is just being started does as it is told before it talks to anybody.
         let awaited = (0..before).filter(|server| self.seats[*server].has_begun()).collect();
         let first = self.open;
-        self.growth = Some(Growth { phase: Phase::Knowing, awaited, first, moved: 0 });
+        let until = now().plus_us(KNOWING_US);
+        self.growth = Some(Growth { phase: Phase::Knowing, awaited, first, moved: 0, until });
         for seat in &self.seats[..before] {
             tell(seat, &order, &[]);
         }
@@ -142,6 +150,24 @@ impl Supervisor {
     pub(super) fn go_on_without(&mut self, server: usize) {
         if let Some(growth) = &mut self.growth {
             growth.awaited.retain(|other| *other != server);
+            self.go_on();
+        }
+    }
+
+    /// When to look whether somebody is waited for in vain.
+    pub(super) fn growth_due(&self) -> Option<Instant> {
+        let growth = self.growth.as_ref().filter(|growth| !growth.awaited.is_empty())?;
+        (growth.phase == Phase::Knowing).then_some(growth.until)
+    }
+
+    /// Goes on without those that were given time enough.
+    pub(super) fn look_at_growth(&mut self, now: Instant) {
+        if self.growth_due().is_some_and(|due| due <= now)
+            && let Some(growth) = &mut self.growth
+        {
+            for server in std::mem::take(&mut growth.awaited) {
+                complain(&format!("server {server} does not hear; going on without it"));
+            }
             self.go_on();
         }
     }

@@ -256,6 +256,7 @@ impl Supervisor {
                 }
             }
             self.look_for_users(now);
+            self.look_at_growth(now);
             if self.is_over(now) {
                 for transport in self.seats.iter().filter_map(|seat| seat.spec.transport) {
                     self.epoch.of(transport).set(epoch::ENDED);
@@ -279,7 +280,7 @@ impl Supervisor {
         let unused = unused.filter(|_| self.ending.is_none()).map(|since| since.plus_us(GRACE_US));
         let restart = self.seats.iter().filter_map(|seat| seat.restart_at).min();
         let restart = restart.filter(|_| self.ending.is_none());
-        match [unused, restart, self.ending].into_iter().flatten().min() {
+        match [unused, restart, self.ending, self.growth_due()].into_iter().flatten().min() {
             Some(due) => due.since(now).div_ceil(1000).clamp(1, 60_000) as i32,
             None => -1,
         }
