@@ -131,7 +131,6 @@ service ends, also for servers that die and are started again.")]
     /// Show which transport server has which TCP flows, and move flows to another while they live.
     #[command(
         args_conflicts_with_subcommands = true,
-        hide = true,
         after_help = "Examples:
   haypile steer                                 who has how many, and what has moved
   haypile steer move 1234 1                     bucket 1234 to transport server 1

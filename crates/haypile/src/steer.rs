@@ -38,7 +38,8 @@ fn show(report: &SteerReport) {
     let header = [
         "Server",
         "Buckets",
-        "Flows",
+        "Connections",
+        "TIME-WAIT",
         "Waiting",
         "Leaving",
         "Coming",
@@ -49,10 +50,10 @@ fn show(report: &SteerReport) {
         "Refused",
         "Busy",
         "Longest us",
-        "Most flows in",
+        "Most connections in",
     ];
     let rows: Vec<Vec<String>> = report.servers.iter().map(row).collect();
-    table::show(&header, &rows, &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
+    table::show(&header, &rows, &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]);
     for row in &report.servers {
         if let Some(why) = &row.last_refusal {
             table::say(&format!("server {} last refused a bucket: {why}", row.server));
@@ -65,7 +66,8 @@ fn row(row: &SteerRow) -> Vec<String> {
     let numbers = [
         u64::from(row.server),
         row.buckets as u64,
-        row.flows as u64,
+        row.connections as u64,
+        row.time_wait as u64,
         row.wished as u64,
         row.leaving as u64,
         row.coming as u64,
@@ -77,7 +79,8 @@ fn row(row: &SteerRow) -> Vec<String> {
         counters.busy,
         counters.longest_us,
     ];
-    let busiest = row.busiest.iter().map(|row| format!("{} ({})", row.bucket, row.flows));
+    let busiest = row.busiest.iter().filter(|row| row.connections > 0);
+    let busiest = busiest.map(|row| format!("{} ({})", row.bucket, row.connections));
     let busiest: Vec<String> = busiest.collect();
     numbers.iter().map(u64::to_string).chain([busiest.join(" ")]).collect()
 }

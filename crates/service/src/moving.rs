@@ -35,7 +35,7 @@ const AGAIN_US: u64 = 1_000;
 /// After the other server did not take a bucket: its state was written down for nothing.
 const NOT_TAKEN_US: u64 = 20_000;
 const NOT_TAKEN: &str = "the other server did not take it: haypile steer says why";
-/// Buckets with the most flows in a report.
+/// Buckets with the most connections in a report.
 const BUSIEST: usize = 8;
 /// Longest patience of a request, in milliseconds.
 pub const PATIENCE_MAX_MS: u64 = 600_000;
@@ -202,9 +202,11 @@ pub struct SteerRow {
     pub server: ServerNumber,
     /// Buckets whose TCP flows it has, as it knows.
     pub buckets: usize,
-    /// Flows in them, TIME-WAIT records included.
-    pub flows: usize,
-    /// Its buckets with the most flows.
+    /// Connections in them.
+    pub connections: usize,
+    /// TIME-WAIT records in them.
+    pub time_wait: usize,
+    /// Its buckets with the most connections.
     pub busiest: Vec<BucketRow>,
     /// Buckets that wait to leave.
     pub wished: usize,
@@ -227,8 +229,10 @@ pub struct SteerRow {
 pub struct BucketRow {
     /// Its number.
     pub bucket: u16,
-    /// Its flows.
-    pub flows: usize,
+    /// Its connections.
+    pub connections: usize,
+    /// Its TIME-WAIT records.
+    pub time_wait: usize,
 }
 
 impl Moving {
@@ -758,16 +762,21 @@ impl Core {
         let flows = self.shard.flows_by_bucket();
         let mut busiest: Vec<BucketRow> = flows
             .iter()
-            .map(|(bucket, flows)| BucketRow { bucket: *bucket, flows: *flows })
+            .map(|(bucket, (connections, time_wait))| BucketRow {
+                bucket: *bucket,
+                connections: *connections,
+                time_wait: *time_wait,
+            })
             .collect();
-        busiest.sort_by_key(|row| (std::cmp::Reverse(row.flows), row.bucket));
+        busiest.sort_by_key(|row| std::cmp::Reverse((row.connections, row.time_wait, row.bucket)));
         busiest.truncate(BUSIEST);
         let moved = steered.steering.moves().filter(|(_, _, server)| *server == steered.server);
         let Moving { mover, wishes, counters, last_refusal, .. } = &self.moving;
         let row = SteerRow {
             server: steered.server,
             buckets: (0..BUCKETS as u16).filter(|bucket| self.owns(*bucket)).count(),
-            flows: flows.values().sum(),
+            connections: flows.values().map(|flows| flows.0).sum(),
+            time_wait: flows.values().map(|flows| flows.1).sum(),
             busiest,
             wished: wishes.len(),
             leaving: mover.leaving(),

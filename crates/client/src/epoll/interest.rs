@@ -677,7 +677,8 @@ impl Interest {
             // After whoever reports it now was told to.
             bits = readiness::of_socket(&socket, events);
         }
-        if bits == 0 && socket.is_moved() && !self.behind.contains(&index) {
+        // Whatever the old record showed: nobody reports it any more.
+        if socket.is_moved() && !self.behind.contains(&index) {
             self.behind.push(index);
         }
         let registration = &self.registrations[index as usize];

@@ -57,13 +57,18 @@ impl Shard {
         self.flows_of(bucket).0
     }
 
-    /// How many TCP flows each bucket has here, TIME-WAIT records included; those that have any. Looks at every flow.
-    pub fn flows_by_bucket(&self) -> BTreeMap<u16, usize> {
-        let mut counts = BTreeMap::new();
+    /// How many connections each bucket has here, and how many TIME-WAIT records; those that have any. Looks at every
+    /// flow.
+    pub fn flows_by_bucket(&self) -> BTreeMap<u16, (usize, usize)> {
+        let mut counts: BTreeMap<u16, (usize, usize)> = BTreeMap::new();
         let Some(steered) = &self.steered else { return counts };
-        for (key, _) in self.flows.iter() {
+        for (key, owner) in self.flows.iter() {
             let bucket = steered.steering.bucket_of_flow(key.local(), key.remote());
-            *counts.entry(bucket).or_default() += 1;
+            let (connections, time_wait) = counts.entry(bucket).or_default();
+            match owner {
+                FlowOwner::Connection(_) => *connections += 1,
+                FlowOwner::TimeWait(_) => *time_wait += 1,
+            }
         }
         counts
     }

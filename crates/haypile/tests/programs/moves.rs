@@ -105,7 +105,7 @@ fn nginx_moves(test: &'static str, plan: &'static str) {
         let _service = stage.serve_with(&["--plan", plan]);
         let mut program = nginx::start(stage, PORT);
         let before = settled_memory(stage);
-        let mut traffic = Traffic::default();
+        let mut traffic = Traffic::at(stage.control());
         traffic.pages(6, service(PORT), "page", read("page"));
         traffic.pages(2, service(PORT), "big", read("big"));
         traffic.short_pages(4, service(PORT), "page", read("page"));
@@ -125,6 +125,11 @@ fn nginx_moves(test: &'static str, plan: &'static str) {
 /// Memory once the connections that looked whether the server answers are gone.
 fn settled_memory(stage: &Stage) -> (u64, u64) {
     inspect::wait_for_rest(stage);
+    wait_for_memory(stage)
+}
+
+/// Memory that does not change any more.
+fn wait_for_memory(stage: &Stage) -> (u64, u64) {
     let mut last = memory(stage);
     wait_until("memory is at rest", PATIENCE, || {
         thread::sleep(Duration::from_millis(100));
@@ -134,21 +139,18 @@ fn settled_memory(stage: &Stage) -> (u64, u64) {
 }
 
 #[test]
-fn nginx_serves_from_two_servers_while_connections_move() {
-    nginx_moves("nginx_serves_from_two_servers_while_connections_move", "TS2LS2CM2");
+fn nginx_at_two_servers() {
+    nginx_moves("nginx_at_two_servers", "TS2LS2CM2");
 }
 
 #[test]
-fn nginx_serves_from_servers_apart_while_connections_move() {
-    nginx_moves("nginx_serves_from_servers_apart_while_connections_move", "TS2+LS1+CM1");
+fn nginx_at_servers_apart() {
+    nginx_moves("nginx_at_servers_apart", "TS2+LS1+CM1");
 }
 
 #[test]
-fn nginx_serves_from_three_servers_with_one_link_while_connections_move() {
-    nginx_moves(
-        "nginx_serves_from_three_servers_with_one_link_while_connections_move",
-        "TS3LS1CM3",
-    );
+fn nginx_at_three_servers_with_one_link() {
+    nginx_moves("nginx_at_three_servers_with_one_link", "TS3LS1CM3");
 }
 
 /// Servers of these makes echo while their connections move.
@@ -163,7 +165,7 @@ fn echo_moves(test: &'static str, plan: &'static str, kinds: &'static [&'static 
             program.wait_for_output("ready");
             stage.wait_for_listener(service(port), &mut program);
             let before = settled_memory(stage);
-            let mut traffic = Traffic::default();
+            let mut traffic = Traffic::at(stage.control());
             traffic.echo(6, service(port), seed());
             traffic.flood(1, service(port), seed());
             let restless = Restless::start(stage.control(), PAUSE, seed());
@@ -178,15 +180,15 @@ fn echo_moves(test: &'static str, plan: &'static str, kinds: &'static [&'static 
 }
 
 #[test]
-fn servers_that_wait_in_every_way_echo_while_connections_move() {
-    let test = "servers_that_wait_in_every_way_echo_while_connections_move";
+fn waits_of_every_kind_follow() {
+    let test = "waits_of_every_kind_follow";
     echo_moves(test, "TS2LS2CM1", &["thread", "select", "poll", "epoll", "edge", "asyncio"]);
 }
 
 #[test]
-fn servers_of_several_processes_echo_while_connections_move() {
-    let test = "servers_of_several_processes_echo_while_connections_move";
-    echo_moves(test, "TS3LS3CM3", &["fork", "blocking", "inetd", "exec", "pass"]);
+fn shared_connections_move() {
+    let test = "shared_connections_move";
+    echo_moves(test, "TS3LS3CM3", &["fork", "prefork", "inetd", "exec", "pass"]);
 }
 
 /// What clients on Haypile said that is no turn.
@@ -203,14 +205,14 @@ fn turns(client: &Process) -> u64 {
 }
 
 #[test]
-fn clients_ask_out_of_and_inside_a_service_while_connections_move() {
-    let test = "clients_ask_out_of_and_inside_a_service_while_connections_move";
+fn clients_ask_while_connections_move() {
+    let test = "clients_ask_while_connections_move";
     on_stage(test, &["python3"], |stage| {
         let _service = stage.serve_with(&["--plan", "TS3LS3CM1"]);
         let servers = EchoServers::start();
         let inside = start_under_fire(stage, "prefork", PORT);
         let datagrams = start_under_fire(stage, "udp", PORT);
-        let before = settled_memory(stage);
+        let before = wait_for_memory(stage);
         let fire = script("under_fire.py");
         let (out, port) = (servers.port.to_string(), PORT.to_string());
         let clients: Vec<Process> =
@@ -333,7 +335,7 @@ fn servers_die_while_connections_move() {
         let _service = stage.serve_with(&["--plan", "TS3LS3CM3"]);
         let mut program = nginx::start(stage, PORT);
         let before = settled_memory(stage);
-        let mut traffic = Traffic::default();
+        let mut traffic = Traffic::at(stage.control());
         traffic.pages(6, service(PORT), "page", page.clone());
         traffic.short_pages(4, service(PORT), "page", page.clone());
         let restless = Restless::start(stage.control(), Duration::ZERO, seed());
@@ -359,7 +361,7 @@ fn servers_die_while_connections_move() {
         program.assert_alive();
         assert_nothing_left(stage, before);
         // All is well again, and moves as before.
-        let mut traffic = Traffic::default();
+        let mut traffic = Traffic::at(stage.control());
         traffic.pages(4, service(PORT), "page", page.clone());
         traffic.short_pages(4, service(PORT), "page", page);
         let restless = Restless::start(stage.control(), PAUSE, seed());
@@ -389,7 +391,7 @@ fn the_command_moves_what_it_is_told() {
         let local = echo(1);
         let flows = || -> Vec<usize> {
             let report = look(&stage.control()).expect("haypile steer --json");
-            report.servers.iter().map(|row| row.flows).collect()
+            report.servers.iter().map(|row| row.connections).collect()
         };
         let at = usize::from(flows()[0] == 0);
         let run = |words: &[&str]| {

@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use crate::control::Request;
-use crate::moving::SteerReport;
+use crate::moving::{MoveReport, SteerReport};
 use crate::report::{CountRow, ProcessRow, SocketRow, Sockets, Status};
 use crate::roles::ProcessNumber;
 
@@ -21,6 +21,7 @@ pub fn merge(request: &Request, answers: Vec<(ProcessNumber, Value)>) -> Value {
         Request::Status {} => typed(answers, merge_status),
         Request::Ss { .. } => typed(answers, merge_sockets),
         Request::Steer {} => typed(answers, merge_steering),
+        Request::SteerMove { .. } => typed(answers, merge_moves),
         _ => answers.into_iter().reduce(join).unwrap_or_default(),
     }
 }
@@ -86,6 +87,19 @@ fn add_counts(rows: &mut Vec<CountRow>, more: Vec<CountRow>) {
 fn merge_steering(mut first: SteerReport, other: SteerReport) -> SteerReport {
     first.servers.extend(other.servers);
     first.servers.sort_by_key(|row| row.server);
+    first
+}
+
+/// Servers are asked in turn, and a bucket may be with the last by then: that it has moved is said by who had it.
+fn merge_moves(mut first: MoveReport, other: MoveReport) -> MoveReport {
+    for row in other.moves {
+        match first.moves.iter_mut().find(|known| known.bucket == row.bucket) {
+            Some(known) if row.moved => *known = row,
+            Some(_) => {}
+            None => first.moves.push(row),
+        }
+    }
+    first.moves.sort_by_key(|row| row.bucket);
     first
 }
 
@@ -156,6 +170,28 @@ mod tests {
         let rows = merged["sockets"].as_array().unwrap();
         assert_eq!(rows.len(), 3, "{merged}");
         assert_eq!((&rows[2]["recv_queue"], &merged["ok"]), (&json!(5), &json!(true)));
+    }
+
+    #[test]
+    fn a_bucket_that_has_moved_is_not_there_already() {
+        let moved = |bucket: u16, moved: bool| {
+            let why = (!moved).then_some("it is there already");
+            json!({
+                "bucket": bucket, "from": 0, "to": 1, "moved": moved, "why": why, "connections": 1,
+                "time_wait": 0, "bytes": 7, "us": 1,
+            })
+        };
+        let request =
+            Request::SteerMove { what: crate::moving::Selection::Bucket(3), to: 1, patience_ms: 1 };
+        let answer = |rows: &[Value]| acceptance(json!({ "moves": rows }));
+        for order in [[true, false], [false, true]] {
+            let answers = order.map(|one| answer(&[moved(3, one)]));
+            let merged = merge(&request, vec![(0, answers[0].clone()), (1, answers[1].clone())]);
+            assert_eq!(merged["moves"], json!([moved(3, true)]));
+        }
+        let answers = vec![(0, answer(&[moved(9, true)])), (1, answer(&[moved(3, false)]))];
+        let merged = merge(&request, answers);
+        assert_eq!(merged["moves"], json!([moved(3, false), moved(9, true)]));
     }
 
     #[test]

@@ -586,6 +586,8 @@ fn who_has_no_room_refuses_and_all_is_as_before() {
     pair.worlds[0].turn();
     pair.settle();
     assert!(place.socket.stream.want_tx(), "it was answered");
+    // It is tried again as long as patience lasts.
+    pair.run_for(1_500_000);
     let row = pair.core(0).moving.take_done(job).unwrap().remove(0);
     assert!(!row.moved, "{row:?}");
     assert_eq!(place.socket.stream.status() & status::MOVED, 0);

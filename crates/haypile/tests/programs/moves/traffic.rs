@@ -14,21 +14,21 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 /// A peer that lives answers within this time.
-pub const SILENCE: Duration = Duration::from_secs(60);
+pub const SILENCE: Duration = Duration::from_secs(25);
 /// Longest block that is sent before it is read back: it fits into the buffers on the way.
 const BLOCK_MAX: u64 = 60_000;
 /// Exchanges on a connection before it is closed and another made.
 const EXCHANGES: u64 = 60;
 
 /// Threads of load, with what they have reached.
-#[derive(Default)]
 pub struct Traffic {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
 }
 
-#[derive(Default)]
 struct Shared {
+    /// Of the service that is asked about connections on which nothing comes.
+    control: PathBuf,
     stop: AtomicBool,
     right: AtomicU64,
     /// What went wrong, and how often.
@@ -46,6 +46,13 @@ impl Shared {
 }
 
 impl Traffic {
+    /// None yet, at the service with this control directory.
+    pub fn at(control: PathBuf) -> Traffic {
+        let (stop, right, failures) = Default::default();
+        let shared = Arc::new(Shared { control, stop, right, failures });
+        Traffic { shared, threads: Vec::new() }
+    }
+
     /// Starts a thread that does `work` again and again; `work` counts what was right, and looks whether it is to stop.
     fn start(&mut self, name: &str, work: impl Fn(&Tally<'_>) -> io::Result<()> + Send + 'static) {
         let (shared, name) = (Arc::clone(&self.shared), name.to_string());
@@ -133,10 +140,11 @@ impl Traffic {
             let (body, name) = (Arc::clone(&body), name.to_string());
             self.start(&format!("kept /{name}"), move |tally| {
                 let mut stream = BufReader::new(connect(server)?);
-                for _ in 0..EXCHANGES {
+                for number in 0..EXCHANGES {
                     let line = format!("GET /{name} HTTP/1.1\r\nHost: x\r\n\r\n");
                     stream.get_mut().write_all(line.as_bytes())?;
-                    check_answer(&mut stream, &body)?;
+                    let checked = check_answer(&mut stream, &body);
+                    checked.map_err(|error| tally.explain(error, number, stream.get_ref()))?;
                     tally.count();
                     if tally.is_over() {
                         break;
@@ -170,14 +178,15 @@ impl Traffic {
             let (body, file) = (Arc::clone(&body), up.join(format!("file{number}")));
             self.start("upload", move |tally| {
                 let mut stream = BufReader::new(connect(server)?);
-                for _ in 0..3 {
+                for number in 0..3 {
                     let len = body.len();
                     let line = format!(
                         "PUT /up/file{number} HTTP/1.1\r\nHost: x\r\nContent-Length: {len}\r\n\r\n"
                     );
-                    stream.get_mut().write_all(line.as_bytes())?;
-                    stream.get_mut().write_all(&body)?;
-                    check_answer(&mut stream, &[])?;
+                    let written = stream.get_mut().write_all(line.as_bytes());
+                    let written = written.and_then(|()| stream.get_mut().write_all(&body));
+                    let checked = written.and_then(|()| check_answer(&mut stream, &[]));
+                    checked.map_err(|error| tally.explain(error, number, stream.get_ref()))?;
                     same(&body, &std::fs::read(&file)?)?;
                     tally.count();
                     if tally.is_over() {
@@ -200,6 +209,29 @@ impl Tally<'_> {
 
     fn is_over(&self) -> bool {
         self.0.is_over()
+    }
+
+    /// When nothing has come for too long: with what the service says of the connection.
+    fn explain(&self, error: io::Error, exchanges: u64, stream: &TcpStream) -> io::Error {
+        let (ErrorKind::WouldBlock, Ok(local)) = (error.kind(), stream.local_addr()) else {
+            return error;
+        };
+        let local = local.to_string();
+        let rows = |request: &Request, name: &str| -> Vec<String> {
+            let answer = ask(&self.0.control, request).unwrap_or_default();
+            let rows = answer[name].as_array().cloned().unwrap_or_default();
+            rows.iter().map(ToString::to_string).filter(|row| row.contains(&local)).collect()
+        };
+        let all = Request::Ss { listening: false, all: true, tcp: true, udp: false };
+        let sockets = rows(&all, "sockets");
+        let events: Vec<String> = (0..4)
+            .map(|server| rows(&Request::Trace { server, since: 0 }, "events"))
+            .map(|mut rows| rows.split_off(rows.len().saturating_sub(12)).join("\n"))
+            .collect();
+        io::Error::new(
+            ErrorKind::WouldBlock,
+            format!("{local} after {exchanges} exchanges: {sockets:?}\n{}", events.join("\n\n")),
+        )
     }
 }
 
@@ -281,7 +313,7 @@ pub struct Moved {
     pub unanswered: u64,
 }
 
-/// A thread that moves the buckets with the most flows to another server, again and again.
+/// A thread that moves the buckets with the most connections to another server, again and again.
 pub struct Restless {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Moved>,
@@ -319,7 +351,7 @@ pub fn look(control: &Path) -> Option<SteerReport> {
     serde_json::from_value(ask(control, &Request::Steer {}).ok()?).ok()
 }
 
-/// The buckets with the most flows of each server go to another.
+/// The buckets with the most connections of each server go to another.
 fn round(control: &Path, report: &SteerReport, random: &mut Random, moved: &mut Moved) {
     let servers = report.servers.len() as u64;
     for row in &report.servers {
