@@ -63,6 +63,9 @@ struct Post {
 #[derive(Debug, Default)]
 pub(super) struct Posts {
     posts: Vec<Post>,
+    /// Sockets whose record has made room for another one before they were looked at: a report about them that is
+    /// on the ring leads nowhere.
+    displaced: Vec<u32>,
 }
 
 impl Posts {
@@ -141,11 +144,14 @@ impl Posts {
 
     // --- names ---------------------------------------------------------------------------------
 
-    /// A record belongs to a socket.
+    /// A record belongs to a socket. Its slot may have been that of a socket which has moved: by a call, so that its
+    /// registrations do not know.
     pub(super) fn tie(&mut self, name: Option<Name>, socket: u32) {
         let Some(name) = name else { return };
-        if let Some(post) = self.of_mut(name.server) {
-            post.by_slot.insert(name.slot, (socket, name.generation));
+        let Some(post) = self.of_mut(name.server) else { return };
+        let before = post.by_slot.insert(name.slot, (socket, name.generation));
+        if let Some((other, _)) = before.filter(|(other, _)| *other != socket) {
+            self.displaced.push(other);
         }
     }
 
@@ -194,6 +200,7 @@ impl Posts {
 
     /// Takes all reports; `visit` is told of the sockets that they are about.
     pub(super) fn take_reports(&mut self, mut visit: impl FnMut(u32)) {
+        self.displaced.drain(..).for_each(&mut visit);
         for post in &mut self.posts {
             let (Some(watcher), by_slot) = (&mut post.watcher, &post.by_slot) else { continue };
             if watcher.is_empty() {
@@ -258,7 +265,7 @@ impl Posts {
     /// Whether there are reports to take.
     pub(super) fn has_news(&mut self) -> bool {
         let mut watchers = self.posts.iter_mut().filter_map(|post| post.watcher.as_mut());
-        watchers.any(|watcher| !watcher.is_empty())
+        !self.displaced.is_empty() || watchers.any(|watcher| !watcher.is_empty())
     }
 
     /// Whether a server is dead, and what follows is not known yet.
@@ -272,5 +279,29 @@ impl Posts {
     /// The doorbells' numbers.
     pub(super) fn bells(&self) -> Vec<RawFd> {
         self.watchers().map(Watcher::bell).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_moved_and_lost_its_slot_is_looked_at() {
+        let name = |generation| Some(Name { server: 1, slot: 5, generation });
+        let mut posts = Posts::default();
+        posts.expect(1);
+        posts.tie(name(1), 7);
+        posts.tie(name(2), 7);
+        assert!(!posts.has_news(), "its own next record");
+        // Socket 7 is with another server, and its report still on the ring, when socket 8 gets the slot.
+        posts.tie(name(3), 8);
+        assert!(posts.has_news());
+        let mut seen = Vec::new();
+        posts.take_reports(|socket| seen.push(socket));
+        assert_eq!(seen, [7]);
+        assert!(!posts.has_news());
+        posts.untie(name(1), 7);
+        assert_eq!(posts.of(1).and_then(|post| post.by_slot.get(&5)), Some(&(8, 3)));
     }
 }
