@@ -187,7 +187,8 @@ impl Traffic {
                     let written = written.and_then(|()| stream.get_mut().write_all(&body));
                     let checked = written.and_then(|()| check_answer(&mut stream, &[]));
                     checked.map_err(|error| tally.explain(error, number, stream.get_ref()))?;
-                    same(&body, &std::fs::read(&file)?)?;
+                    let stored = stored_at(&file)?;
+                    same(&body, &stored)?;
                     tally.count();
                     if tally.is_over() {
                         break;
@@ -294,6 +295,20 @@ fn check_answer(stream: &mut BufReader<TcpStream>, body: &[u8]) -> io::Result<()
     let mut got = vec![0; length.unwrap_or(0)];
     stream.read_exact(&mut got)?;
     if body.is_empty() { Ok(()) } else { same(body, &got) }
+}
+
+/// What a server has stored. With buckets at rest too nginx has been seen to answer its first PUT of a file a moment
+/// before that can be read; bytes that are wrong are wrong at once.
+fn stored_at(file: &Path) -> io::Result<Vec<u8>> {
+    let started = std::time::Instant::now();
+    loop {
+        match std::fs::read(file) {
+            Err(error) if error.kind() == ErrorKind::NotFound && started.elapsed() < SILENCE => {
+                thread::sleep(Duration::from_millis(5));
+            }
+            read => return read,
+        }
+    }
 }
 
 /// What a [`Restless`] has done.
