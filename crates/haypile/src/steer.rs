@@ -217,7 +217,8 @@ mod tests {
             bytes: 900,
             us: 150,
         };
-        let text = "bucket 17 went from server 0 to server 1 in 150 us, with 1 connection and 0 TIME-WAIT records (900 bytes)";
+        let text = "bucket 17 went from server 0 to server 1 in 150 us, with 1 connection and \
+                    0 TIME-WAIT records (900 bytes)";
         assert_eq!(sentence(&row), text);
         let stayed = MoveRow { moved: false, why: Some("it is there already".into()), ..row };
         assert_eq!(sentence(&stayed), "bucket 17 is not with server 1: it is there already");

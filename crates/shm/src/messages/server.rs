@@ -1,5 +1,6 @@
 //! What servers say to each other about accepting: transport server to connection manager and back,
-//! and connection managers among themselves; and where flows have moved, to all who steer. One line, with a version; which words a kind uses is
+//! and connection managers among themselves; and where flows have moved, to all who steer. One line, with a
+//! version; which words a kind uses is
 //! said at the kind, the others are zero. The service turns them into the types of its control.
 
 use super::{Malformed, Message, pair, unpair};
