@@ -2,7 +2,7 @@
 //! until it can be done or patience is over, what the others say is handed to the engine's `Mover`, and all who
 //! steer are told.
 //!
-//! [`Moving`] is a part of `server::Core`, which drives it once a turn ([`Core::drive_moves`]); what crosses with
+//! [`Moving`] is a part of `server::Core`, which drives it once a turn (`Core::drive_moves`); what crosses with
 //! the frames comes in by [`Desk`], in order with them. `event_loop` asks for moves and for [`SteerReport`], for
 //! `haypile steer`. Read first: `haypile_engine::migration::protocol`, then `freight` for what belongs to connections
 //! beside the engine's state.
