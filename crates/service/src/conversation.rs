@@ -43,7 +43,7 @@ pub struct Conversation {
 }
 
 /// Every kind, with its name in `haypile status`.
-const KINDS: [(ServerMessageKind, &str); 19] = [
+const KINDS: [(ServerMessageKind, &str); 20] = [
     (ServerMessageKind::ListenerOpened, "listener_opened"),
     (ServerMessageKind::ListenerClosed, "listener_closed"),
     (ServerMessageKind::Acceptor, "acceptor"),
@@ -63,6 +63,7 @@ const KINDS: [(ServerMessageKind, &str); 19] = [
     (ServerMessageKind::Nobody, "nobody"),
     (ServerMessageKind::FlowsMoved, "flows_moved"),
     (ServerMessageKind::MovesTold, "moves_told"),
+    (ServerMessageKind::Busy, "busy"),
 ];
 
 /// The place of a message's kind in [`KINDS`].
@@ -89,6 +90,7 @@ fn place_of(message: &Incoming) -> usize {
         Incoming::BetweenManagers(BetweenManagers::Nobody { .. }) => 16,
         Incoming::FlowsMoved(_) => 17,
         Incoming::MovesTold => 18,
+        Incoming::BetweenManagers(BetweenManagers::Busy { .. }) => 19,
     }
 }
 

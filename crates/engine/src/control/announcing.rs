@@ -8,6 +8,8 @@
 //! for each manager. And whatever happens no more than one every [`ANNOUNCE_EACH_US`] in the long run.
 //! Halves of `connection_manager`; read that first.
 
+use std::cmp::Reverse;
+
 use super::connection_manager::ConnectionManager;
 use super::estimator::SAMPLE_INTERVAL_US;
 use super::messages::BetweenManagers;
@@ -71,10 +73,10 @@ impl ConnectionManager {
                     queue.add(Acceptor::offer(taker, sender));
                 }
                 let Some(acceptor) = queue.find(taker) else { return };
-                if let Source::Offer { cost_us, rests_until, .. } = &mut acceptor.source {
+                if let Source::Offer { cost_us, .. } = &mut acceptor.source {
                     *cost_us = service_time_us;
                     // Its manager has heard of it since.
-                    *rests_until = (*rests_until).min(now);
+                    acceptor.rests_until = acceptor.rests_until.min(now);
                     (acceptor.listed, acceptor.saturated) = (true, false);
                 }
                 queue.offers_changed();
@@ -83,6 +85,35 @@ impl ConnectionManager {
             BetweenManagers::Nobody { group } => {
                 self.withdraw_offers(group, |from, _| from == sender);
             }
+            BetweenManagers::Busy { group, listener, process } => {
+                self.let_rest(now, group, Taker { listener, process });
+            }
+        }
+    }
+
+    /// An application of ours keeps another manager waiting: if there is another one that takes connections, that
+    /// is the best for now. It claims late, or never, and we would not see either.
+    fn let_rest(&mut self, now: Instant, group: ListenerName, taker: Taker) {
+        let Some(queue) = self.queues.get_mut(&group) else { return };
+        let others = queue.acceptors.iter().filter(|other| other.taker != taker);
+        if !others.clone().any(|other| other.is_local() && other.can_take(now)) {
+            return;
+        }
+        let Some(acceptor) = queue.find(taker).filter(|one| one.is_local() && one.can_take(now))
+        else {
+            return;
+        };
+        let due = acceptor.rest(now);
+        self.retries.push(Reverse((due, group, taker)));
+        self.may_announce(group);
+    }
+
+    /// Only its own manager knows of others than a remote application that does not claim in time.
+    pub(super) fn ask_for_another(&mut self, now: Instant, group: ListenerName, taker: Taker) {
+        let acceptor = self.queues.get_mut(&group).and_then(|queue| queue.find(taker));
+        if acceptor.is_some_and(|one| !one.is_local() && one.listed && one.asks(now)) {
+            let Taker { listener, process } = taker;
+            self.busy.push_back(BetweenManagers::Busy { group, listener, process });
         }
     }
 
@@ -106,7 +137,7 @@ impl ConnectionManager {
     #[inline]
     pub fn may_have_offers(&self, now: Instant) -> bool {
         let due = self.announce_due.is_none_or(|due| due <= now);
-        !self.to_announce.is_empty() && due || !self.ended.is_empty()
+        !self.to_announce.is_empty() && due || !self.ended.is_empty() || !self.busy.is_empty()
     }
 
     /// What the other connection managers are to be told. Call until it answers `None`.
@@ -114,6 +145,9 @@ impl ConnectionManager {
         if let Some(group) = self.ended.pop_front() {
             self.counters.announced += 1;
             return Some(BetweenManagers::Nobody { group });
+        }
+        if let Some(busy) = self.busy.pop_front() {
+            return Some(busy);
         }
         if !self.may_have_offers(now) {
             return None;

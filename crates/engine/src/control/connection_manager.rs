@@ -19,7 +19,7 @@ use std::collections::{BinaryHeap, VecDeque};
 use super::OwnMap;
 use super::balancer::Balance;
 use super::estimator::{CLAIM_PATIENCE_MIN_US, EstimatorKind};
-use super::messages::{ToManager, ToTransport};
+use super::messages::{BetweenManagers, ToManager, ToTransport};
 use super::names::{ConnectionName, ListenerName, ProcessName, ServerNumber};
 pub use super::queue::OUTSTANDING_MAX;
 use super::queue::{Acceptor, Queue, Source, Taker};
@@ -68,7 +68,7 @@ pub struct ConnectionManager {
     /// When to look at the oldest offer of an acceptor again.
     looks: BinaryHeap<Reverse<(Instant, ListenerName, Taker)>>,
     /// Acceptors that could not take more: when to try them again.
-    retries: BinaryHeap<Reverse<(Instant, ListenerName, Taker)>>,
+    pub(super) retries: BinaryHeap<Reverse<(Instant, ListenerName, Taker)>>,
     registrations: u64,
     actions: VecDeque<ToTransport>,
     /// Queues whose waiting connections may find an acceptor.
@@ -77,6 +77,8 @@ pub struct ConnectionManager {
     pub(super) to_announce: VecDeque<ListenerName>,
     /// Queues that are no more, of which others have an application of ours.
     pub(super) ended: VecDeque<ListenerName>,
+    /// What is to be said of applications of others that keep us waiting.
+    pub(super) busy: VecDeque<BetweenManagers>,
     /// When there is something to announce that was announced too recently.
     pub(super) announce_due: Option<Instant>,
     /// There are other managers.
@@ -127,6 +129,7 @@ impl ConnectionManager {
             to_assign: VecDeque::new(),
             to_announce: VecDeque::new(),
             ended: VecDeque::new(),
+            busy: VecDeque::new(),
             announce_due: None,
             has_peers: false,
             balance,
@@ -262,6 +265,7 @@ impl ConnectionManager {
         if let Some(acceptor) = queue.find(taker) {
             (acceptor.saturated, acceptor.late, acceptor.listed) = (false, false, true);
             acceptor.registration = registration;
+            acceptor.is_back(now);
             if let Some(since) = acceptor.late_since.take() {
                 acceptor.claims.add(now.since(since));
             }
@@ -581,13 +585,14 @@ impl ConnectionManager {
             if queue.would_take(now, taker, self.balance.scheme, last > now) {
                 return self.take_from(group, taker, since);
             }
+            self.ask_for_another(now, group, taker);
             due = if last > now {
                 last.min(now.plus_us(patience_us))
             } else {
                 now.plus_us(patience_us)
             };
         }
-        if let Some(acceptor) = queue.find(taker) {
+        if let Some(acceptor) = self.find_acceptor(group, taker) {
             acceptor.armed = true;
             self.looks.push(Reverse((due, group, taker)));
         }

@@ -127,6 +127,16 @@ pub enum BetweenManagers {
         /// Its estimate, in microseconds; 0: not known yet.
         service_time_us: u32,
     },
+    /// An application, offered by the manager that is told this, has not claimed in time what the sender gave
+    /// it, and the sender knows nobody else for the queue.
+    Busy {
+        /// The accept queue.
+        group: ListenerName,
+        /// The listener from which the application accepts.
+        listener: ListenerName,
+        /// The application.
+        process: ProcessName,
+    },
     /// The sender has no application for this queue any more.
     Nobody {
         /// The accept queue.

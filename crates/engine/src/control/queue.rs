@@ -22,7 +22,7 @@ use crate::time::Instant;
 
 /// Offers one acceptor may have out at a time; the others wait for a claim.
 pub const OUTSTANDING_MAX: u32 = 128;
-/// How long an application of another manager rests after it did not claim in time, at first.
+/// How long an application rests, at first, after it did not claim in time what another manager than its own gave it.
 const REST_US: u64 = 10_000;
 /// And at most.
 const REST_MAX_US: u64 = 1_000_000;
@@ -40,7 +40,7 @@ pub(super) enum Source {
     /// One of our own applications.
     Local(Box<Estimator>),
     /// The best of another connection manager, as that says; a cost of 0 is not known yet.
-    Offer { from: ServerNumber, cost_us: u32, passed: bool, rest_us: u64, rests_until: Instant },
+    Offer { from: ServerNumber, cost_us: u32, passed: bool },
 }
 
 /// An application that may take connections.
@@ -66,6 +66,12 @@ pub(super) struct Acceptor {
     pub claims: ClaimTimes,
     /// When it was offered what it did not claim in time.
     pub late_since: Option<Instant>,
+    /// Until then it is given nothing.
+    pub rests_until: Instant,
+    /// How long it rests next.
+    rest_us: u64,
+    /// From then on its manager may be asked for another one.
+    asks_from: Instant,
     /// Connections that it was offered, ever.
     pub assigned: u64,
     /// Its turn: the finish tag of fair queueing.
@@ -121,9 +127,7 @@ impl Acceptor {
     }
 
     pub fn offer(taker: Taker, from: ServerNumber) -> Acceptor {
-        let (rest_us, rests_until) = (REST_US, Instant::default());
-        let source = Source::Offer { from, cost_us: 0, passed: false, rest_us, rests_until };
-        Acceptor::new(taker, source)
+        Acceptor::new(taker, Source::Offer { from, cost_us: 0, passed: false })
     }
 
     fn new(taker: Taker, source: Source) -> Acceptor {
@@ -139,6 +143,9 @@ impl Acceptor {
             armed: false,
             claims: ClaimTimes::default(),
             late_since: None,
+            rests_until: Instant::default(),
+            rest_us: REST_US,
+            asks_from: Instant::default(),
             assigned: 0,
             tag: 0,
         }
@@ -150,11 +157,8 @@ impl Acceptor {
 
     /// Whether it may be offered one more.
     pub fn can_take(&self, now: Instant) -> bool {
-        let rests = match self.source {
-            Source::Local(_) => false,
-            Source::Offer { rests_until, .. } => now < rests_until,
-        };
-        self.listed && !self.saturated && !self.late && !rests && self.outstanding < OUTSTANDING_MAX
+        let able = self.listed && !self.saturated && !self.late && now >= self.rests_until;
+        able && self.outstanding < OUTSTANDING_MAX
     }
 
     /// Whether it is ours and has closed a connection.
@@ -195,24 +199,48 @@ impl Acceptor {
             self.offers.pop_front();
             self.claims.add(now.since(since));
         }
-        match &mut self.source {
-            Source::Local(estimator) => estimator.claimed(now),
-            Source::Offer { rest_us, .. } => *rest_us = REST_US,
+        self.rest_us = REST_US;
+        if let Source::Local(estimator) = &mut self.source {
+            estimator.claimed(now);
         }
+    }
+
+    /// It is there again: what was before does not count.
+    pub fn is_back(&mut self, now: Instant) {
+        (self.rest_us, self.rests_until) = (REST_US, self.rests_until.min(now));
+    }
+
+    /// It has kept another manager waiting since it last claimed anything here.
+    fn has_rested(&self) -> bool {
+        self.rest_us > REST_US
+    }
+
+    /// It is given nothing for a while, twice as long each time; until when.
+    pub fn rest(&mut self, now: Instant) -> Instant {
+        self.rests_until = now.plus_us(self.rest_us);
+        self.rest_us = (self.rest_us * 2).min(REST_MAX_US);
+        self.rests_until
+    }
+
+    /// The manager of a remote application is to be asked for another one: not again for a while, twice as long
+    /// each time.
+    pub fn asks(&mut self, now: Instant) -> bool {
+        let due = self.asks_from <= now;
+        if due {
+            self.asks_from = now.plus_us(self.rest_us);
+            self.rest_us = (self.rest_us * 2).min(REST_MAX_US);
+        }
+        due
     }
 
     /// It has not claimed in time: no more until it comes back, or has rested, which is when.
     pub fn is_late(&mut self, now: Instant) -> Option<Instant> {
-        match &mut self.source {
+        match self.source {
             Source::Local(_) => {
                 self.listed = false;
                 None
             }
-            Source::Offer { rest_us, rests_until, .. } => {
-                *rests_until = now.plus_us(*rest_us);
-                *rest_us = (*rest_us * 2).min(REST_MAX_US);
-                Some(*rests_until)
-            }
+            Source::Offer { .. } => Some(self.rest(now)),
         }
     }
 }
@@ -440,16 +468,17 @@ impl Queue {
 
     /// The best application of ours for others, with its cost; 0: not known yet.
     pub fn best(&mut self, now: Instant, kind: EstimatorKind) -> Option<(Taker, u32)> {
-        let mut best: Option<(Taker, u32)> = None;
+        let mut best: Option<(bool, u32, Taker)> = None;
         let locals = self.locals();
         for acceptor in self.acceptors[..locals].iter_mut().filter(|one| one.can_take(now)) {
             let cost = acceptor.cost_us(kind, now).unwrap_or(0);
-            // One that is known is better than one that is not.
-            let better = |(_, other): (Taker, u32)| cost.wrapping_sub(1) < other.wrapping_sub(1);
-            if best.is_none_or(better) {
-                best = Some((acceptor.taker, cost));
+            // Who has kept nobody waiting is better than who has, and then one that is known than one that is
+            // not.
+            let rank = (acceptor.has_rested(), cost.wrapping_sub(1));
+            if best.is_none_or(|(rested, other, _)| rank < (rested, other.wrapping_sub(1))) {
+                best = Some((rank.0, cost, acceptor.taker));
             }
         }
-        best
+        best.map(|(_, cost, taker)| (taker, cost))
     }
 }

@@ -74,6 +74,10 @@ impl Incoming {
                 let best = BetweenManagers::Best { group, listener, process, service_time_us };
                 return Ok(Incoming::BetweenManagers(best));
             }
+            Kind::Busy => {
+                let busy = BetweenManagers::Busy { group, listener, process };
+                return Ok(Incoming::BetweenManagers(busy));
+            }
             Kind::Nobody => {
                 return Ok(Incoming::BetweenManagers(BetweenManagers::Nobody { group }));
             }
@@ -168,6 +172,10 @@ fn between_managers(message: BetweenManagers) -> ServerMessage {
             let best = ServerMessage::new(Kind::Best);
             ServerMessage { group, listener, process, time_us: service_time_us, ..best }
         }
+        BetweenManagers::Busy { group, listener, process } => {
+            let (group, listener, process) = (group.0, listener.0, process.word());
+            ServerMessage { group, listener, process, ..ServerMessage::new(Kind::Busy) }
+        }
         BetweenManagers::Nobody { group } => {
             ServerMessage { group: group.0, ..ServerMessage::new(Kind::Nobody) }
         }
@@ -219,6 +227,7 @@ mod tests {
         ];
         let between = [
             BetweenManagers::Best { group, listener, process, service_time_us },
+            BetweenManagers::Busy { group, listener, process },
             BetweenManagers::Nobody { group },
         ];
         let all = to_manager.map(Incoming::ToManager).into_iter();

@@ -54,12 +54,14 @@ pub enum ServerMessageKind {
     FlowsMoved,
     /// To whoever steers: that is all that the sender knows of moves.
     MovesTold,
+    /// Between managers: `process` by `listener` keeps the sender waiting, who knows nobody else for `group`.
+    Busy,
 }
 
 use ServerMessageKind as Kind;
 
 /// Every kind, in the order of their numbers.
-const KINDS: [Kind; 19] = [
+const KINDS: [Kind; 20] = [
     Kind::ListenerOpened,
     Kind::ListenerClosed,
     Kind::Acceptor,
@@ -79,6 +81,7 @@ const KINDS: [Kind; 19] = [
     Kind::Nobody,
     Kind::FlowsMoved,
     Kind::MovesTold,
+    Kind::Busy,
 ];
 
 /// A connection, by the server that owns it and its name there.
@@ -184,7 +187,7 @@ mod tests {
         let good = ServerMessage::new(Kind::Nobody).encode();
         for (word, value) in [
             (0, pair(Kind::Nobody as u32, SERVER_MESSAGE_VERSION + 1)),
-            (0, pair(Kind::MovesTold as u32 + 1, SERVER_MESSAGE_VERSION)),
+            (0, pair(Kind::Busy as u32 + 1, SERVER_MESSAGE_VERSION)),
             (0, pair(FIRST_KIND - 1, SERVER_MESSAGE_VERSION)),
             (6, 1),
             (7, 1 << 63),

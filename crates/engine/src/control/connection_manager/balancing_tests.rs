@@ -456,3 +456,85 @@ fn nothing_is_announced_without_others_and_not_more_often_than_allowed() {
     let later = later.plus_us(ANNOUNCE_MIN_US);
     assert_eq!(manager.poll_offer(later), Some(BetweenManagers::Nobody { group: GROUP }));
 }
+
+/// What a manager says and does, as far as it goes at this moment, heard by the other one.
+fn talk(managers: &mut [ConnectionManager; 2], now: Instant) -> Vec<ToTransport> {
+    let mut actions = Vec::new();
+    for _ in 0..10 {
+        for from in 0..2 {
+            managers[from].handle_timers(now);
+            while let Some(action) = managers[from].poll_action(now) {
+                actions.push(action);
+            }
+            while let Some(offer) = managers[from].poll_offer(now) {
+                managers[1 - from].handle_offer(now, from as u16, offer);
+            }
+        }
+    }
+    actions
+}
+
+/// All applications have their home with one manager, and the one that it told the other of does not claim: only
+/// the first manager knows of those that would.
+#[test]
+fn a_manager_that_knows_one_application_of_another_asks_for_the_next() {
+    let [mut home, mut other] =
+        [0, 1].map(|seed| ConnectionManager::new(200_000, Balance::default(), seed));
+    let mut now = Instant::from_us(1_000_000);
+    for (manager, server) in [&mut home, &mut other].into_iter().zip(0..) {
+        manager.set_peers(true);
+        manager.handle(now, ToManager::ListenerOpened { listener: GROUP, group: GROUP, server });
+    }
+    for number in 1..4 {
+        let process = ProcessName::new(0, number);
+        home.handle(now, ToManager::Acceptor { listener: GROUP, process });
+    }
+    let mut managers = [home, other];
+    assert_eq!(talk(&mut managers, now), []);
+    let connection = ConnectionName { server: 1, id: SocketId::new(7, 1) };
+    managers[1].handle(now, ToManager::Arrived { listener: GROUP, connection });
+    let mut tried = Vec::new();
+    // The first and the second are stuck; each is found out, and the connection is for the third.
+    for _ in 0..3000 {
+        for action in talk(&mut managers, now) {
+            match action {
+                ToTransport::Offer { process, .. } if tried.contains(&process) => {}
+                ToTransport::Offer { process, .. } => tried.push(process),
+                ToTransport::Revoke { connection, .. } => {
+                    managers[1].handle(now, ToManager::Revoked { connection });
+                }
+            }
+        }
+        if tried.len() == 3 {
+            break;
+        }
+        now = now.plus_us(500);
+    }
+    assert_eq!(tried.len(), 3, "{tried:?}");
+    managers[1].handle(now, ToManager::Claimed { connection });
+    assert_eq!(talk(&mut managers, now), []);
+}
+
+#[test]
+fn the_only_application_of_all_keeps_what_it_was_given() {
+    let mut managers = [0, 1].map(|seed| ConnectionManager::new(200_000, Balance::default(), seed));
+    let mut now = Instant::from_us(1_000_000);
+    for (manager, server) in managers.iter_mut().zip(0..) {
+        manager.set_peers(true);
+        manager.handle(now, ToManager::ListenerOpened { listener: GROUP, group: GROUP, server });
+    }
+    let process = ProcessName::new(0, 1);
+    managers[0].handle(now, ToManager::Acceptor { listener: GROUP, process });
+    talk(&mut managers, now);
+    let connection = ConnectionName { server: 1, id: SocketId::new(7, 1) };
+    managers[1].handle(now, ToManager::Arrived { listener: GROUP, connection });
+    let offer = ToTransport::Offer { listener: GROUP, connection, process };
+    assert_eq!(talk(&mut managers, now), [offer]);
+    let said = managers[1].counters().announced + managers[0].counters().heard;
+    for _ in 0..20_000 {
+        now = now.plus_us(500);
+        assert_eq!(talk(&mut managers, now), []);
+    }
+    // It is asked about less and less often.
+    assert!(managers[0].counters().heard < said + 30, "{:?}", managers[0].counters());
+}
