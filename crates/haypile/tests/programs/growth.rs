@@ -16,7 +16,7 @@ use std::time::Duration;
 const SILENCE: Duration = Duration::from_secs(60);
 
 /// `haypile plan set`.
-fn set_plan(stage: &Stage, plan: &str) -> Finished {
+pub fn set_plan(stage: &Stage, plan: &str) -> Finished {
     let mut command = Command::new(env!("CARGO_BIN_EXE_haypile"));
     command.args(["plan", "set", "--control-dir"]).arg(stage.control()).arg(plan);
     stage.start_command("plan-set", command).finish(PATIENCE)

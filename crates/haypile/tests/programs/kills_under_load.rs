@@ -3,22 +3,29 @@
 //! lives on or hears a clear error, requests are answered again, and nothing leaks: interfaces, processes,
 //! descriptors, mappings, memory, sockets, files. Under plans of one server and of several.
 //!
-//! `HAYPILE_E2E_KILLS=100 HAYPILE_E2E_SEED=7` chooses how many and which. The load is in `kills_under_load/load.rs`,
-//! the programs are `scripts/under_fire.py`, who dies and what that explains is in `kills_under_load/victims.rs`,
-//! what is counted when all is quiet in `kills_under_load/census.rs`.
+//! With `HAYPILE_E2E_RESTLESS=1` connections move from server to server all the while, where there are several, and
+//! now and then a plan of combined servers grows by one. That finds faults that are not mended yet: it is not asked
+//! for by default, and `moves.rs` and `growth.rs` have what is held.
+//!
+//! `HAYPILE_E2E_KILLS=100 HAYPILE_E2E_SEED=7` chooses how many and which, `HAYPILE_E2E_MINUTES=60` ends earlier. The
+//! load is in `kills_under_load/load.rs`, the programs are `scripts/under_fire.py`, who dies and what that explains is
+//! in `kills_under_load/victims.rs`, what is counted when all is quiet in `kills_under_load/census.rs`.
 
 mod census;
 pub mod load;
 mod victims;
 
+use crate::growth;
+use crate::moves::traffic::{Moved, Restless};
 use crate::support::process::{Process, send_signal};
 use crate::support::random::Random;
 use crate::support::stage::{HOST, SERVICE, Stage, on_stage, service};
 use crate::support::{content, inspect, nginx, python, script, setting, wait_until};
 use crate::without_root::Nobody;
 use census::Census;
-use haypile_service::plan::Plan;
+use haypile_service::plan::{Component, Plan};
 use load::{EchoServers, Kind, Load, PAGE_BYTES, Targets, now_us};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -39,6 +46,10 @@ const DOOR_CHILDREN: usize = 2;
 const FIRST_DOOR: u16 = 8100;
 /// A census after so many kills.
 const CENSUS_EVERY: usize = 6;
+/// Between two rounds of moves.
+const MOVES_PAUSE: Duration = Duration::from_millis(100);
+/// A plan does not grow beyond this.
+const SERVERS_MAX: u16 = 4;
 /// For the whole test in a user namespace.
 const INSIDE_TIME: Duration = Duration::from_secs(1800);
 
@@ -223,6 +234,10 @@ impl<'a> Life<'a> {
     }
 }
 
+fn is_restless() -> bool {
+    setting("HAYPILE_E2E_RESTLESS", 0) > 0
+}
+
 fn start_datagrams(stage: &Stage) -> Process {
     let address = SERVICE.to_string();
     let words = [python(), &script("under_fire.py"), "udp", &address, "8084"];
@@ -257,6 +272,8 @@ impl Struck {
 
 struct Run<'a> {
     stage: &'a Stage,
+    /// As every supervisor starts.
+    plan: Plan,
     life: Life<'a>,
     echo: EchoServers,
     load: Load,
@@ -266,6 +283,13 @@ struct Run<'a> {
     gone_ms: Vec<u64>,
     heard_ms: Vec<u64>,
     censuses: usize,
+    /// Who moves connections from server to server, and what that came to.
+    restless: Option<Restless>,
+    moved: Vec<Moved>,
+    /// The plan grew so often.
+    grown: usize,
+    /// Everything was asked for, and answers of megabytes leave their mark in the memory of who gave them.
+    shown: Cell<bool>,
 }
 
 impl<'a> Run<'a> {
@@ -281,7 +305,40 @@ impl<'a> Run<'a> {
         let load = Load::start(targets, seed);
         let random = Random::for_test(4242);
         let (tally, gone_ms, heard_ms) = (BTreeMap::new(), Vec::new(), Vec::new());
-        Run { stage, life, echo, load, random, tally, gone_ms, heard_ms, censuses: 0 }
+        let (restless, moved, censuses, shown) = (None, Vec::new(), 0, Cell::new(false));
+        let grown = 0;
+        let plan = plan.clone();
+        let mut run = Run {
+            stage,
+            plan,
+            life,
+            echo,
+            load,
+            random,
+            tally,
+            gone_ms,
+            heard_ms,
+            censuses,
+            restless,
+            moved,
+            grown,
+            shown,
+        };
+        run.move_on();
+        run
+    }
+
+    /// Connections move from server to server from now on, where there are several.
+    fn move_on(&mut self) {
+        if is_restless() && self.life.plan.count(Component::Transport) > 1 {
+            let seed = self.random.next();
+            self.restless = Some(Restless::start(self.stage.control(), MOVES_PAUSE, seed));
+        }
+    }
+
+    /// They stay where they are.
+    fn stay(&mut self) {
+        self.moved.extend(self.restless.take().map(Restless::stop));
     }
 
     /// Kills somebody and waits until all is as it was. `what` is for messages.
@@ -375,6 +432,23 @@ impl<'a> Run<'a> {
         struck
     }
 
+    /// One server more, where all of them are combined and they are not too many yet: nobody notices.
+    fn grow(&mut self, what: &str) {
+        let count = self.life.plan.count(Component::Transport);
+        let combined = |count: u16| format!("TS{count}LS{count}CM{count}");
+        if self.life.plan.to_string() != combined(count) || count >= SERVERS_MAX {
+            return;
+        }
+        let plan = combined(count + 1);
+        growth::set_plan(self.stage, &plan).expect_success(&format!("{what}, then {plan}"));
+        self.life.plan = plan.parse().expect("a plan");
+        self.life.quiet = None;
+        let what = format!("{what}, then {plan}");
+        self.wait_for_answers(now_us(), &what);
+        self.explain(Victim::Nobody, &what);
+        self.grown += 1;
+    }
+
     /// Waits until every thread and every client was answered anew; when the last of them was.
     fn wait_for_answers(&mut self, since_us: u64, what: &str) -> u64 {
         let turns: Vec<usize> =
@@ -422,6 +496,7 @@ impl<'a> Run<'a> {
 
     /// What a failure needs to be understood.
     fn show(&self) {
+        self.shown.set(true);
         // They tell where they are.
         let programs = [&self.life.prefork, &self.life.datagrams];
         for process in programs.into_iter().chain(self.life.clients.iter().map(|one| &one.process))
@@ -478,7 +553,7 @@ impl<'a> Run<'a> {
         wait_until("no process of the programs is left", OBITUARY, || {
             self.stage.processes().into_iter().all(|pid| !inspect::is_alive(pid)).then_some(())
         });
-        let plan = self.life.plan.clone();
+        let plan = self.plan.clone();
         self.life = Life::start(self.stage, &plan, self.echo.port);
         // Who was cut off by the interface's end.
         self.load.note_death();
@@ -522,6 +597,7 @@ impl<'a> Run<'a> {
     /// goes on.
     fn take_census(&mut self, what: &str) {
         self.load.halt();
+        self.stay();
         for client in self.life.clients.drain(..) {
             client.end();
         }
@@ -532,6 +608,9 @@ impl<'a> Run<'a> {
         };
         // Supervisor, guardian, servers; nginx and its workers; prefork and its children; the datagram server.
         let processes = 2 + people.servers.len() + 3 + 1 + CHILDREN + 1;
+        if self.shown.take() {
+            self.life.quiet = None;
+        }
         let before = self.life.quiet.as_ref();
         let census = census::take(self.stage, &people, processes, before, what);
         match &self.life.quiet {
@@ -543,6 +622,7 @@ impl<'a> Run<'a> {
         self.censuses += 1;
         self.life.start_clients();
         self.load.go_on();
+        self.move_on();
         self.wait_for_answers(now_us(), what);
     }
 
@@ -568,6 +648,14 @@ impl<'a> Run<'a> {
                 sums
             });
         self.stage.say(&format!("right answers: {right:?}; {} censuses", self.censuses));
+        let sum = |of: fn(&Moved) -> u64| self.moved.iter().map(of).sum::<u64>();
+        self.stage.say(&format!(
+            "moved: {} buckets with {} connections and {} TIME-WAIT records; the plan grew {} times",
+            sum(|moved| moved.buckets),
+            sum(|moved| moved.connections),
+            sum(|moved| moved.time_wait),
+            self.grown
+        ));
         self.stage.say(&format!(
             "supervisors: nothing left after {:?} ms, programs told after {:?} ms",
             self.gone_ms, self.heard_ms
@@ -576,6 +664,7 @@ impl<'a> Run<'a> {
 
     fn end(mut self) {
         let stage = self.stage;
+        self.stay();
         self.load.stop();
         self.life.assert_alive();
         self.end_programs();
@@ -605,7 +694,13 @@ fn kills(test: &'static str, plan: &'static str, kills: u64) {
         run.wait_for_answers(now_us(), "the start");
         run.take_census("the first census");
         let deck = deck(&plan, kills, &mut run.random);
+        let limit = Duration::from_secs(60 * setting("HAYPILE_E2E_MINUTES", 24 * 60));
+        let mut struck = 0;
         for (number, victim) in deck.into_iter().enumerate() {
+            if started.elapsed() > limit {
+                break;
+            }
+            struck += 1;
             let what = format!("{plan}, seed {seed}, kill {number} of {victim:?}");
             if run.life.quiet.is_none() {
                 run.take_census(&format!("{what}, before"));
@@ -614,13 +709,16 @@ fn kills(test: &'static str, plan: &'static str, kills: u64) {
             if run.random.below(5) == 0 {
                 run.kill(Victim::Nobody, &format!("{what}, then a stop"));
             }
+            if is_restless() && run.random.below(4) == 0 {
+                run.grow(&what);
+            }
             if number % CENSUS_EVERY == CENSUS_EVERY - 1 && run.life.quiet.is_some() {
                 run.take_census(&what);
             }
         }
         run.take_census("the last census");
         run.report();
-        stage.say(&format!("{kills} kills in {:.1} s", started.elapsed().as_secs_f64()));
+        stage.say(&format!("{struck} kills in {:.1} s", started.elapsed().as_secs_f64()));
         run.end();
         drop(fs::remove_dir_all(stage.path("nginx-8080")));
     });

@@ -5,7 +5,7 @@
 //! `HAYPILE_E2E_MOVES_S=60` lets each go on for so many seconds, `HAYPILE_E2E_SEED` chooses what moves where. The
 //! load and whoever moves buckets are in `moves/traffic.rs`.
 
-mod traffic;
+pub mod traffic;
 
 use crate::kills_under_load::load::EchoServers;
 use crate::support::process::{Process, send_signal};
