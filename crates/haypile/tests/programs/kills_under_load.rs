@@ -234,7 +234,8 @@ impl<'a> Life<'a> {
     }
 }
 
-fn is_restless() -> bool {
+/// Whether what is known to go wrong now and then is asked for, too.
+pub fn is_restless() -> bool {
     setting("HAYPILE_E2E_RESTLESS", 0) > 0
 }
 

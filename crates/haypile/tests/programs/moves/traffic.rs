@@ -14,7 +14,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 /// A peer that lives answers within this time.
-pub const SILENCE: Duration = Duration::from_secs(25);
+pub const SILENCE: Duration = Duration::from_secs(60);
 /// Longest block that is sent before it is read back: it fits into the buffers on the way.
 const BLOCK_MAX: u64 = 60_000;
 /// Exchanges on a connection before it is closed and another made.
