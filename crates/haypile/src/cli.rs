@@ -615,7 +615,7 @@ it can, or patience is over. The exit status is 0 only if everything moved.")]
 #[derive(Debug, Args)]
 pub struct SteerMoveArgs {
     /// The bucket, unless an option says what to move, and the transport server that it goes to
-    #[arg(value_names = ["BUCKET] [TO"], num_args = 1..=2, required = true)]
+    #[arg(value_name = "BUCKET TO", num_args = 1..=2, required = true)]
     pub numbers: Vec<u16>,
     /// Every bucket of this transport server
     #[arg(long, value_name = "SERVER", conflicts_with = "connection")]
