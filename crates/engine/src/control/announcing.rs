@@ -6,7 +6,8 @@
 //! else, by at least [`SIGNIFICANT`]: at most every [`ANNOUNCE_MIN_US`]. Smaller changes, down to
 //! [`NOTICEABLE`], are said at most every [`ANNOUNCE_SLOW_US`]: ten a second, half of what table 3 has
 //! for each manager. And whatever happens no more than one every [`ANNOUNCE_EACH_US`] in the long run.
-//! Halves of `connection_manager`; read that first.
+//! And whom they keep waiting: a manager knows one application of each other manager, so that only its own can name
+//! another when it does not claim in time (`Busy`). Halves of `connection_manager`; read that first.
 
 use std::cmp::Reverse;
 
