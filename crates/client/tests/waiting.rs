@@ -57,6 +57,35 @@ fn level_edge_and_one_shot() {
 }
 
 #[test]
+fn an_edge_is_not_told_again_by_the_answer_to_its_registration() {
+    let (fake, _turn) = support::start();
+    let listener = support::listener(true);
+    let (fd, slot) = support::accepted(fake, listener, 0, b"");
+    let edge = epoll();
+    control_epoll(edge, EPOLL_CTL_ADD, fd, EPOLLIN | EPOLLOUT | EPOLLET, 2).unwrap();
+    assert_eq!(epoll_wait(edge, 4, 0), [(OUT, 2)]);
+    fake.answer(slot);
+    assert_eq!(epoll_wait(edge, 4, 0), []);
+    // Looked at on behalf of an answer, and something has happened: said, and once.
+    fake.deliver(slot, b"one");
+    fake.answer(slot);
+    assert_eq!(epoll_wait(edge, 4, support::PATIENCE_MS), [(IN | OUT, 2)]);
+    fake.answer(slot);
+    assert_eq!(epoll_wait(edge, 4, 0), []);
+    // A change counts as something that happens.
+    control_epoll(edge, EPOLL_CTL_MOD, fd, EPOLLIN | EPOLLOUT | EPOLLET, 3).unwrap();
+    fake.answer(slot);
+    assert_eq!(epoll_wait(edge, 4, 0), [(IN | OUT, 3)]);
+    // The same bytes ready as at the last edge, but others.
+    drain(fd);
+    fake.deliver(slot, b"two");
+    assert_eq!(epoll_wait(edge, 4, support::PATIENCE_MS), [(IN | OUT, 3)]);
+    for fd in [edge, fd, listener.0] {
+        client::close(fd).unwrap();
+    }
+}
+
+#[test]
 fn the_errors_of_epoll_ctl() {
     let (fake, _turn) = support::start();
     let listener = support::listener(true);

@@ -72,8 +72,15 @@ impl Core {
             // Whoever waits on a listener accepts from it.
             self.accepts(process, key);
         }
+        self.answer(key, process);
+    }
+
+    /// Tells a process what is ready already, if anything is.
+    fn answer(&mut self, key: Key, process: ProcessId) {
         let bits = self.ready_bits(key, process);
-        self.announce_to(key, Some(process), bits);
+        if bits != 0 {
+            self.announce_to(key, Some(process), bits | ready::ANSWER);
+        }
     }
 
     /// Notes a registration, and no more.
@@ -129,8 +136,7 @@ impl Core {
                     watch.armed = true;
                 }
             }
-            let bits = self.ready_bits(key, process);
-            self.announce_to(key, Some(process), bits);
+            self.answer(key, process);
         }
     }
 

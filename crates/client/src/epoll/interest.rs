@@ -42,6 +42,10 @@ struct Registration {
     armed: bool,
     /// On the ready list.
     queued: bool,
+    /// On the ready list although nothing has happened: an answer to WATCH or DRAINED came.
+    by_answer: bool,
+    /// What an edge-triggered event was given out for.
+    given: Option<Sight>,
     /// False once removed, while still on the ready list.
     live: bool,
     /// The placeholder of a dual socket is in the kernel's set for it.
@@ -50,6 +54,39 @@ struct Registration {
     kernel_ready: u32,
     /// Next registration of the same socket in this set.
     next: u32,
+}
+
+impl Registration {
+    /// Whether an edge-triggered event would say again what the last one said; notes it if not. The service
+    /// answers a registration with what it finds, which the program may have been given by then.
+    fn is_told(&mut self, bits: u32) -> bool {
+        if self.events & EDGE == 0 {
+            return false;
+        }
+        let sight = Sight::of(self.socket, bits);
+        let told = self.by_answer && sight.is_some() && sight == self.given;
+        self.given = sight;
+        told
+    }
+}
+
+/// What a socket that carries data looks like: while two are the same nothing has happened between them.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+struct Sight {
+    bits: u32,
+    positions: [u64; 3],
+}
+
+impl Sight {
+    /// `None` for what may happen again and look the same: errors, urgent data, connections to accept.
+    fn of(socket: u32, bits: u32) -> Option<Sight> {
+        const ANEW: u32 = (libc::EPOLLERR | libc::EPOLLPRI) as u32;
+        let socket = entry::pin(socket)?;
+        if bits & ANEW != 0 || socket.phase() == Phase::Listening {
+            return None;
+        }
+        Some(Sight { bits, positions: socket.stream()?.positions() })
+    }
 }
 
 /// The interest of one epoll object.
@@ -283,6 +320,8 @@ impl Interest {
             name: None,
             armed: true,
             queued: false,
+            by_answer: false,
+            given: None,
             live: true,
             in_kernel: false,
             kernel_ready: 0,
@@ -587,6 +626,7 @@ impl Interest {
 
     fn push_ready(&mut self, index: u32) {
         let registration = &mut self.registrations[index as usize];
+        registration.by_answer = false;
         if registration.live && registration.armed && !registration.queued {
             registration.queued = true;
             self.ready.push_back(index);
@@ -637,12 +677,14 @@ impl Interest {
     fn take_reports(&mut self) {
         let (registrations, ready) = (&mut self.registrations, &mut self.ready);
         let by_socket = &self.by_socket;
-        self.posts.take_reports(|socket| {
+        self.posts.take_reports(|socket, happened| {
             let mut at = by_socket.get(&socket).copied().unwrap_or(NONE);
             while at != NONE {
                 let registration = &mut registrations[at as usize];
+                registration.by_answer &= !happened;
                 if registration.armed && !registration.queued {
                     registration.queued = true;
+                    registration.by_answer = !happened;
                     ready.push_back(at);
                 }
                 at = registration.next;
@@ -707,7 +749,7 @@ impl Interest {
         let registration = &mut self.registrations[index as usize];
         registration.queued = false;
         registration.kernel_ready = 0;
-        if bits == 0 {
+        if bits == 0 || registration.is_told(bits) {
             return None;
         }
         let data = registration.data;

@@ -7,6 +7,7 @@ use std::os::fd::RawFd;
 use haypile_shm::Errno;
 use haypile_shm::limits::NO_SLOT;
 use haypile_shm::messages::RequestBody;
+use haypile_shm::messages::ready::ANSWER;
 use haypile_shm::sys;
 
 use super::interest::Map;
@@ -198,9 +199,10 @@ impl Posts {
 
     // --- reports -------------------------------------------------------------------------------
 
-    /// Takes all reports; `visit` is told of the sockets that they are about.
-    pub(super) fn take_reports(&mut self, mut visit: impl FnMut(u32)) {
-        self.displaced.drain(..).for_each(&mut visit);
+    /// Takes all reports; `visit` is told of the sockets that they are about, and whether something is said to
+    /// have happened there: else the report answers WATCH or DRAINED.
+    pub(super) fn take_reports(&mut self, mut visit: impl FnMut(u32, bool)) {
+        self.displaced.drain(..).for_each(|socket| visit(socket, true));
         for post in &mut self.posts {
             let (Some(watcher), by_slot) = (&mut post.watcher, &post.by_slot) else { continue };
             if watcher.is_empty() {
@@ -214,7 +216,7 @@ impl Posts {
                 if let Some((socket, generation)) = by_slot.get(&report.slot)
                     && *generation == report.generation
                 {
-                    visit(*socket);
+                    visit(*socket, report.bits & ANSWER == 0);
                 }
             });
         }
@@ -298,8 +300,8 @@ mod tests {
         posts.tie(name(3), 8);
         assert!(posts.has_news());
         let mut seen = Vec::new();
-        posts.take_reports(|socket| seen.push(socket));
-        assert_eq!(seen, [7]);
+        posts.take_reports(|socket, happened| seen.push((socket, happened)));
+        assert_eq!(seen, [(7, true)]);
         assert!(!posts.has_news());
         posts.untie(name(1), 7);
         assert_eq!(posts.of(1).and_then(|post| post.by_slot.get(&5)), Some(&(8, 3)));

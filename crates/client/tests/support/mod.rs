@@ -371,6 +371,12 @@ impl Fake {
         state.announce(slot, ready::IN | ready::RDHUP);
     }
 
+    /// Says once more what a socket is ready for, as the service answers WATCH.
+    pub fn answer(&self, slot: u32) {
+        let mut state = self.settle();
+        state.announce(slot, ready::IN | ready::OUT | ready::ANSWER);
+    }
+
     /// The peer resets.
     pub fn reset(&self, slot: u32) {
         let mut state = self.settle();
@@ -839,7 +845,7 @@ impl State {
         // What is ready already is told at once.
         let bits = mask & self.ready_bits(slot);
         if bits != 0 {
-            self.announce(slot, bits);
+            self.announce(slot, bits | ready::ANSWER);
         }
     }
 

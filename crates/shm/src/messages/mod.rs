@@ -40,6 +40,8 @@ pub mod ready {
     pub const RDHUP: u32 = 0x2000;
     /// All of them.
     pub const ALL: u32 = IN | PRI | OUT | ERR | HUP | RDHUP;
+    /// In [`Ready`](super::Ready) only: nothing need have happened, this answers WATCH or DRAINED.
+    pub const ANSWER: u32 = 0x8000_0000;
 }
 
 /// A message that no sender of this version makes.

@@ -305,6 +305,17 @@ impl AppStream {
         room.saturating_sub(tail).min(FIFO_BYTES as u64).max(self.writable())
     }
 
+    /// Where the stream stands: what has come, what was written, and up to where can be written. While all of
+    /// that is the same no byte has come and no room has come free.
+    pub fn positions(&self) -> [u64; 3] {
+        let block = self.block();
+        [
+            block.service.rx_tail.load(Ordering::Acquire),
+            block.application.tx_tail.load(Ordering::Acquire),
+            block.service.tx_room.load(Ordering::Acquire),
+        ]
+    }
+
     /// Bytes written that the peer has not acknowledged yet.
     pub fn unacknowledged(&self) -> u64 {
         let block = self.block();
