@@ -194,7 +194,6 @@ pub struct Server<P: Port> {
     pub poller: Poller,
     /// How busy it is.
     pub load: Load,
-    gone: Vec<u64>,
     /// How frames are spread over servers.
     rule: Rule,
     secret: [u8; 32],
@@ -344,7 +343,6 @@ impl<P: Port> Server<P> {
             link,
             poller: Poller::new().map_err(refused)?,
             load: Load::new(now),
-            gone: Vec::new(),
             rule: config.steer,
             secret: foundation.secret,
         })
@@ -453,19 +451,12 @@ impl<P: Port> Server<P> {
             Token::Connection(index) => core.read_connection(index, poller),
             Token::Pidfd(process) => core.note_death(process, poller),
             Token::Wake(process) => core.heard(process, poller),
-            Token::Diag => self.read_diag(),
+            // Whose they were shows when all rings are drained: what is shared may be in one of them.
+            Token::Diag => drop(core.diag.read(&mut core.destroyed)),
             // The next turn reads the link's frames.
             Token::Link => self.link.port_mut().handle_ready(),
             _ => {}
         }
-    }
-
-    /// Reads the kernel's notices of sockets that are gone.
-    fn read_diag(&mut self) {
-        self.core.diag.read(&mut self.gone);
-        let store = &self.core.store;
-        let ours = self.gone.drain(..).filter(|cookie| !store.by_cookie(*cookie).is_empty());
-        self.core.destroyed.extend(ours);
     }
 }
 

@@ -50,6 +50,27 @@ fn what_was_said_just_before_the_death_counts() {
 }
 
 #[test]
+fn an_end_is_heard_that_comes_before_the_word_that_the_socket_is_shared() {
+    let mut world = World::new();
+    let (mut app, first, _) = connected(&mut world);
+    let (_fd, cookie) = placeholder();
+    // From here on the kernel tells the ends.
+    app.tell(&mut world, &first, RequestBody::Shared { cookie });
+    let peer = world.dial(80);
+    let socket = app.accept(&mut world).unwrap();
+    let (fd, cookie) = placeholder();
+    // The service gets no processor meanwhile, and the kernel's word is read first.
+    app.say(&socket, RequestBody::Shared { cookie });
+    drop(fd);
+    let start = std::time::Instant::now();
+    while !world.server.core.destroyed.contains(&cookie) {
+        assert!(start.elapsed().as_secs() < 60, "the kernel never said so");
+        world.look();
+    }
+    world.look_until(|world| world.peer.progress(peer).rx_fin);
+}
+
+#[test]
 fn a_shared_socket_lives_as_long_as_its_placeholder() {
     let mut world = World::new();
     let (parent, socket, peer) = connected(&mut world);
