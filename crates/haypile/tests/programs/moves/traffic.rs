@@ -174,21 +174,21 @@ impl Traffic {
     /// Clients that store `body` by PUT on a connection that they keep, and look what has arrived in the folder `up`.
     pub fn uploads(&mut self, clients: usize, server: SocketAddr, up: &Path, body: Vec<u8>) {
         let body = Arc::new(body);
-        for number in 0..clients {
-            let (body, file) = (Arc::clone(&body), up.join(format!("file{number}")));
+        for client in 0..clients {
+            let (body, file) = (Arc::clone(&body), up.join(format!("file{client}")));
             self.start("upload", move |tally| {
                 let mut stream = BufReader::new(connect(server)?);
                 for number in 0..3 {
                     let len = body.len();
                     let line = format!(
-                        "PUT /up/file{number} HTTP/1.1\r\nHost: x\r\nContent-Length: {len}\r\n\r\n"
+                        "PUT /up/file{client} HTTP/1.1\r\nHost: x\r\nContent-Length: {len}\r\n\r\n"
                     );
                     let written = stream.get_mut().write_all(line.as_bytes());
                     let written = written.and_then(|()| stream.get_mut().write_all(&body));
                     let checked = written.and_then(|()| check_answer(&mut stream, &[]));
                     checked.map_err(|error| tally.explain(error, number, stream.get_ref()))?;
-                    let stored = stored_at(&file)?;
-                    same(&body, &stored)?;
+                    same(&body, &std::fs::read(&file)?)?;
+                    std::fs::remove_file(&file)?;
                     tally.count();
                     if tally.is_over() {
                         break;
@@ -295,20 +295,6 @@ fn check_answer(stream: &mut BufReader<TcpStream>, body: &[u8]) -> io::Result<()
     let mut got = vec![0; length.unwrap_or(0)];
     stream.read_exact(&mut got)?;
     if body.is_empty() { Ok(()) } else { same(body, &got) }
-}
-
-/// What a server has stored. With buckets at rest too nginx has been seen to answer its first PUT of a file a moment
-/// before that can be read; bytes that are wrong are wrong at once.
-fn stored_at(file: &Path) -> io::Result<Vec<u8>> {
-    let started = std::time::Instant::now();
-    loop {
-        match std::fs::read(file) {
-            Err(error) if error.kind() == ErrorKind::NotFound && started.elapsed() < SILENCE => {
-                thread::sleep(Duration::from_millis(5));
-            }
-            read => return read,
-        }
-    }
 }
 
 /// What a [`Restless`] has done.
