@@ -6,12 +6,14 @@
 
 use std::collections::VecDeque;
 
+use haypile_engine::NetworkUpdate;
 use haypile_engine::control::names::ServerNumber;
+use haypile_engine::migration::protocol::MoveMessage;
 use haypile_engine::steering::BUCKETS;
 use haypile_engine::{Instant, Shard, Streams};
 
 use crate::frame_peers::{FramePeers, PushFrame};
-use crate::managers::wire::FlowsMoved;
+use crate::managers::wire::{FlowsMoved, Incoming};
 use crate::roles::ProcessNumber;
 
 /// Bytes of frames kept behind what may not be lost, for each server; what is more is dropped.
@@ -93,6 +95,30 @@ impl Switched {
         let bucket = u16::from_le_bytes([a, b]);
         let version = u32::from_le_bytes([c, d, e, f]);
         (usize::from(bucket) < BUCKETS && version > 0).then_some(Switched { bucket, version })
+    }
+}
+
+/// Gives bytes to every decoder of what servers say to each other, on the rings of frames and of messages; for
+/// fuzzing.
+///
+/// # Panics
+/// When a value is not the same after it was written and read again: a mistake of ours.
+pub fn fuzz_decode(bytes: &[u8]) {
+    if let Some(switched) = Switched::decode(bytes) {
+        assert_eq!(switched.encode(), bytes);
+    }
+    if let Ok((message, beside)) = MoveMessage::decode(bytes) {
+        assert_eq!(message.encode(beside), bytes);
+    }
+    if let Some(update) = NetworkUpdate::decode(bytes) {
+        assert_eq!(NetworkUpdate::decode(&update.encode()), Some(update));
+    }
+    for line in bytes.as_chunks::<64>().0 {
+        let word =
+            |at: usize| line.as_chunks::<8>().0.get(at).map_or(0, |word| u64::from_le_bytes(*word));
+        if let Ok(message) = Incoming::decode(&std::array::from_fn(word)) {
+            assert_eq!(Incoming::decode(&message.encode()), Ok(message));
+        }
     }
 }
 

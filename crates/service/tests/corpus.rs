@@ -1,6 +1,7 @@
-//! Replays every input that fuzzing what servers say of sockets that move has found worth keeping
-//! (`corpus/baggage.hex`). See fuzz/README.md for how to add to them.
+//! Replays every input that fuzzing what servers say to each other has found worth keeping
+//! (`corpus/baggage.hex`: sockets that move; `corpus/records.hex`: all else). See fuzz/README.md for how to add to them.
 
+use haypile_service::aside;
 use haypile_service::freight::baggage::{Baggage, LateNotice, Receipt, fuzz_decode};
 
 /// The bytes of a line of hexadecimal digits; comments and empty lines give nothing.
@@ -23,5 +24,14 @@ fn the_corpus_is_survived() {
     assert!(inputs.iter().any(|input| LateNotice::decode(input).is_ok()));
     for input in inputs {
         fuzz_decode(&input);
+    }
+}
+
+#[test]
+fn the_corpus_of_records_is_survived() {
+    let inputs: Vec<_> = include_str!("corpus/records.hex").lines().filter_map(decode).collect();
+    assert!(inputs.len() > 10, "the corpus has only {} inputs", inputs.len());
+    for input in inputs {
+        aside::fuzz_decode(&input);
     }
 }
