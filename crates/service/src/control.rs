@@ -340,8 +340,10 @@ pub fn ask_within(directory: &Path, request: &Request, limit: Duration) -> Resul
     stream.write_all(&line).map_err(|error| fail(error.to_string()))?;
     let mut reader = std::io::BufReader::new(stream);
     let mut answer = String::new();
-    std::io::BufRead::read_line(&mut reader, &mut answer)
-        .map_err(|error| fail(error.to_string()))?;
+    std::io::BufRead::read_line(&mut reader, &mut answer).map_err(|error| {
+        let silent = error.kind() == std::io::ErrorKind::WouldBlock;
+        fail(if silent { format!("no answer in {} s", limit.as_secs()) } else { error.to_string() })
+    })?;
     let answer: Value = serde_json::from_str(&answer)
         .map_err(|_| fail("it closed the connection without an answer".into()))?;
     if answer["ok"] == Value::Bool(true) {

@@ -37,6 +37,8 @@ use victims::{Victim, deck, ends_connections, is_explained, is_explained_inside,
 const RECOVERY: Duration = Duration::from_secs(60);
 /// Lost packets are sent again within this time; what takes longer is shown.
 const SLOW: Duration = Duration::from_secs(4);
+/// On Linux.
+const SIGUSR1: u32 = 10;
 /// Programs have heard of the death of their supervisor, and nothing of it is left.
 const OBITUARY: Duration = Duration::from_secs(60);
 /// Children of the prefork server.
@@ -499,14 +501,13 @@ impl<'a> Run<'a> {
     fn show(&self) {
         self.shown.set(true);
         // They tell where they are.
-        let programs = [&self.life.prefork, &self.life.datagrams];
-        for process in programs.into_iter().chain(self.life.clients.iter().map(|one| &one.process))
-        {
-            self.stage.say(&format!("asking {}", inspect::describe(process.pid())));
-            process.signal("USR1");
-        }
-        for child in inspect::children_of(self.life.prefork.pid()) {
-            send_signal("USR1", &child.to_string());
+        let programs = [self.life.prefork.pid(), self.life.datagrams.pid()].into_iter();
+        let programs = programs.chain(self.life.clients.iter().map(|one| one.process.pid()));
+        for pid in programs.chain(inspect::children_of(self.life.prefork.pid())) {
+            if inspect::catches(pid, SIGUSR1) {
+                self.stage.say(&format!("asking {}", inspect::describe(pid)));
+                send_signal("USR1", &pid.to_string());
+            }
         }
         thread::sleep(Duration::from_millis(500));
         self.stage.say(&format!("sockets: {:?}", self.stage.ask("ss", &["--all"])));

@@ -25,6 +25,14 @@ pub fn processes_in(namespace: u64) -> Vec<u32> {
     all_processes().into_iter().filter(inside).collect()
 }
 
+/// Whether a process has a handler for a signal of this number: a python that is starting has none yet.
+pub fn catches(process: u32, signal: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let mask = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
+}
+
 /// A process in words.
 pub fn describe(pid: u32) -> String {
     let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
