@@ -21,8 +21,8 @@ use haypile_shm::{CHUNK_SIZE, Errno};
 use crate::attach::{self, Current};
 use crate::datagram;
 use crate::entry::{self, Phase, Pinned, flag};
-use crate::errno::TO_KERNEL;
-use crate::following::{ELSEWHERE_OR_OVER, Followed};
+use crate::errno::{SERVICE_GONE, TO_KERNEL};
+use crate::following::{ELSEWHERE_OR_OVER, Followed, is_moved};
 use crate::memory::Record;
 use crate::places::StreamRef;
 
@@ -138,10 +138,10 @@ impl<'a> View<'a> {
         Ok(View { stream, sure: false })
     }
 
-    /// Whether a state is to be believed.
+    /// Whether a state is to be believed. (One that was looked for, and found here, may move after that.)
     #[inline]
     fn is_certain(&self, state: u32) -> bool {
-        state & ELSEWHERE_OR_OVER == 0 || self.sure
+        state & ELSEWHERE_OR_OVER == 0 || self.sure && !is_moved(state)
     }
 }
 
@@ -165,10 +165,18 @@ impl Failure {
     /// What a call on the stream means. (One that is sure of the record hears what is wrong with it.)
     #[cold]
     fn of(view: &View<'_>, error: StreamError) -> Failure {
+        let stream = &view.stream;
         match error {
-            StreamError::Frozen if !view.stream.is_dead() => Failure::Frozen,
+            // A server that dies while it has the record keeps it for ever.
+            StreamError::Frozen if stream.is_dead() => Failure::Errno(match stream.take_error() {
+                0 => SERVICE_GONE,
+                errno => Errno(errno),
+            }),
+            StreamError::Frozen => Failure::Frozen,
+            StreamError::Moved if is_moved(stream.status()) => Failure::Elsewhere,
             StreamError::Moved | StreamError::Stale if !view.sure => Failure::Elsewhere,
-            error => Failure::Errno(view.stream.errno_of(error)),
+            StreamError::Moved => Failure::Errno(SERVICE_GONE),
+            error => Failure::Errno(stream.errno_of(error)),
         }
     }
 }

@@ -280,6 +280,25 @@ fn a_frozen_connection_is_waited_for_even_by_calls_that_do_not_block() {
 }
 
 #[test]
+fn a_server_that_dies_with_a_frozen_connection_is_no_reason_to_try_again() {
+    let (fakes, _turn) = start();
+    for flags in [0, libc::MSG_PEEK] {
+        let (fd, slot) = connection(fakes, HOME);
+        fakes[HOME].freeze(slot);
+        let reader = std::thread::spawn(move || receive(fd, 10, flags));
+        let writer = std::thread::spawn(move || send(fd, b"word"));
+        std::thread::sleep(Duration::from_millis(50));
+        fakes[HOME].die();
+        fakes[HOME].rise();
+        let outcomes = [reader.join().unwrap().map(drop), writer.join().unwrap().map(drop)];
+        let told = |outcome: &Result<(), Errno>| *outcome == Err(Errno::ECONNRESET);
+        assert!(outcomes.iter().any(told), "{outcomes:?}");
+        assert!(!outcomes.contains(&Err(Errno::EAGAIN)), "{outcomes:?}");
+        client::close(fd).unwrap();
+    }
+}
+
+#[test]
 fn a_question_about_an_option_waits_for_the_move() {
     let (fakes, _turn) = start();
     let (fd, slot) = connection(fakes, HOME);
