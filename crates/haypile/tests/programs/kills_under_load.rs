@@ -366,13 +366,7 @@ impl<'a> Run<'a> {
                 self.life.prefork_children();
                 struck
             }
-            Victim::DatagramServer => {
-                let server = self.life.datagrams.pid();
-                let struck = Struck::down(server);
-                inspect::wait_until_disowned(self.stage, server);
-                self.life.datagrams = start_datagrams(self.stage);
-                struck
-            }
+            Victim::DatagramServer => self.kill_datagrams(),
             Victim::DoorChild => {
                 let children = self.life.door_children();
                 let child = children[self.random.below(children.len() as u64) as usize];
@@ -394,6 +388,15 @@ impl<'a> Run<'a> {
         let tally = self.tally.entry(victim).or_default();
         tally.recoveries_ms.push(recovered_us.saturating_sub(struck.at_us) / 1000);
         self.explain(victim, what);
+    }
+
+    /// The server of datagrams dies, and another takes its place.
+    fn kill_datagrams(&mut self) -> Struck {
+        let server = self.life.datagrams.pid();
+        let struck = Struck::down(server);
+        inspect::wait_until_disowned(self.stage, server);
+        self.life.datagrams = start_datagrams(self.stage);
+        struck
     }
 
     /// Kills a server, or two, and half the time has somebody come while nobody is there.
@@ -450,6 +453,11 @@ impl<'a> Run<'a> {
         self.wait_for_answers(now_us(), &what);
         self.explain(Victim::Nobody, &what);
         self.grown += 1;
+        // Each of its lives is attached to the servers that there are at its start: one that begins now, to as
+        // many as any that comes.
+        let struck = self.kill_datagrams();
+        self.wait_for_answers(struck.dead_us, &what);
+        self.explain(Victim::DatagramServer, &what);
     }
 
     /// Waits until every thread and every client was answered anew; when the last of them was.
