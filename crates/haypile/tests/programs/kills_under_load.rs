@@ -615,6 +615,8 @@ impl<'a> Run<'a> {
             supervisor: self.life.supervisor.pid(),
             servers: self.life.servers(),
             lasting: vec![self.life.nginx_master, self.life.prefork.pid()],
+            // Listeners of nginx and of prefork, and the datagram server's.
+            sockets: 3,
         };
         // Supervisor, guardian, servers; nginx and its workers; prefork and its children; the datagram server.
         let processes = 2 + people.servers.len() + 3 + 1 + CHILDREN + 1;

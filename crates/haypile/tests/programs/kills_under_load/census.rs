@@ -13,6 +13,8 @@ const QUIET: Duration = Duration::from_secs(60);
 /// A mapping more or less is the allocator's business, as are pages that it keeps.
 const MAPPINGS_SLACK: u64 = 8;
 const MEMORY_SLACK_KIB: u64 = 8 * 1024;
+/// Between a socket's state and its name.
+const LOCAL: &str = " at ";
 
 /// Whose descriptors are counted.
 pub struct People {
@@ -20,6 +22,8 @@ pub struct People {
     pub servers: Vec<u32>,
     /// Programs that live as long as the service.
     pub lasting: Vec<u32>,
+    /// The sockets of those that are bound and have no peer.
+    pub sockets: usize,
 }
 
 /// What there is.
@@ -73,6 +77,7 @@ pub fn take(
         let now = count(stage, people);
         let quiet = now.exact["processes"] == processes.to_string()
             && now.exact["connections"] == "[]"
+            && now.exact["sockets"].matches(LOCAL).count() == people.sockets
             && now.exact == last.exact;
         let steady = now.counts.iter().all(|(name, (count, slack))| {
             last.counts.get(name).is_some_and(|(before, _)| count.abs_diff(*before) <= *slack / 4)
@@ -111,7 +116,7 @@ fn count(stage: &Stage, people: &People) -> Census {
         let mut rows: Vec<String> = sockets
             .iter()
             .filter(|socket| wanted(&inspect::state(socket)))
-            .map(|socket| format!("{} {}", inspect::state(socket), socket["local"]))
+            .map(|socket| format!("{}{LOCAL}{}", inspect::state(socket), socket["local"]))
             .collect();
         rows.sort();
         format!("{rows:?}")
