@@ -202,6 +202,16 @@ pub(crate) fn tun_set_steering(device: BorrowedFd<'_>, program: BorrowedFd<'_>) 
     check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETSTEERINGEBPF, &program) }).map(drop)
 }
 
+/// TUNSETQUEUE: the interface has this queue no more; what was in it is dropped, and its last queue gets its
+/// number. The descriptor stays, of no use.
+pub(crate) fn tun_detach_queue(device: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: all bytes zero is a valid `ifreq`.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    request.ifr_ifru.ifru_flags = libc::IFF_DETACH_QUEUE as libc::c_short;
+    // SAFETY: the request reads one `ifreq` through the pointer, which is valid during the call.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETQUEUE, &request) }).map(drop)
+}
+
 /// The start of `union bpf_attr` for BPF_PROG_TEST_RUN.
 #[cfg(test)]
 #[repr(C)]

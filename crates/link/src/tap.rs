@@ -197,6 +197,15 @@ impl Tap {
         setup::open_further_queue(facts).map(OwnedFd::from)
     }
 
+    /// Takes a queue from its interface, whoever else has a descriptor of it. What was in it is dropped, and the
+    /// last queue of the interface gets its number.
+    ///
+    /// # Errors
+    /// When the descriptor is no queue of an interface that may have several.
+    pub fn detach_queue(queue: BorrowedFd<'_>) -> io::Result<()> {
+        crate::sys::tun_detach_queue(queue)
+    }
+
     /// Has the kernel spread the frames of an interface over its queues by `steering`, whose owners are
     /// queues, through any queue of it. To be done before there is a second one, so that no frame is
     /// spread otherwise meanwhile.

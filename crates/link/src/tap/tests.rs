@@ -489,6 +489,44 @@ fn every_flow_comes_on_its_queue() {
 }
 
 #[test]
+fn a_queue_that_goes_gives_its_number_to_the_last() {
+    in_namespace(|| {
+        let config = TapConfig { offload: Offload::Checksum, ..config() };
+        let mut queues = Tap::open_queues(&config, 3).unwrap();
+        let (Some(steering), Some(map)) =
+            (queues[0].facts().steering.clone(), queues[0].take_steering_map())
+        else {
+            return println!("skipped: no program may be loaded");
+        };
+        let (index, mac) = (queues[0].index(), queues[0].mac());
+        Netlink::open().unwrap().add_neighbour(index, OURS_V4.into(), mac).unwrap();
+        Tap::detach_queue(queues[1].wait_fd()).unwrap();
+        assert!(Tap::detach_queue(queues[1].wait_fd()).is_err(), "it is gone");
+        // Frames of the queue that is gone come on the first, those of the last on what is number 1 now.
+        let now = steering.renumbered(|_, queue| u16::from(queue == 2));
+        map.update(&now).unwrap();
+        for port in 7..107 {
+            UdpSocket::bind((HOST_V4, 0)).unwrap().send_to(b"flow", (OURS_V4, port)).unwrap();
+        }
+        let mut pool = FramePool::new(2048, 2048).unwrap();
+        let (mut seen, deadline) = ([0; 3], Instant::now() + PATIENCE);
+        while seen.iter().sum::<u32>() < 100 && Instant::now() < deadline {
+            for (number, queue) in queues.iter_mut().enumerate() {
+                let mut out = Vec::new();
+                queue.rx_burst(&mut pool, &mut out, 600).unwrap();
+                for received in out {
+                    let frame = received.bytes(&pool);
+                    assert_eq!(now.queue(frame) == 1, number == 2, "{frame:?}");
+                    seen[number] += u32::from(is_udp_v4(frame));
+                    pool.free(received.frame);
+                }
+            }
+        }
+        assert!(seen[0] + seen[2] == 100 && seen[2] > 10 && seen[1] == 0, "{seen:?}");
+    });
+}
+
+#[test]
 fn several_queues_are_one_port() {
     in_namespace(|| {
         let queues = Tap::open_queues(&config(), 3).unwrap();
