@@ -192,7 +192,7 @@ pub fn accept_sleeping(
         return Err(Errno::EINVAL);
     }
     loop {
-        attach::follow_growth();
+        attach::follow_changes();
         let attachment = attach::current()?;
         if listener.phase() != Phase::Listening || listener.has(flag::SHUT_READ) {
             return Err(Errno::EINVAL);
@@ -244,9 +244,10 @@ fn accept_now(
 /// Claims an offer of any server: of the home first, and of the next one first after each success, so
 /// that none is kept waiting by the others.
 fn claim_anywhere(listener: &Pinned, flags: i32) -> Result<Option<Accepted>, Errno> {
-    let servers = usize::from(attach::servers());
-    let turn = listener.turn.load(Relaxed) as usize % servers;
-    for server in attach::all_from_home().cycle().skip(turn).take(servers) {
+    let servers = attach::all_from_home();
+    let count = servers.clone().count();
+    let turn = listener.turn.load(Relaxed) as usize % count.max(1);
+    for server in servers.cycle().skip(turn).take(count) {
         let Some(attachment) = attach::existing(server) else { continue };
         if let Some(accepted) = claim_of_living(&attachment, listener, flags)? {
             listener.turn.fetch_add(1, Relaxed);
@@ -408,7 +409,7 @@ fn wait(
     loop {
         let ticket = channel.prepare_offer_wait();
         let now_ns = sys::clock_monotonic_ns();
-        let more_servers = attach::has_grown() || listener.has(flag::EVERYWHERE);
+        let more_servers = attach::has_changed() || listener.has(flag::EVERYWHERE);
         if has_offer(listener) || listener.has(flag::SHUT_READ) || more_servers {
             listener.gaps.note(now_ns - started_ns);
             return Ok(());
@@ -446,7 +447,7 @@ fn wait_everywhere(listener: &Pinned, fd: RawFd) -> Result<(), Errno> {
     let present: Vec<Current> =
         attach::all_from_home().filter_map(attach::existing).filter(|at| !at.is_gone()).collect();
     let tickets: Vec<_> = present.iter().map(|at| at.channel().prepare_offer_wait()).collect();
-    if has_offer(listener) || listener.has(flag::SHUT_READ) || attach::has_grown() {
+    if has_offer(listener) || listener.has(flag::SHUT_READ) || attach::has_changed() {
         return Ok(());
     }
     let words: Vec<_> = present
@@ -458,7 +459,7 @@ fn wait_everywhere(listener: &Pinned, fd: RawFd) -> Result<(), Errno> {
         })
         .collect();
     // Nobody says when the place of a dead server is taken.
-    let all = present.len() == usize::from(attach::servers());
+    let all = present.len() >= usize::from(attach::servers());
     let slice_ns = if all { SLICE_NS } else { AWAITING_NS };
     let waited = sys::futex_wait_any(&words, sys::clock_monotonic_ns() + slice_ns);
     if waited == Waited::Interrupted {

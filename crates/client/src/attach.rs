@@ -34,9 +34,9 @@ use crate::memory::Memory;
 pub use greeting::AttachError;
 use greeting::Identity;
 pub(crate) use ties::{
-    Current, all, all_from_home, current, epoch_of, existing, follow_growth, has_grown, hold,
-    hold_for_fork, home, is_attaching, is_between, is_forked_from, is_gone, near, of, present,
-    present_of, present_serial, release_after_fork, servers, set_forked, successor,
+    Current, all, all_from_home, current, epoch_of, existing, follow_changes, has_changed,
+    has_left, hold, hold_for_fork, home, is_attaching, is_between, is_forked_from, is_gone, near,
+    of, present, present_of, present_serial, release_after_fork, servers, set_forked, successor,
 };
 pub use ties::{attach, domain, is_attached};
 
@@ -180,7 +180,9 @@ impl Attachment {
         const RESTART_MS: u64 = 500;
         /// Attempts to attach to a server that is said to be there.
         const TRIES: u32 = 50;
-        if epoch == epoch::ENDED {
+        let servers = self.memory.now().servers();
+        if epoch == epoch::ENDED || (1..=self.server).contains(&servers) {
+            // It has left, if not the service.
             return Fate::Over;
         }
         if epoch == self.epoch() {

@@ -285,7 +285,11 @@ fn bind_by_kernel(socket: &Pinned, fd: RawFd, address: &SocketAddr) -> Result<()
 /// # Errors
 /// The service's; `EAGAIN` while a thread looks at the old record.
 pub(crate) fn reopen(socket: &Pinned) -> Result<(), Errno> {
-    let (fd, attachment) = (socket.number(), socket.attachment()?);
+    let fd = socket.number();
+    let attachment = match attach::has_left(socket.server()) {
+        true => attach::present()?,
+        false => socket.attachment()?,
+    };
     let kept = socket.datagram.names.lock()?.take();
     let of_record = || socket.stream().map(|old| (old.local_address(), old.remote_address()));
     let names = kept.or_else(of_record).unwrap_or_default();
@@ -349,6 +353,13 @@ fn has_lost_server(socket: &Socket, record: &Record) -> bool {
 /// Opens a socket at the server that has come after its own, once there is one.
 fn is_back(socket: &Pinned) -> Result<bool, Errno> {
     let server = socket.server();
+    if attach::has_left(server) {
+        return match restore::elsewhere(socket) {
+            Ok(()) => Ok(true),
+            Err(Errno::EAGAIN) => Ok(!attach::has_left(socket.server())),
+            Err(errno) => Err(errno),
+        };
+    }
     let attachment = match attach::of(server) {
         // A child that has yet to attach can do so only when the server is back.
         Err(_) if attach::is_between(server) => return Ok(false),

@@ -327,7 +327,7 @@ pub fn epoll_wait(
         // A set of kernel descriptors alone costs one system call, as ever.
         let has_ours = held.has_ours.load(Ordering::Acquire);
         if has_ours {
-            attach::follow_growth();
+            attach::follow_changes();
             let ready = look(&held, epoll, out, timeout_ms != 0)?;
             if ready > 0 || timeout_ms == 0 {
                 if let Some(wait) = &wait {
@@ -517,7 +517,7 @@ fn doze(
     if held.has_ours.load(Ordering::Acquire) {
         let mut interest = held.interest(epoll)?;
         // Who was woken for more servers finds them here, whoever has taken the message.
-        if !interest.prepare_sleep() || attach::has_grown() {
+        if !interest.prepare_sleep() || attach::has_changed() {
             return Ok(Dozed::LookAgain);
         }
         awaiting = interest.is_uncertain();

@@ -3,7 +3,8 @@
 //! socket's; here are the others, and how they are opened.
 //!
 //! Servers that come while the program runs get its listeners in its next call that waits or accepts
-//! ([`follow`]); each call that could have been waiting is woken for it.
+//! ([`follow`]); each call that could have been waiting is woken for it. A listener whose first record is with a
+//! server that leaves gets that of another for its first.
 //!
 //! Server 0 decides whose a port is, and the others follow; a refusal undoes everything. A server
 //! that is dead at the time opens the listener when it is attached to again (`restore.rs`).
@@ -176,7 +177,7 @@ pub(crate) fn complete(socket: &Socket) {
     }
 }
 
-/// Servers have come: opens all listeners of the process there. False: to be tried again.
+/// Servers have come, or leave: opens all listeners of the process where they are to be. False: to be tried again.
 pub(crate) fn follow() -> bool {
     let mut sockets = Vec::new();
     SOCKETS.for_each(|index, _| sockets.push(index));
@@ -194,12 +195,31 @@ pub(crate) fn follow() -> bool {
     let _: Result<(), Errno> = attach::all();
     for socket in &listeners {
         complete(socket);
+        lead_from_home(socket);
         if socket.set_acceptor(0) != 0 {
             let _: Result<(), Errno> = accept::register(socket);
         }
         socket.for_each_epoll(|epoll| epoll::socket_changed(epoll, socket.index()));
     }
     true
+}
+
+/// A listener whose first record is with a server that is to leave: the one at the home becomes the first.
+fn lead_from_home(socket: &Pinned) {
+    let first = socket.server();
+    if first < attach::servers() || !socket.has_record() {
+        return;
+    }
+    let Ok(home) = attach::current() else { return };
+    let Some((slot, generation)) = socket.further_name_in(&home) else { return };
+    let before =
+        attach::existing(first).and_then(|old| socket.name_in(&old).map(|name| (old, name)));
+    if socket.open_record(&home, slot, generation).is_ok()
+        && let Some((old, (slot, generation))) = before
+    {
+        // It goes on offering connections until it is gone.
+        socket.set_further(&old, slot, generation);
+    }
 }
 
 /// Has a listener that was begun answer at all its servers from now on. One that dies meanwhile is

@@ -119,7 +119,7 @@ impl Set {
         };
         let mut kernel_place = None;
         if socket.phase() == Phase::Listening {
-            attach::follow_growth();
+            attach::follow_changes();
             let _: Result<(), Errno> = accept::register(&socket);
             (self.listens, self.servers) = (true, attach::servers());
             if socket.has(flag::DUAL) {
@@ -281,7 +281,7 @@ fn wait(
             lookout.prepare_sleep();
         }
         // Who was woken for it finds it here, whoever has taken the message.
-        if set.listens && (attach::has_grown() || attach::servers() != set.servers) {
+        if set.listens && (attach::has_changed() || attach::servers() != set.servers) {
             if let Some(lookout) = &lookout {
                 lookout.awake();
             }

@@ -114,13 +114,28 @@ pub(crate) fn late(attachment: &Attachment, socket: &Pinned) -> Result<(), Errno
     datagrams(attachment, socket)
 }
 
+/// A UDP socket whose server has left the service: it is opened at another.
+///
+/// # Errors
+/// As [`late`].
+pub(crate) fn elsewhere(socket: &Pinned) -> Result<(), Errno> {
+    // Whoever is sent on to one of them cannot attach to it with the lock held.
+    attach::all()?;
+    let home = attach::present()?;
+    let _one = attach::hold()?;
+    if !attach::has_left(socket.server()) {
+        return Ok(());
+    }
+    datagrams(&home, socket)
+}
+
 /// A UDP socket: one that several processes have is opened by the first of them, and the others are
 /// shown it by its placeholder.
 fn datagrams(attachment: &Attachment, socket: &Pinned) -> Result<(), Errno> {
     let shared = socket.has(flag::SHARED);
     let mut patience = Patience::new(socket);
     loop {
-        if shared && adopt(attachment, socket).is_ok() {
+        if shared && adopt_anywhere(attachment, socket).is_ok() {
             return Ok(());
         }
         match datagram::reopen(socket) {
@@ -133,6 +148,17 @@ fn datagrams(attachment: &Attachment, socket: &Pinned) -> Result<(), Errno> {
         placeholder::share(socket)?;
     }
     Ok(())
+}
+
+/// The socket that a sibling has opened: at the same server, or at any where that one has left.
+fn adopt_anywhere(attachment: &Attachment, socket: &Pinned) -> Result<(), Errno> {
+    let here = adopt(attachment, socket);
+    if here.is_ok() || !attach::has_left(socket.server()) {
+        return here;
+    }
+    let others = attach::all_from_home().filter(|server| *server != attachment.server());
+    let mut others = others.filter_map(attach::existing).filter(|other| !other.is_gone());
+    if others.any(|other| adopt(&other, socket).is_ok()) { Ok(()) } else { here }
 }
 
 /// The socket that a sibling has opened.

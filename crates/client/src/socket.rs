@@ -204,7 +204,7 @@ pub fn listen(fd: RawFd, backlog: i32) -> Result<(), Errno> {
         Phase::Bound | Phase::Listening => {}
         Phase::Stream | Phase::Kernel => return Err(Errno::EINVAL),
     }
-    attach::follow_growth();
+    attach::follow_changes();
     // Linux reads the number as unsigned and holds it to net.core.somaxconn, 4096.
     let limit = (backlog as u32).min(4096);
     let listen = everywhere::listen_again(&socket, limit);
@@ -237,7 +237,7 @@ pub fn listen(fd: RawFd, backlog: i32) -> Result<(), Errno> {
         socket.set_phase(Phase::Listening);
         everywhere::complete(&socket);
         // More servers may have come meanwhile.
-        attach::follow_growth();
+        attach::follow_changes();
         socket.for_each_epoll(|epoll| epoll::socket_changed(epoll, socket.index()));
     }
     Ok(())

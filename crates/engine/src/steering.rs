@@ -93,6 +93,8 @@ pub struct Steering {
     servers: u16,
     /// The servers that got buckets at the start; those that came later have none but by moves.
     spread_over: u16,
+    /// The servers that are to stay: all, unless some are about to leave.
+    staying: u16,
     /// The server of each bucket.
     owners: Box<[ServerNumber; BUCKETS]>,
     /// Where the TCP flows of buckets are now, once one has moved.
@@ -151,12 +153,32 @@ impl Steering {
         for (bucket, place) in owners.iter_mut().enumerate() {
             *place = owner(bucket);
         }
-        Steering { key, rule, servers, spread_over: servers, owners, moves: None }
+        let (spread_over, staying) = (servers, servers);
+        Steering { key, rule, servers, spread_over, staying, owners, moves: None }
     }
 
-    /// There are more servers now, which have no bucket until one moves to them. Never fewer.
-    pub fn add_servers(&mut self, servers: u16) {
-        self.servers = self.servers.max(servers);
+    /// There are so many servers now, 1 at least, of which so many are to stay. New ones have no bucket until
+    /// one moves to them; those that are there no more must have none.
+    pub fn set_servers(&mut self, servers: u16, staying: u16) {
+        (self.servers, self.staying) = (servers.max(1), staying.clamp(1, servers.max(1)));
+    }
+
+    /// The servers from `servers` (1 at least) on give their buckets up to the others, with ports and fragments;
+    /// of flows, those of buckets that have never moved.
+    pub fn fold(&mut self, servers: u16) {
+        let servers = servers.max(1);
+        self.spread_over = self.spread_over.min(servers);
+        for owner in self.owners.iter_mut().filter(|owner| **owner >= servers) {
+            *owner %= servers;
+        }
+    }
+
+    /// As another map of the same service has it: who there is, and whose ports and fragments are.
+    pub fn follow(&mut self, other: &Steering) {
+        self.set_servers(other.servers, other.staying);
+        if other.spread_over < self.spread_over {
+            self.fold(other.spread_over);
+        }
     }
 
     /// The key that belongs to the secret of a service; the same in all its servers.
@@ -172,7 +194,7 @@ impl Steering {
             *owner = number_of(bucket as u16, *owner);
         }
         other.servers = other.owners.iter().max().map_or(1, |most| most + 1);
-        other.spread_over = other.servers;
+        (other.spread_over, other.staying) = (other.servers, other.servers);
         other
     }
 
@@ -189,6 +211,11 @@ impl Steering {
     /// How many servers there are.
     pub fn servers(&self) -> u16 {
         self.servers
+    }
+
+    /// How many of them are to stay.
+    pub fn staying(&self) -> u16 {
+        self.staying
     }
 
     /// The server of each bucket.
@@ -291,9 +318,9 @@ impl Steering {
         }
     }
 
-    /// A server that has what this one lacks.
+    /// A server that has what this one lacks, and stays.
     pub fn stand_in_for(&self, server: ServerNumber) -> ServerNumber {
-        server % self.spread_over
+        server % self.spread_over.min(self.staying)
     }
 
     /// The server of a TCP flow.

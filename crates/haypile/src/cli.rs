@@ -155,7 +155,7 @@ Asks the name servers given with --nameserver, then those learned from DHCP and 
   haypile plan TS2LS2CM2                     two servers, each all three
   haypile plan TS8LS8+CM2 --json             eight, and two connection managers apart
   haypile plan TS2+LS1+CM1 --link wire:x     on a link with one queue
-  haypile plan set TS4LS4CM4                 more servers for the service that runs
+  haypile plan set TS4LS4CM4                 more servers for the service that runs, or fewer
 
 TS is a transport server (owns connections and sockets), LS a link server (owns queues of the link), CM a
 connection manager (brings connections and accepting processes together). What is written together
@@ -693,15 +693,20 @@ pub struct PlanArgs {
 /// `haypile plan set`.
 #[derive(Debug, Subcommand)]
 pub enum PlanChange {
-    /// Add servers to a running service, and return when they run and have their share.
+    /// Add servers to a running service or take some away, and return when that is done.
     #[command(after_help = "Examples:
   haypile plan set TS4LS4CM4                 a service of one or two servers now has four
+  haypile plan set TS1LS1CM1                 and now one again
   haypile plan set TS3+LS1+CM1 --json        one more transport server, apart from the others
 
 Connections go on: programs open their listeners at the new servers by themselves, and then each server
-that ran hands over its share of the buckets of TCP flows, with the connections in them. What is waited
-for longer than two seconds is said. UDP sockets stay with the servers that the service started with.
-Servers that run keep their numbers and components; none can be taken away again.")]
+that ran hands over its share of the buckets of TCP flows, with the connections in them. A server that is
+to leave hands over all that it has, waits until programs have followed their connections (30 s at most)
+and ends. What is waited for longer than two seconds is said. Servers that stay keep their numbers and
+components; only the last ones can leave.
+
+UDP sockets stay with the servers that the service started with. When one of those leaves they are opened
+at another: what waits in them is lost, and for a moment their ports may be answered as closed.")]
     Set(PlanSetArgs),
 }
 
@@ -711,7 +716,7 @@ pub struct PlanSetArgs {
     /// The service to change.
     #[command(flatten)]
     pub control: ControlArgs,
-    /// The new plan, which has every server of the present one, and more
+    /// The new plan: the servers of the present one and more, or without the last ones
     #[arg(value_name = "PLAN")]
     pub plan: String,
     /// One JSON object instead of a line

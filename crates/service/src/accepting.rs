@@ -248,7 +248,7 @@ impl Core {
         let service_time_us = now.since(since).min(u64::from(u32::MAX)) as u32;
         let server = self.managers.server();
         let message = ToManager::Served { listener, process, service_time_us, server };
-        self.tell_manager(now, process.home(), message);
+        self.tell_manager(now, self.rings.roles().home_of(process), message);
     }
 
     // --- listeners and acceptors ---------------------------------------------------------------
@@ -270,6 +270,10 @@ impl Core {
         self.tell_own_manager(now, ToManager::ListenerOpened { listener, group, server });
     }
 
+    fn is_home_of(&self, process: ProcessName) -> bool {
+        self.rings.roles().home_of(process) == self.managers.server()
+    }
+
     /// A process accepts from a listener from now on. Only its home speaks for it.
     pub(crate) fn accepts(&mut self, process: ProcessId, key: Key) {
         let Some(listener) = self.store.sockets.get(key).and_then(|socket| socket.listener) else {
@@ -278,7 +282,7 @@ impl Core {
         let Some(entry) = self.processes.get_mut(process) else { return };
         entry.accepts.insert(key);
         let process = entry.name;
-        if process.home() != self.managers.server() {
+        if !self.is_home_of(process) {
             return;
         }
         self.tell_own_manager(self.now, ToManager::Acceptor { listener, process });
@@ -292,7 +296,7 @@ impl Core {
         let Some(entry) = self.processes.get_mut(process) else { return };
         entry.accepts.remove(&key);
         let process = entry.name;
-        if process.home() != self.managers.server() {
+        if !self.is_home_of(process) {
             return;
         }
         self.tell_own_manager(self.now, ToManager::NotAcceptor { listener, process });
@@ -302,7 +306,7 @@ impl Core {
     /// connection manager.
     pub(crate) fn process_died(&mut self, now: Instant, id: ProcessId) {
         let Some(process) = self.processes.get(id).map(|process| process.name) else { return };
-        if process.home() == self.managers.server() {
+        if self.is_home_of(process) {
             self.tell_own_manager(now, ToManager::ProcessDied { process });
         }
         self.run_manager(now);

@@ -109,7 +109,7 @@ impl Conversation {
 }
 
 /// Whether transport server `from` may say this: of its own connections, processes and listeners.
-fn is_its_own(from: ServerNumber, message: &ToManager) -> bool {
+fn is_its_own(roles: &Roles, from: ServerNumber, message: &ToManager) -> bool {
     match *message {
         ToManager::ListenerOpened { server, .. }
         | ToManager::ListenerClosed { server, .. }
@@ -117,7 +117,7 @@ fn is_its_own(from: ServerNumber, message: &ToManager) -> bool {
         | ToManager::Served { server, .. } => server == from,
         ToManager::Acceptor { process, .. }
         | ToManager::NotAcceptor { process, .. }
-        | ToManager::ProcessDied { process } => process.home() == from,
+        | ToManager::ProcessDied { process } => roles.home_of(process) == from,
         ToManager::Arrived { connection, .. }
         | ToManager::Claimed { connection }
         | ToManager::Revoked { connection }
@@ -252,7 +252,7 @@ fn may_say(roles: &Roles, peer: ProcessNumber, message: &Incoming) -> bool {
     match message {
         Incoming::ToManager(message) => {
             roles.manager().is_some()
-                && from.transport.is_some_and(|server| is_its_own(server, message))
+                && from.transport.is_some_and(|server| is_its_own(roles, server, message))
         }
         Incoming::ToTransport(message) => {
             let (ToTransport::Offer { connection, .. } | ToTransport::Revoke { connection, .. }) =

@@ -93,6 +93,8 @@ enum Ending {
     Closing(Instant),
     /// Resets are being sent until this time.
     Resetting(Instant),
+    /// Everything has gone to others.
+    Leaving,
 }
 
 /// Time without work before the loop sleeps, where it has a core to spare and work does not usually
@@ -228,7 +230,7 @@ impl<P: Port> Service<P> {
         let ending = match self.ending {
             Ending::No => None,
             // The end of a connection is seen in the shard, not told.
-            Ending::Closing(_) | Ending::Resetting(_) => Some(now.plus_us(1000)),
+            Ending::Closing(_) | Ending::Resetting(_) | Ending::Leaving => Some(now.plus_us(1000)),
         };
         let unreported = (!self.reports.is_empty()).then(|| now.plus_us(1000));
         let waits = self.server.link.is_blocked() || self.server.core.rings.is_blocked();
@@ -311,7 +313,7 @@ impl<P: Port> Service<P> {
                 }
             }
             Order::PeerGone { server } => self.server.leave_peer(now(), server),
-            Order::Grow { roster } => self.grow(*roster),
+            Order::Servers { roster } => self.follow_roster(*roster),
             Order::Beside { listener, open } => self.hold_beside(&listener, open),
             Order::Open { servers } => {
                 self.server.core.open_to_programs(servers);
@@ -320,6 +322,10 @@ impl<P: Port> Service<P> {
             Order::Share { first } => {
                 self.sharing = Some(Sharing::begin(&self.server.core, first));
             }
+            Order::Part { patience_us } => {
+                self.sharing = Some(Sharing::part(now(), &self.server.core, patience_us));
+            }
+            Order::Leave {} => self.ending = Ending::Leaving,
             Order::File {} => self.file = first.map(|fd| File::from(OwnedFd::from(fd))),
             Order::End { patience_us } => self.end(patience_us),
             // Said at the start, or answered where it was asked.
@@ -332,10 +338,10 @@ impl<P: Port> Service<P> {
         }
     }
 
-    fn grow(&mut self, roster: Roster) {
+    fn follow_roster(&mut self, roster: Roster) {
         self.facts.plan = roster.plan().to_string();
-        if self.server.grow(roster) {
-            self.reports.push_back(Report::Grown {});
+        if self.server.follow(roster) {
+            self.reports.push_back(Report::Known {});
         }
     }
 
@@ -363,8 +369,12 @@ impl<P: Port> Service<P> {
                 self.reports.push_back(Report::Moved { to, buckets });
             }
             Step::Done => {
+                let report = match sharing.parts() {
+                    false => Report::Shared {},
+                    true => Report::Parted { buckets: core.buckets(), stubs: core.stubs() as u32 },
+                };
                 self.sharing = None;
-                self.reports.push_back(Report::Shared {});
+                self.reports.push_back(report);
             }
         }
     }
@@ -560,6 +570,7 @@ impl<P: Port> Service<P> {
     fn is_over(&mut self, now: Instant) -> bool {
         match self.ending {
             Ending::No => false,
+            Ending::Leaving => !self.server.link.is_blocked(),
             Ending::Closing(until) => {
                 if self.server.core.shard.is_quiet() && !self.server.link.is_blocked() {
                     return true;

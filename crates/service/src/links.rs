@@ -209,6 +209,60 @@ impl LinkHandle {
     }
 }
 
+impl LinkHandle {
+    /// No frame comes on the queues of link servers from `links` (1 at least) on any more, but on those of the
+    /// others, which hand it on: theirs run empty.
+    pub fn withdraw(&mut self, links: u16) {
+        let stays = |queue: &u16| self.owners[usize::from(*queue)] < links;
+        let others: Vec<u16> = (0..self.owners.len() as u16).filter(stays).collect();
+        let LinkFacts::Tap(facts) = &mut self.facts else { return };
+        let (Some(map), Some(steering)) = (&self.steering, &mut facts.steering) else { return };
+        if others.is_empty() {
+            return;
+        }
+        let owners = &self.owners;
+        *steering = steering.renumbered(|bucket, queue| {
+            match owners.get(usize::from(queue)).is_some_and(|owner| *owner < links) {
+                true => queue,
+                false => others[usize::from(bucket) % others.len()],
+            }
+        });
+        // Without it their servers go on to hand frames on until the queues go.
+        let _: std::io::Result<()> = map.update(steering);
+    }
+
+    /// The link servers from `links` (1 at least) on leave, with their queues.
+    pub fn drop_queues(&mut self, links: u16) {
+        self.withdraw(links);
+        let leaves = |queue: &usize| self.owners[*queue] >= links;
+        let leaving: Vec<usize> = (0..self.owners.len()).rev().filter(leaves).collect();
+        for queue in leaving {
+            // The kernel gives the number to the last one, and so do we.
+            if let Some(queue) = self.descriptors.get(queue) {
+                // One that cannot be taken away goes with its last descriptor.
+                let _: std::io::Result<()> = Tap::detach_queue(queue.as_fd());
+            }
+            self.descriptors.swap_remove(queue);
+            self.owners.swap_remove(queue);
+            self.renumber(self.owners.len() as u16, queue as u16);
+        }
+        if let LinkFacts::Tap(facts) = &mut self.facts {
+            facts.queues = self.descriptors.len() as u16;
+            if let (Some(map), Some(steering)) = (&self.steering, &facts.steering) {
+                let _: std::io::Result<()> = map.update(steering);
+            }
+        }
+    }
+
+    fn renumber(&mut self, before: u16, now: u16) {
+        if let LinkFacts::Tap(facts) = &mut self.facts
+            && let Some(steering) = &mut facts.steering
+        {
+            *steering = steering.renumbered(|_, queue| if queue == before { now } else { queue });
+        }
+    }
+}
+
 impl Drop for LinkHandle {
     fn drop(&mut self) {
         self.leave();

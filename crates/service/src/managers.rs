@@ -56,8 +56,8 @@ impl Managers {
         Managers { server, manager: roles.manager(), managers, own, outgoing: VecDeque::new() }
     }
 
-    /// There are more servers from now on.
-    pub fn grow(&mut self, roles: &Roles) {
+    /// There are other servers from now on.
+    pub fn follow(&mut self, roles: &Roles) {
         let outgoing = std::mem::take(&mut self.outgoing);
         *self = Managers { outgoing, ..Managers::of(roles) };
     }

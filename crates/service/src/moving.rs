@@ -610,7 +610,7 @@ impl Core {
     }
 
     /// The map says that we have the flows of a bucket, or that they are on their way to us.
-    fn owns(&self, bucket: u16) -> bool {
+    pub(crate) fn owns(&self, bucket: u16) -> bool {
         let owner = |bucket| {
             let steered = self.shard.steered()?;
             Some(steered.steering.owner_of_flows(bucket) == steered.server)
@@ -710,6 +710,9 @@ impl Core {
         let Some(steered) = self.shard.steered() else {
             return Err("the plan has one transport server, which has every bucket".into());
         };
+        if (steered.steering.staying()..steered.steering.servers()).contains(&to) {
+            return Err(format!("transport server {to} is about to leave"));
+        }
         let there = |server: ServerNumber| match server < steered.steering.servers() {
             true => Ok(()),
             false => Err(format!(
@@ -774,7 +777,7 @@ impl Core {
         let Moving { mover, wishes, counters, last_refusal, .. } = &self.moving;
         let row = SteerRow {
             server: steered.server,
-            buckets: (0..BUCKETS as u16).filter(|bucket| self.owns(*bucket)).count(),
+            buckets: self.buckets().into(),
             connections: flows.values().map(|flows| flows.0).sum(),
             time_wait: flows.values().map(|flows| flows.1).sum(),
             busiest,

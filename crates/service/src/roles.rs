@@ -1,9 +1,9 @@
 //! Who is who among the servers of a plan: which components this one runs, and which process runs
-//! the components that it talks to. Made from the roster, and anew when that grows; read by everybody
+//! the components that it talks to. Made from the roster, and anew when that changes; read by everybody
 //! who says something to another server. Applications know transport servers alone, messages name components, rings
 //! lead to processes: this file turns one number into the other.
 
-use haypile_engine::control::names::ServerNumber;
+use haypile_engine::control::names::{ProcessName, ServerNumber};
 
 use crate::homes::Place;
 use crate::plan::{Plan, ServerSpec};
@@ -48,7 +48,7 @@ impl Roles {
         Some(Roles { own, transports, links, managers, roster })
     }
 
-    /// The same server among more of them; `None` unless `roster` has those that there are.
+    /// The same server among more or fewer of them; `None` unless these are the same servers.
     pub fn among(&self, roster: Roster) -> Option<Roles> {
         let continues = roster.continues(&self.roster);
         continues.then(|| Roles::of(roster, self.own.number)).flatten()
@@ -67,6 +67,11 @@ impl Roles {
     /// This server.
     pub fn own(&self) -> ServerSpec {
         self.own
+    }
+
+    /// The home of a process.
+    pub fn home_of(&self, process: ProcessName) -> ServerNumber {
+        self.roster.home_of(process)
     }
 
     /// Which transport server this is to applications.

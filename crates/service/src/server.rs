@@ -348,20 +348,27 @@ impl<P: Port> Server<P> {
         })
     }
 
-    /// There are more servers from now on: this one talks to them once they are introduced. False, and
-    /// nothing changed, when `roster` lacks any that there are.
-    pub fn grow(&mut self, roster: Roster) -> bool {
+    /// There are other servers from now on. This one talks to those that are new once they are introduced; those
+    /// that are there no more have left it. False, and nothing changed, when these are not the same servers.
+    pub fn follow(&mut self, roster: Roster) -> bool {
         let Server { core, link, .. } = self;
         let Some(roles) = core.rings.roles().among(roster) else { return false };
-        core.managers.grow(&roles);
+        let staying = roles.roster().staying();
+        core.managers.follow(&roles);
         core.manager.set_peers(roles.manager_count() > 1);
+        core.manager.set_homes(staying);
         core.homes.expect(roles.transport_count());
-        let Switching { steered, switch } = Switching::of(&roles, self.rule, &self.secret);
+        if staying < core.homes.place().servers {
+            core.homes.open(staying);
+        }
+        let was_steered = core.shard.steered().is_some();
+        let Switching { steered, switch } =
+            Switching::following(&roles, self.rule, &self.secret, was_steered);
         if let Some(steered) = steered {
-            core.shard.add_servers(&steered);
+            core.shard.set_servers(&steered);
         }
         if let Some(switch) = switch {
-            link.grow(switch);
+            link.follow(switch);
         }
         core.rings.set_roles(roles);
         true

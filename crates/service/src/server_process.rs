@@ -154,10 +154,11 @@ fn wait_for_begin(channel: RawFd, put_off: &PutOff) -> Result<(), Error> {
             (
                 order @ (Order::Peer { .. }
                 | Order::PeerGone { .. }
-                | Order::Grow { .. }
+                | Order::Servers { .. }
                 | Order::Beside { .. }
                 | Order::Open { .. }
-                | Order::Share { .. }),
+                | Order::Share { .. }
+                | Order::Part { .. }),
                 fds,
             ) => {
                 put_off.borrow_mut().push_back((order, fds));

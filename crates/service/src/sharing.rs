@@ -1,10 +1,11 @@
-//! A transport server's part in a plan that has grown: once programs have opened their listeners at the new
-//! servers, each of the others hands them a fair share of its buckets, a few at a time. Driven by
-//! `event_loop`, as the supervisor orders; read `moving` for how a bucket moves, `supervisor::growth` for
-//! when.
+//! A transport server's part in a plan that changes. One that has grown: once programs have opened their
+//! listeners at the new servers, each of the others hands them a fair share of its buckets, a few at a time. One
+//! that shrinks: a server that is to leave hands all of its buckets to those that stay, and waits for programs to
+//! follow their connections. Driven by `event_loop`, as the supervisor orders; read `moving` for how a bucket
+//! moves, `supervisor::growth` for when.
 //!
 //! A bucket that cannot leave for the moment is tried once more after all others; then it stays where it
-//! is, which is no harm.
+//! is, which is no harm, or is tried again until patience is over.
 
 use std::collections::VecDeque;
 
@@ -20,6 +21,8 @@ const AT_A_TIME: usize = 32;
 /// Time for them, and for those that are tried again, in microseconds.
 const PATIENCE_US: u64 = 500_000;
 const AGAIN_US: u64 = 3_000_000;
+/// Between two looks of one that gives everything for what is left.
+const LOOK_US: u64 = 5_000;
 
 /// Buckets for one server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +41,10 @@ pub struct Sharing {
     /// The last round.
     last: bool,
     job: Option<JobId>,
+    /// Everything goes, as far as it can by then, and is followed.
+    all_until: Option<Instant>,
+    /// When to look again for programs that have followed.
+    look_at: Instant,
 }
 
 /// What has come of a step.
@@ -74,6 +81,19 @@ fn fair_shares(steering: &Steering, own: ServerNumber, first: ServerNumber) -> V
     new.filter(|to| *to != own).map(share).collect()
 }
 
+/// What a transport server gives those that stay: all that it has.
+fn all_in_shares(steering: &Steering, own: ServerNumber) -> Vec<Share> {
+    let staying = usize::from(steering.staying());
+    let has = (0..BUCKETS as u16).filter(|bucket| steering.owner_of_flows(*bucket) == own);
+    let has: Vec<u16> = has.collect();
+    let share = |to: usize| {
+        let theirs = has.iter().enumerate().filter(|(at, _)| at % staying == to);
+        Share { to: to as ServerNumber, buckets: theirs.map(|(_, bucket)| *bucket).collect() }
+    };
+    let shares = (0..staying).map(share).filter(|share| !share.buckets.is_empty());
+    shares.collect()
+}
+
 /// A few of each in turn, so that no new server waits for all of another's.
 fn in_turn(shares: &[Share]) -> VecDeque<Share> {
     let mut chunks = VecDeque::new();
@@ -97,6 +117,17 @@ impl Sharing {
         Sharing { waiting: in_turn(&shares.unwrap_or_default()), ..Sharing::default() }
     }
 
+    /// Begins to give everything to those that stay, as long as patience lasts.
+    pub fn part(now: Instant, core: &Core, patience_us: u64) -> Sharing {
+        let all_until = Some(now.plus_us(patience_us));
+        Sharing { waiting: what_is_left(core), all_until, look_at: now, ..Sharing::default() }
+    }
+
+    /// Whether the server gives everything.
+    pub fn parts(&self) -> bool {
+        self.all_until.is_some()
+    }
+
     /// Goes on, once a turn.
     pub fn step(&mut self, now: Instant, core: &mut Core) -> Step {
         if let Some(job) = self.job {
@@ -111,14 +142,49 @@ impl Sharing {
             }
             return Step::Moved(Share { to: share.to, buckets: moved });
         }
+        if self.all_until.is_some_and(|until| until <= now) {
+            return Step::Done;
+        }
         if self.waiting.is_empty() && !std::mem::replace(&mut self.last, true) {
             self.waiting = std::mem::take(&mut self.again).into();
+        }
+        if self.waiting.is_empty() && self.goes_on(now, core) {
+            return Step::Waiting;
         }
         let Some(Share { to, buckets }) = self.waiting.front() else { return Step::Done };
         let patience_us = if self.last { AGAIN_US } else { PATIENCE_US };
         self.job = Some(core.moving.wish(now, buckets, *to, patience_us));
         Step::Waiting
     }
+
+    /// One that gives everything looks again for what is left, and then for programs that have yet to follow.
+    fn goes_on(&mut self, now: Instant, core: &mut Core) -> bool {
+        let Some(until) = self.all_until.filter(|until| now < *until) else { return false };
+        if now < self.look_at {
+            return true;
+        }
+        self.look_at = now.plus_us(LOOK_US);
+        self.again.clear();
+        self.waiting = what_is_left(core);
+        if self.waiting.is_empty() {
+            return !core.moving.is_idle() || core.stubs() > 0 && now < until;
+        }
+        true
+    }
+}
+
+impl Core {
+    /// How many buckets are ours, or on their way to us.
+    pub fn buckets(&self) -> u16 {
+        (0..BUCKETS as u16).filter(|bucket| self.owns(*bucket)).count() as u16
+    }
+}
+
+/// The buckets that we have, in the order in which they go to those that stay.
+fn what_is_left(core: &Core) -> VecDeque<Share> {
+    let steered = core.shard.steered();
+    let shares = steered.map(|own| all_in_shares(&own.steering, own.server));
+    in_turn(&shares.unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -129,7 +195,7 @@ mod tests {
 
     fn after_growth(before: u16, servers: u16) -> (Steering, Vec<usize>) {
         let mut steering = Steering::new(5, Rule::Hash, before);
-        steering.add_servers(servers);
+        steering.set_servers(servers, servers);
         let map = steering.clone();
         for own in 0..before {
             for Share { to, buckets } in fair_shares(&map, own, before) {
@@ -158,6 +224,18 @@ mod tests {
                 assert!(more <= usize::from(before * before * servers), "{more}");
             }
         }
+    }
+
+    #[test]
+    fn one_that_leaves_gives_all_that_it_has_to_those_that_stay() {
+        let mut steering = Steering::new(5, Rule::Hash, 4);
+        assert!(steering.move_flows(0, 1, 3));
+        steering.set_servers(4, 3);
+        let shares = all_in_shares(&steering, 3);
+        let counts: Vec<usize> = shares.iter().map(|share| share.buckets.len()).collect();
+        assert_eq!(counts.iter().sum::<usize>(), 1025);
+        assert!(shares.iter().all(|share| share.to < 3), "{shares:?}");
+        assert!(counts.iter().all(|count| count.abs_diff(341) <= 1), "{counts:?}");
     }
 
     #[test]

@@ -60,17 +60,21 @@ impl Members {
     /// As one server sees it. `None` where nothing has to be switched: the only transport server has
     /// the link, or this is a connection manager alone.
     pub fn of(roles: &Roles) -> Option<Members> {
+        let members = Members::all(roles);
+        let alone = members.transports.len() == 1 && members.own.is_some() && members.has_link;
+        let stranger = members.own.is_none() && !members.has_link;
+        (!alone && !stranger).then_some(members)
+    }
+
+    fn all(roles: &Roles) -> Members {
         let transports = 0..roles.transport_count();
         let sender = roles.transport().and_then(|own| roles.process_of_link(roles.link_of(own)));
-        let members = Members {
+        Members {
             own: roles.transport(),
             has_link: roles.link().is_some(),
             transports: transports.filter_map(|one| roles.process_of_transport(one)).collect(),
             sends_over: sender.filter(|process| *process != roles.own().number),
-        };
-        let alone = members.transports.len() == 1 && members.own.is_some() && members.has_link;
-        let stranger = members.own.is_none() && !members.has_link;
-        (!alone && !stranger).then_some(members)
+        }
     }
 }
 
@@ -86,10 +90,25 @@ pub struct Switching {
 impl Switching {
     /// For one server. All servers of a service have the same `secret`.
     pub fn of(roles: &Roles, rule: Rule, secret: &[u8; 32]) -> Switching {
-        let Some(members) = Members::of(roles) else { return Switching::default() };
+        Switching::with(Members::of(roles), roles, (rule, secret), false)
+    }
+
+    /// For one that is there while servers come and go. One whose shard has been one of several stays so even if
+    /// it is the only one left: what it knows of moves stays true.
+    pub fn following(roles: &Roles, rule: Rule, secret: &[u8; 32], was_steered: bool) -> Switching {
+        let members = if was_steered { Some(Members::all(roles)) } else { Members::of(roles) };
+        Switching::with(members, roles, (rule, secret), was_steered)
+    }
+
+    fn with(
+        members: Option<Members>,
+        roles: &Roles,
+        (rule, secret): (Rule, &[u8; 32]),
+        was_steered: bool,
+    ) -> Switching {
+        let Some(members) = members else { return Switching::default() };
         let steering = Arc::new(steering_of(roles.roster(), rule, secret));
-        let several = members.transports.len() > 1;
-        let steered = members.own.filter(|_| several);
+        let steered = members.own.filter(|_| was_steered || members.transports.len() > 1);
         let steered = steered.map(|server| Steered { server, steering: Arc::clone(&steering) });
         Switching { steered, switch: Some(Switch::new(members, steering)) }
     }
@@ -97,9 +116,7 @@ impl Switching {
 
 /// How the frames of a link are spread over the transport servers, before any bucket has moved.
 pub fn steering_of(roster: &Roster, rule: Rule, secret: &[u8; 32]) -> Steering {
-    let mut steering = Steering::new(Steering::key_of(secret), rule, roster.spread_over());
-    steering.add_servers(roster.transport_count());
-    steering
+    roster.steering(Steering::key_of(secret), rule)
 }
 
 /// What happened at a switch. All count upwards.
@@ -274,10 +291,10 @@ impl Switch {
         &self.steering
     }
 
-    /// There are more servers from now on; what has moved stays where it is.
-    fn grow(&mut self, members: Members, servers: u16) {
-        self.members = members;
-        Arc::make_mut(&mut self.steering).add_servers(servers);
+    /// There are other servers from now on; what has moved stays where it is.
+    fn follow(&mut self, other: Switch) {
+        self.members = other.members;
+        Arc::make_mut(&mut self.steering).follow(&other.steering);
     }
 
     /// Who is who.
@@ -478,10 +495,10 @@ impl<P: Port> LinkServer<P> {
         self.switch = Some(Box::new(switch));
     }
 
-    /// There are more servers from now on: `switch` is that of a server that starts among them.
-    pub fn grow(&mut self, switch: Switch) {
+    /// There are other servers from now on: `switch` is that of a server that starts among them.
+    pub fn follow(&mut self, switch: Switch) {
         match &mut self.switch {
-            Some(own) => own.grow(switch.members, switch.steering.servers()),
+            Some(own) => own.follow(switch),
             none => *none = Some(Box::new(switch)),
         }
     }

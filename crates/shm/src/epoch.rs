@@ -2,8 +2,8 @@
 //! application that finds another number than the one it attached under knows, by one load, that
 //! the server it spoke to is gone; a change wakes everyone who sleeps on the word.
 //!
-//! Beside the first word stands how many transport servers programs may come to: it grows while the
-//! service runs.
+//! Beside the first word stands how many transport servers programs may come to, which changes while
+//! the service runs, and how often it has.
 //!
 //! The words are written by the supervisor alone: even while a server runs, odd while none does, the
 //! largest number once there will never be another one. Used by the service at attach and by the
@@ -91,10 +91,11 @@ impl EpochWriter {
         self.word().load(Ordering::Relaxed)
     }
 
-    /// Programs may come to so many transport servers. Nobody is woken.
+    /// Programs may come to so many transport servers, now if not before: they are to look which. Nobody is woken.
     pub fn set_servers(&self, servers: u16) {
         if let Some(word) = self.segment.atomic_u32(COUNT_AT) {
-            word.store(u32::from(servers), Ordering::Release);
+            let changes = (word.load(Ordering::Relaxed) & !0xffff).wrapping_add(1 << 16);
+            word.store(changes | u32::from(servers), Ordering::Release);
         }
     }
 
@@ -135,6 +136,12 @@ impl EpochReader {
     #[inline]
     pub fn servers(&self) -> u16 {
         self.segment.atomic_u32(COUNT_AT).map_or(0, |word| word.load(Ordering::Acquire) as u16)
+    }
+
+    /// What differs when [`EpochReader::servers`] may, or one of them has left; 0 where nobody says.
+    #[inline]
+    pub fn changes(&self) -> u32 {
+        self.segment.atomic_u32(COUNT_AT).map_or(0, |word| word.load(Ordering::Acquire))
     }
 
     /// The word, to sleep on.
@@ -193,6 +200,9 @@ mod tests {
         assert_eq!(other.servers(), 0);
         writer.set_servers(EPOCH_SERVERS);
         assert_eq!((other.servers(), other.get()), (EPOCH_SERVERS, 1));
+        let before = other.changes();
+        writer.set_servers(EPOCH_SERVERS);
+        assert!(other.changes() != before && other.servers() == EPOCH_SERVERS);
         writer.set(3);
         assert!(sleeper.join().unwrap());
     }

@@ -4,12 +4,16 @@
 //! Server 0 names the home of a process; the others are attached to when a call first needs them,
 //! under the name that the home has given. A tie ends with the death of its server, and with nothing
 //! else: attachments to other servers are left alone.
+//!
+//! Servers come and go while the process runs, and a word of the supervisor's says that they have. Calls that wait
+//! or accept follow: they make the home where the name belongs now, open listeners at servers that have come, and
+//! drop the ties to servers that have left. Until such a one has ended it is looked at like the others.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, RwLock, RwLockReadGuard};
 
 use haypile_shm::epoch::{self, EPOCH_SERVERS};
-use haypile_shm::messages::{CHOSEN_HOME, ControlRequest};
+use haypile_shm::messages::{CHOSEN_HOME, ControlRequest, home_of_name};
 use haypile_shm::sys::{self, Fd};
 use haypile_shm::{EpochReader, Errno, control};
 
@@ -54,9 +58,11 @@ static STATE: AtomicU32 = AtomicU32::new(NONE);
 static HOME: AtomicU32 = AtomicU32::new(0);
 /// How many transport servers the service has, as far as this process knows.
 static COUNT: AtomicU32 = AtomicU32::new(1);
+/// How many it has had: there may be ties to some that are about to leave.
+static REACH: AtomicU32 = AtomicU32::new(1);
 /// Where it stands how many there are now.
 static GROWTH: OnceLock<EpochReader> = OnceLock::new();
-/// How many there were when the listeners were last opened at all of them; 0: the process is new.
+/// What the word of changes was when this process last followed; 0: the process is new.
 static FOLLOWED: AtomicU32 = AtomicU32::new(0);
 /// Serialises threads that open listeners at servers that have come.
 static FOLLOWING: Lock<()> = Lock::new(());
@@ -131,18 +137,17 @@ pub(crate) fn servers() -> u16 {
     COUNT.load(Ordering::Relaxed) as u16
 }
 
-/// Whether servers have come at which the listeners of this process are not open yet.
+/// Whether servers have come or left, and this process has not followed yet.
 #[inline]
-pub(crate) fn has_grown() -> bool {
-    let servers = GROWTH.get().map_or(0, EpochReader::servers);
-    u32::from(servers) > FOLLOWED.load(Ordering::Acquire)
+pub(crate) fn has_changed() -> bool {
+    GROWTH.get().is_some_and(|now| now.changes() != FOLLOWED.load(Ordering::Acquire))
 }
 
-/// Opens the listeners of this process at servers that have come since, if any have. Not to be called
-/// with a lock held.
+/// Opens the listeners of this process at servers that have come since, and leaves those that have left, if any
+/// have. Not to be called with a lock held.
 #[inline]
-pub(crate) fn follow_growth() {
-    if has_grown() {
+pub(crate) fn follow_changes() {
+    if has_changed() {
         follow();
     }
 }
@@ -151,25 +156,79 @@ pub(crate) fn follow_growth() {
 fn follow() {
     // Who is at it already comes by here again.
     let Ok(_one) = FOLLOWING.lock() else { return };
-    if !is_attached() || !has_grown() {
+    if !is_attached() || !has_changed() {
         return;
     }
-    let servers = hear_of_growth();
-    if crate::everywhere::follow() {
-        FOLLOWED.store(u32::from(servers), Ordering::Release);
+    let changes = GROWTH.get().map_or(0, EpochReader::changes);
+    hear_of_changes();
+    let at_home = is_forked() || go_home();
+    let open = crate::everywhere::follow();
+    drop_those_that_left();
+    if at_home && open {
+        FOLLOWED.store(changes, Ordering::Release);
+    } else {
+        // The server that is needed is about to be started again, or somebody else looks.
+        sleep_ms(1);
     }
 }
 
 /// Takes note of how many servers there are now.
-fn hear_of_growth() -> u16 {
+fn hear_of_changes() {
     let servers = GROWTH.get().map_or(0, EpochReader::servers).min(EPOCH_SERVERS);
-    COUNT.fetch_max(u32::from(servers), Ordering::AcqRel);
-    servers
+    if servers > 0 {
+        COUNT.store(servers.into(), Ordering::Release);
+        REACH.fetch_max(servers.into(), Ordering::AcqRel);
+    }
 }
 
-/// All servers, the home first, in an order that goes round.
+/// Whether a server is one that has left, or is about to.
+fn leaves(server: u16) -> bool {
+    GROWTH.get().is_some_and(|now| (1..=server).contains(&now.servers()))
+}
+
+/// Whether a server has left for good, so that what this process had there is to be made elsewhere.
+pub(crate) fn has_left(server: u16) -> bool {
+    leaves(server) && existing(server).is_none_or(|attachment| attachment.is_gone())
+}
+
+/// Makes the home where the name of this process belongs now. False: that server cannot be reached.
+#[cold]
+fn go_home() -> bool {
+    let wanted = home_of_name(NAME[0].load(Ordering::Relaxed), servers());
+    if wanted == home() {
+        return true;
+    }
+    let Ok(attachment) = of(wanted) else { return false };
+    if attachment.is_gone() {
+        return false;
+    }
+    HOME.store(wanted.into(), Ordering::Relaxed);
+    PRESENT.store(attachment.serial(), Ordering::Release);
+    true
+}
+
+/// Gives up the attachments to servers that have left, but for a home that cannot be changed yet.
+fn drop_those_that_left() {
+    let past = servers()..REACH.load(Ordering::Acquire) as u16;
+    let mut left = past.clone().filter(|server| *server != home() && has_left(*server)).peekable();
+    if left.peek().is_none() {
+        return;
+    }
+    let Ok(_one) = ATTACHING.lock() else { return };
+    for server in left {
+        tie(server).state.store(NONE, Ordering::Release);
+        tie(server).at.store(u32::MAX, Ordering::Release);
+    }
+    if past.clone().all(|server| tie(server).link().is_none()) {
+        REACH.store(servers().into(), Ordering::Release);
+    }
+    retire();
+}
+
+/// All servers that may have something for this process, those about to leave too; the home first, in an order that
+/// goes round.
 pub(crate) fn all_from_home() -> impl Iterator<Item = u16> + Clone {
-    let (home, servers) = (home(), servers());
+    let (home, servers) = (home(), (REACH.load(Ordering::Acquire) as u16).max(servers()));
     (0..servers).map(move |step| (home % servers + step) % servers)
 }
 
@@ -212,7 +271,20 @@ pub fn attach(path: &[u8], domain: DomainToken) -> Result<(), AttachError> {
 pub(crate) fn current() -> Result<Current, Errno> {
     crate::fork::notice_unseen();
     let tie = tie(home());
-    if tie.is_attached() { tie.look() } else { attach_child(None) }
+    let found = if tie.is_attached() { tie.look() } else { attach_child(None) }?;
+    if found.is_gone() && leaves(found.server()) { move_home(found) } else { Ok(found) }
+}
+
+/// The home has left before this process has followed.
+#[cold]
+fn move_home(gone: Current) -> Result<Current, Errno> {
+    if ATTACHING.is_held_by_caller() {
+        return Ok(gone);
+    }
+    drop(gone);
+    hear_of_changes();
+    go_home();
+    tie(home()).link().ok_or(TO_KERNEL)
 }
 
 /// The attachment to a server, as [`current`]; made here if there is none yet.
@@ -460,10 +532,21 @@ fn settle((attachment, servers): Found) {
     let _: Result<(), EpochReader> = GROWTH.set(attachment.memory().now().clone());
     publish(*attachment);
     let servers = u32::from(servers).clamp(1, SERVERS as u32);
-    COUNT.fetch_max(servers, Ordering::AcqRel);
-    // A child has listeners that its ancestor may not have opened everywhere yet.
-    let _: Result<u32, u32> =
-        FOLLOWED.compare_exchange(0, servers, Ordering::AcqRel, Ordering::Relaxed);
+    COUNT.store(servers, Ordering::Release);
+    REACH.fetch_max(servers, Ordering::AcqRel);
+    hear_of_changes();
+    let changes = GROWTH.get().map_or(0, EpochReader::changes);
+    match changes & 0xffff {
+        // What the server says may be older.
+        now if now != 0 && now != servers || u32::from(server) >= servers => {
+            FOLLOWED.store(servers, Ordering::Release);
+        }
+        // A child has listeners that its ancestor may not have opened everywhere yet.
+        _ => {
+            let _: Result<u32, u32> =
+                FOLLOWED.compare_exchange(0, changes, Ordering::AcqRel, Ordering::Relaxed);
+        }
+    }
     HOME.store(u32::from(server), Ordering::Relaxed);
     PRESENT.store(serial, Ordering::Release);
     STATE.store(ATTACHED, Ordering::Release);
@@ -535,13 +618,15 @@ fn attach_child(wish: Option<u16>) -> Result<Current, Errno> {
 #[cold]
 fn attach_to(server: u16) -> Result<Current, Errno> {
     // A child goes home first, for its name.
-    drop(current()?);
-    if server >= servers() {
-        // Here a lock may be held, so that the listeners follow with a later call.
-        hear_of_growth();
+    if is_forked() || !is_attached() {
+        drop(attach_child(None)?);
+    }
+    if server >= EPOCH_SERVERS {
+        return Err(Errno::EPROTO);
     }
     if server >= servers() {
-        return Err(Errno::EPROTO);
+        // Here a lock may be held, so that the listeners follow with a later call.
+        hear_of_changes();
     }
     // Nobody would answer in the place of a dead server.
     if !is_up(server) {

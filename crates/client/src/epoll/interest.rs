@@ -126,12 +126,21 @@ impl Interest {
             // The home has a post even while no socket is known anywhere.
             return self.ensure_post(epoll, attach::current()?.server());
         }
-        for at in 0..self.posts.len() {
-            if let Some(server) = self.posts.server_at(at) {
-                self.ensure_post(epoll, server)?;
+        for at in (0..self.posts.len()).rev() {
+            match self.posts.server_at(at) {
+                Some(server) if attach::has_left(server) => self.close_post(epoll, server),
+                Some(server) => self.ensure_post(epoll, server)?,
+                None => {}
             }
         }
         Ok(())
+    }
+
+    /// A server has left: nobody reports from there, and what its sockets are now shows in themselves.
+    fn close_post(&mut self, epoll: RawFd, server: u16) {
+        self.posts.close(epoll, server);
+        self.further.retain(|(_, name)| name.server != server);
+        self.push_all();
     }
 
     /// Makes the watcher for a server, if there is none, and tells the server of everything that it

@@ -138,6 +138,12 @@ impl Posts {
         }
     }
 
+    /// A server has left for good.
+    pub(super) fn close(&mut self, epoll: RawFd, server: u16) {
+        self.leave(epoll, server);
+        self.posts.retain(|post| post.server != server);
+    }
+
     /// In a forked child: the watchers are the parent's.
     pub(super) fn forget(&mut self) {
         self.posts.iter_mut().for_each(|post| post.watcher = None);

@@ -83,6 +83,8 @@ pub struct ConnectionManager {
     pub(super) announce_due: Option<Instant>,
     /// There are other managers.
     pub(super) has_peers: bool,
+    /// Transport servers at which processes are at home.
+    homes: u16,
     pub(super) balance: Balance,
     random: Random,
     claim_timeout_us: u64,
@@ -132,6 +134,7 @@ impl ConnectionManager {
             busy: VecDeque::new(),
             announce_due: None,
             has_peers: false,
+            homes: 0,
             balance,
             random: Random::new(seed),
             claim_timeout_us,
@@ -184,6 +187,16 @@ impl ConnectionManager {
         self.announce_anew();
     }
 
+    /// Processes are at home at the first `homes` transport servers from now on. Those whose home is another by
+    /// that register there; what they were offered stays offered.
+    pub fn set_homes(&mut self, homes: u16) {
+        let before = std::mem::replace(&mut self.homes, homes);
+        self.drop_acceptors(|acceptor| {
+            let process = acceptor.taker.process;
+            process.home_among(before) != process.home_among(homes)
+        });
+    }
+
     /// Connections that nobody has claimed, and listeners, are none.
     pub fn is_empty(&self) -> bool {
         self.listeners.is_empty() && self.queues.is_empty() && self.pending.is_empty()
@@ -211,9 +224,10 @@ impl ConnectionManager {
     fn listener_closed(&mut self, listener: ListenerName, server: ServerNumber) {
         let Some(entry) = self.listeners.get_mut(&listener) else { return };
         entry.servers.retain(|&other| other != server);
-        let (group, last) = (entry.group, entry.servers.is_empty());
-        let gone =
-            |taker: Taker| taker.listener == listener && (last || taker.process.home() == server);
+        let (group, last, homes) = (entry.group, entry.servers.is_empty(), self.homes);
+        let gone = |taker: Taker| {
+            taker.listener == listener && (last || taker.process.home_among(homes) == server)
+        };
         if let Some(queue) = self.queues.get_mut(&group) {
             queue.acceptors.retain(|acceptor| !gone(acceptor.taker));
             queue.listeners -= u32::from(last);
@@ -389,7 +403,8 @@ impl ConnectionManager {
         for connection in gone {
             self.connection_gone(connection);
         }
-        self.drop_acceptors(|acceptor| acceptor.taker.process.home() == server);
+        let homes = self.homes;
+        self.drop_acceptors(|acceptor| acceptor.taker.process.home_among(homes) == server);
         for queue in self.queues.values_mut() {
             for acceptor in &mut queue.acceptors {
                 if let Source::Local(estimator) = &mut acceptor.source {
@@ -397,7 +412,7 @@ impl ConnectionManager {
                 }
             }
         }
-        self.revoke_where(|_, _, to| to.process.home() == server);
+        self.revoke_where(|_, _, to| to.process.home_among(homes) == server);
         let had = |entry: &Listener| entry.servers.contains(&server);
         let names = self.listeners.iter().filter(|(_, entry)| had(entry)).map(|(name, _)| *name);
         let names: Vec<_> = names.collect();

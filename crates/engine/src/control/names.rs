@@ -28,6 +28,15 @@ impl ProcessName {
         (self.0 >> 32) as ServerNumber
     }
 
+    /// Its home while there are `servers` transport servers: that of its name, or another where that one has left.
+    /// The client says the same of itself (`haypile_shm::messages::home_of_name`).
+    pub const fn home_among(self, servers: u16) -> ServerNumber {
+        match servers {
+            0 => self.home(),
+            servers => self.home() % servers,
+        }
+    }
+
     /// Its number there.
     pub const fn number(self) -> u32 {
         self.0 as u32

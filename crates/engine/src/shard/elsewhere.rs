@@ -113,12 +113,13 @@ impl Shard {
         self.steered.as_ref()
     }
 
-    /// There are more servers from now on, or others at all: what is ours stays ours until its bucket
-    /// moves. `steered` is taken if we were alone; else the number of its servers.
-    pub fn add_servers(&mut self, steered: &Steered) {
+    /// There are other servers from now on, more or fewer, or others at all: what is ours stays ours until its bucket
+    /// moves. `steered` is taken if we were alone; else the numbers of its servers, and of its buckets what is
+    /// nobody's any more.
+    pub fn set_servers(&mut self, steered: &Steered) {
         let servers = steered.steering.servers();
         match &mut self.steered {
-            Some(own) => Arc::make_mut(&mut own.steering).add_servers(servers),
+            Some(own) => Arc::make_mut(&mut own.steering).follow(&steered.steering),
             none => *none = Some(steered.clone()),
         }
         self.groups.raise_limit(self.limits.groups as usize * usize::from(servers));

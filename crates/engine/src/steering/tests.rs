@@ -294,3 +294,27 @@ fn flows_move_and_the_rest_of_their_bucket_stays() {
     assert!(steering.move_flows(bucket, 3, home));
     assert_eq!(steering.owner_of_flow(local, remote), home);
 }
+
+#[test]
+fn what_never_moved_is_folded_onto_those_that_stay() {
+    let mut steering = Steering::new(KEY, Rule::Hash, 4);
+    let of_the_last = (0..BUCKETS as u16).find(|bucket| steering.owner_of(*bucket) == 3).unwrap();
+    assert!(steering.move_flows(of_the_last, 1, 0));
+    steering.set_servers(4, 2);
+    assert_eq!((steering.stand_in_for(3), steering.staying()), (1, 2));
+    assert_eq!(steering.owner_of(of_the_last), 3, "they have their ports until all is given away");
+    let parting = steering.clone();
+    steering.fold(2);
+    for bucket in 0..BUCKETS as u16 {
+        assert_eq!(steering.owner_of(bucket), parting.owner_of(bucket) % 2);
+    }
+    assert_eq!((steering.owner_of(of_the_last), steering.owner_of_flows(of_the_last)), (1, 0));
+    assert!(steering.has_ports(1) && !steering.has_ports(2));
+    // Whoever hears of it later ends with the same map.
+    let mut other = parting.clone();
+    steering.set_servers(2, 2);
+    other.follow(&steering);
+    assert!(other == steering);
+    other.follow(&parting);
+    assert_eq!((other.servers(), other.owners()), (4, steering.owners()), "nothing is unfolded");
+}

@@ -1,17 +1,17 @@
-//! Servers that come while the service runs: `haypile plan set` under load, what programs that run
+//! Servers that come and leave while the service runs: `haypile plan set` under load, what programs that run
 //! already notice of it, and what is left afterwards.
 
 use crate::support::process::{Finished, send_signal};
 use crate::support::stage::{Stage, on_stage, service};
-use crate::support::{PATIENCE, content, nginx, python, script, wait_until};
+use crate::support::{PATIENCE, content, inspect, nginx, python, script, wait_until};
 use serde_json::Value;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const SILENCE: Duration = Duration::from_secs(60);
 
@@ -67,6 +67,112 @@ fn under_load<T>(
     (served.into_inner(), outcome)
 }
 
+/// A change of the plan, after which so many servers run.
+fn change_plan(stage: &Stage, plan: &str, servers: usize) {
+    let started = Instant::now();
+    let done = set_plan(stage, plan).expect_success(plan);
+    stage.say(&format!("{}: {:?}", done.out.trim(), started.elapsed()));
+    assert_eq!(rows(stage).len(), servers);
+}
+
+/// One short request, by HTTP.
+fn get(address: SocketAddr, page: &[u8]) -> Result<(), String> {
+    let mut stream = TcpStream::connect_timeout(&address, SILENCE).map_err(|e| e.to_string())?;
+    stream.set_read_timeout(Some(SILENCE)).map_err(|e| e.to_string())?;
+    let mut answer = Vec::new();
+    let asked = stream.write_all(b"GET /page HTTP/1.0\r\n\r\n");
+    asked.and_then(|()| stream.read_to_end(&mut answer)).map_err(|e| e.to_string())?;
+    if answer.ends_with(page) { Ok(()) } else { Err(format!("{} bytes", answer.len())) }
+}
+
+#[test]
+fn nginx_goes_on_while_servers_leave() {
+    on_stage("nginx_goes_on_while_servers_leave", &["nginx"], |stage| {
+        content::write(&stage.served("page"), 5_000);
+        let page = fs::read(stage.served("page")).expect("a page");
+        let service_process = stage.serve();
+        let address = service(8080);
+        let words = nginx::command(stage, "nginx", &[&address.to_string()]);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let mut nginx = stage.run(&words);
+        stage.wait_for_listener(address, &mut nginx);
+        let files = stage.control_files();
+        let plans = [("TS4LS4CM4", 4), ("TS1LS1CM1", 1), ("TS2LS2CM2", 2), ("TS1LS1CM1", 1)];
+        let (served, ()) = under_load(
+            |_| get(address, &page),
+            || {
+                for (plan, servers) in plans {
+                    change_plan(stage, plan, servers);
+                }
+            },
+        );
+        stage.say(&format!("{served} requests while servers came and left"));
+        assert_eq!(buckets(stage), [4096]);
+        nginx.assert_alive();
+        // Nothing of those that have left is left.
+        assert_eq!(stage.control_files(), files);
+        let servers = inspect::children_of(service_process.pid()).into_iter();
+        let servers = servers.filter(|pid| inspect::program_of(*pid).starts_with("haypile-srv"));
+        assert_eq!(servers.count(), 1);
+        let (served, ()) =
+            under_load(|_| get(address, &page), || change_plan(stage, "TS3LS3CM3", 3));
+        stage.say(&format!("{served} more; buckets {:?}", buckets(stage)));
+        let said = service_process.err();
+        assert!(!said.contains("leaves with") && !said.contains("leaves before"), "{said}");
+    });
+}
+
+#[test]
+fn what_servers_had_that_leave_goes_on_at_others() {
+    let test = "what_servers_had_that_leave_goes_on_at_others";
+    on_stage(test, &["python3"], |stage| {
+        // Those that leave were there at the start: they have UDP ports.
+        let _service = stage.serve_with(&["--plan", "TS3LS3CM3"]);
+        let words = [python(), &script("prefork_server.py"), "198.18.0.2", "8081", "4"];
+        let mut program = stage.run(&words);
+        program.wait_for_output("ready");
+        stage.wait_for_listener(service(8081), &mut program);
+        let ports: Vec<String> = (8200..8212).map(|port| port.to_string()).collect();
+        let ports: Vec<&str> = ports.iter().map(String::as_str).collect();
+        let echoing = script("udp_ports.py");
+        let words = [&[python(), &echoing, "198.18.0.2"], &ports[..]].concat();
+        let mut datagrams = stage.run(&words);
+        datagrams.wait_for_output("ready");
+        let hold = |_| {
+            let mut stream = TcpStream::connect_timeout(&service(8081), SILENCE).expect("connect");
+            stream.set_read_timeout(Some(SILENCE)).expect("set a limit");
+            stream.write_all(b"echo 10\n").expect("send");
+            assert!(echo(&mut stream), "an echo");
+            stream
+        };
+        let mut held: Vec<TcpStream> = (0..60).map(hold).collect();
+        for (plan, servers) in [("TS2LS2CM2", 2), ("TS1LS1CM1", 1), ("TS3LS3CM3", 3)] {
+            change_plan(stage, plan, servers);
+            assert!(held.iter_mut().all(echo), "{plan}: a connection that was there before");
+            let mut more: Vec<TcpStream> = (0..20).map(hold).collect();
+            assert!(more.iter_mut().all(echo), "{plan}");
+            for port in 8200..8212 {
+                wait_until(&format!("{plan}: port {port} answers"), PATIENCE, || {
+                    asks_by_datagram(service(port)).then_some(())
+                });
+            }
+        }
+        program.assert_alive();
+        datagrams.assert_alive();
+        assert_eq!(held.len(), 60);
+    });
+}
+
+/// Whether a datagram, longer than a packet, comes back.
+fn asks_by_datagram(address: SocketAddr) -> bool {
+    let socket = UdpSocket::bind("0.0.0.0:0").expect("bind");
+    socket.connect(address).expect("connect");
+    socket.set_read_timeout(Some(Duration::from_millis(200))).expect("set a limit");
+    let (block, mut heard) = ([7; 3000], [0; 4000]);
+    // A port that has no socket at this moment says so.
+    socket.send(&block).is_ok() && socket.recv(&mut heard).is_ok_and(|len| heard[..len] == block)
+}
+
 #[test]
 fn nginx_goes_on_while_servers_come() {
     on_stage("nginx_goes_on_while_servers_come", &["nginx"], |stage| {
@@ -78,21 +184,10 @@ fn nginx_goes_on_while_servers_come() {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let mut nginx = stage.run(&words);
         stage.wait_for_listener(address, &mut nginx);
-        let get = |_| {
-            let mut stream =
-                TcpStream::connect_timeout(&address, SILENCE).map_err(|e| e.to_string())?;
-            stream.set_read_timeout(Some(SILENCE)).map_err(|e| e.to_string())?;
-            let mut answer = Vec::new();
-            let asked = stream.write_all(b"GET /page HTTP/1.0\r\n\r\n");
-            asked.and_then(|()| stream.read_to_end(&mut answer)).map_err(|e| e.to_string())?;
-            if answer.ends_with(&page) { Ok(()) } else { Err(format!("{} bytes", answer.len())) }
-        };
+        let get = |_| get(address, &page);
         let (served, ()) = under_load(get, || {
             for (plan, servers) in [("TS2LS2CM2", 2), ("TS4LS4CM4", 4)] {
-                let done = set_plan(stage, plan);
-                let done = done.expect_success("plan set");
-                stage.say(done.out.trim());
-                assert_eq!(rows(stage).len(), servers);
+                change_plan(stage, plan, servers);
             }
         });
         stage.say(&format!("{served} requests while the plan grew"));
@@ -165,7 +260,7 @@ fn plans_that_cannot_be_reached_are_refused_in_one_line() {
     on_stage("plans_that_cannot_be_reached_are_refused_in_one_line", &[], |stage| {
         let _service = stage.serve_with(&["--plan", "TS2+LS1+CM1"]);
         for (plan, why) in [
-            ("TS1+LS1+CM1", "would have to end"),
+            ("TS1+LS1+CM1", "server 1 would leave before server 2"),
             ("TS2LS1+CM1", "would have to be something else"),
             ("TS65+LS1+CM1", "TS65 is more"),
             ("TS3", "LS is missing"),

@@ -402,6 +402,15 @@ impl Core {
         }
     }
 
+    /// Connections that have left and that their program, which has them alone, has yet to follow.
+    pub fn stubs(&self) -> usize {
+        let keys = self.store.sockets.keys().into_iter();
+        let waits = |key: &Key| {
+            self.store.sockets.get(*key).is_some_and(|one| one.stub.is_some() && !one.shared)
+        };
+        keys.filter(waits).count()
+    }
+
     /// Whether somebody has yet to follow who may never come.
     pub(crate) fn has_strays(&self) -> bool {
         !self.depot.strays.is_empty()

@@ -1,6 +1,7 @@
 //! Changes of the plan while the service runs: the supervisor opens what more servers need (queues,
 //! attach sockets), starts them, and lets programs come to them when all servers know each other.
-//! A part of `Supervisor`; read `servers`, [`crate::roster`] and `docs/decisions/0017`.
+//! A part of `Supervisor`; read `servers`, [`crate::roster`] and `docs/decisions/0017`. How servers leave
+//! is in `shrinking`.
 //!
 //! In this order, so that nobody hears of a server that he does not know: those that run are told who
 //! is to come, and say that they have heard it; each new one is introduced to them when it runs; when
@@ -22,23 +23,25 @@ use crate::plan::{Component, Plan};
 use crate::roster::Roster;
 use crate::start::{attach_path_of, bind_attach};
 
-/// Servers are being added.
+/// Servers are being added, or leave.
 #[derive(Debug)]
 pub(super) struct Growth {
-    phase: Phase,
+    pub(super) phase: Phase,
     /// Servers that are waited for.
-    awaited: Vec<usize>,
+    pub(super) awaited: Vec<usize>,
     /// The first new transport server.
     first: u16,
     /// Buckets that have moved.
-    moved: usize,
-    /// Who has not heard of the new ones by then is stopped or stuck, and keeps nobody from going on: what
+    pub(super) moved: usize,
+    /// Who has not done its part by then is stopped or stuck, and keeps nobody from going on: what
     /// it is told comes in order.
-    until: Instant,
+    pub(super) until: Instant,
+    /// Where servers leave: those that stay.
+    pub(super) stays: Option<Roster>,
 }
 
-/// Time for servers that run to hear of new ones, in microseconds.
-const KNOWING_US: u64 = 5_000_000;
+/// Time for servers that run to hear of others, in microseconds.
+pub(super) const KNOWING_US: u64 = 5_000_000;
 
 /// How far it is.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -49,6 +52,24 @@ pub(super) enum Phase {
     Opening,
     /// Those that ran hand buckets over.
     Sharing,
+    /// Those that leave hand over all that they have.
+    Parting,
+    /// All hear that what is left of theirs is others' now.
+    Folding,
+    /// They end.
+    Leaving,
+}
+
+impl Growth {
+    pub(super) fn new(
+        phase: Phase,
+        awaited: Vec<usize>,
+        first: u16,
+        until: Instant,
+        stays: Option<Roster>,
+    ) -> Growth {
+        Growth { phase, awaited, first, moved: 0, until, stays }
+    }
 }
 
 impl Supervisor {
@@ -71,6 +92,10 @@ impl Supervisor {
         }
         if self.growth.is_some() {
             return Err(busy("it is being changed already"));
+        }
+        if let Some(stays) = self.roster.shrunk(&plan) {
+            self.begin_to_shrink(stays?);
+            return Ok(());
         }
         let roster = self.roster.grown(&plan)?;
         if roster.servers().len() > self.seats.len() {
@@ -106,7 +131,7 @@ impl Supervisor {
     /// Tells those that run, and starts the others.
     fn grow_to(&mut self, roster: Roster) {
         let before = self.seats.len();
-        let order = Order::Grow { roster: Box::new(roster.clone()) };
+        let order = Order::Servers { roster: Box::new(roster.clone()) };
         let listeners = self.open_listeners();
         for spec in &roster.servers()[before..] {
             let mut seat = Seat::new(*spec);
@@ -118,7 +143,7 @@ impl Supervisor {
         let awaited = (0..before).filter(|server| self.seats[*server].has_begun()).collect();
         let first = self.open;
         let until = now().plus_us(KNOWING_US);
-        self.growth = Some(Growth { phase: Phase::Knowing, awaited, first, moved: 0, until });
+        self.growth = Some(Growth::new(Phase::Knowing, awaited, first, until, None));
         for seat in &self.seats[..before] {
             tell(seat, &order, &[]);
         }
@@ -146,9 +171,18 @@ impl Supervisor {
         }
     }
 
-    /// A server is gone: nobody waits for it. Its successor is told everything at its start.
+    /// A server knows who there is.
+    pub(super) fn note_known(&mut self, server: usize) {
+        let phase = self.growth.as_ref().map(|growth| growth.phase);
+        if let Some(phase @ (Phase::Knowing | Phase::Folding)) = phase {
+            self.note_done(server, phase);
+        }
+    }
+
+    /// A server is gone: nobody waits for it, but for the successor of one that has buckets to give away. That is
+    /// told everything at its start.
     pub(super) fn go_on_without(&mut self, server: usize) {
-        if let Some(growth) = &mut self.growth {
+        if let Some(growth) = self.growth.as_mut().filter(|one| one.phase != Phase::Parting) {
             growth.awaited.retain(|other| *other != server);
             self.go_on();
         }
@@ -157,7 +191,8 @@ impl Supervisor {
     /// When to look whether somebody is waited for in vain.
     pub(super) fn growth_due(&self) -> Option<Instant> {
         let growth = self.growth.as_ref().filter(|growth| !growth.awaited.is_empty())?;
-        (growth.phase == Phase::Knowing).then_some(growth.until)
+        let waits = matches!(growth.phase, Phase::Opening | Phase::Sharing);
+        (!waits).then_some(growth.until)
     }
 
     /// Goes on without those that were given time enough.
@@ -165,8 +200,13 @@ impl Supervisor {
         if self.growth_due().is_some_and(|due| due <= now)
             && let Some(growth) = &mut self.growth
         {
-            for server in std::mem::take(&mut growth.awaited) {
+            let (phase, late) = (growth.phase, std::mem::take(&mut growth.awaited));
+            for server in late {
                 complain(&format!("server {server} does not hear; going on without it"));
+                if phase == Phase::Leaving {
+                    self.seats[server].life.iter().for_each(|life| life.kill());
+                    self.leave_to_its_end(server);
+                }
             }
             self.go_on();
         }
@@ -174,6 +214,9 @@ impl Supervisor {
 
     /// A server has begun, for the first time or again.
     pub(super) fn go_on_with(&mut self, server: usize) {
+        if self.growth.as_ref().is_some_and(|growth| growth.stays.is_some()) {
+            return self.part_again(server);
+        }
         let Some(growth) = &mut self.growth else { return };
         let (phase, first) = (growth.phase, growth.first);
         let gives = self.seats[server].spec.transport.is_some_and(|one| one < first);
@@ -186,22 +229,28 @@ impl Supervisor {
     }
 
     /// Begins the next phase if nobody is waited for in this one.
-    fn go_on(&mut self) {
+    pub(super) fn go_on(&mut self) {
         let Some(growth) = self.growth.as_ref().filter(|growth| growth.awaited.is_empty()) else {
             return;
         };
+        let shrinks = growth.stays.is_some();
         match growth.phase {
             Phase::Knowing => {
                 let joins = |seat: &Seat| seat.is_ready() && !seat.has_begun();
                 if let Some(server) = self.seats.iter().position(joins) {
                     // Comes back here.
                     self.join(server);
+                } else if shrinks {
+                    self.begin_to_part();
                 } else if self.seats.iter().all(Seat::has_begun) {
                     self.open_to_programs();
                 }
             }
             Phase::Opening => self.share_buckets(),
             Phase::Sharing => self.growth = None,
+            Phase::Parting => self.fold(),
+            Phase::Folding => self.dismiss(),
+            Phase::Leaving => self.close_up(),
         }
     }
 
@@ -284,9 +333,11 @@ impl Supervisor {
                 Phase::Knowing if growth.awaited.is_empty() => format!("server {server} to run"),
                 Phase::Knowing => format!("server {server} to hear of the new ones"),
                 Phase::Opening => format!("programs to open their listeners at server {server}"),
-                Phase::Sharing => {
+                Phase::Sharing | Phase::Parting => {
                     format!("server {server} to hand over buckets, {} are", growth.moved)
                 }
+                Phase::Folding => format!("server {server} to hear who stays"),
+                Phase::Leaving => format!("server {server} to end"),
             }
         });
         PlanState { plan: self.roster.plan().to_string(), servers: self.seats.len() as u16, awaits }

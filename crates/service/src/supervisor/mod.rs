@@ -6,7 +6,7 @@
 //! Made by `start`, which also says what was taken; [`Supervisor::run`] is its loop. Read `servers`
 //! for how servers are started, introduced to each other and started again, [`orders`] for what is
 //! said to them, [`seat`] for their lives, [`backoff`] for the waits between them, `answers` for the
-//! control socket, `growth` for servers that come later, and `docs/decisions/0008` and `0011`.
+//! control socket, `growth` and `shrinking` for servers that come and leave later, and `docs/decisions/0008` and `0011`.
 
 mod answers;
 pub mod backoff;
@@ -16,6 +16,7 @@ pub mod orders;
 pub mod questions;
 pub mod seat;
 mod servers;
+mod shrinking;
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -304,6 +305,9 @@ impl Supervisor {
             }
             Token::Client(id) => self.serve_client(id),
             Token::Answer(id) => self.pass_answer(id),
+            // What comes of one that has left comes too late.
+            Token::Channel(server) | Token::Exit(server) if server as usize >= self.seats.len() => {
+            }
             Token::Channel(server) => self.read_reports(server as usize),
             Token::Exit(server) => self.server_ended(server as usize),
             Token::Signal => {

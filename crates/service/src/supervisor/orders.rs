@@ -56,8 +56,9 @@ pub enum Order {
         /// Its number.
         server: u16,
     },
-    /// There are more servers from now on, which are introduced when they run. Answered by `Grown`.
-    Grow {
+    /// Who there is from now on: new ones are introduced when they run, those that are missing have left.
+    /// Answered by `Known`.
+    Servers {
         /// All of them.
         roster: Box<Roster>,
     },
@@ -79,6 +80,13 @@ pub enum Order {
         /// The first new one.
         first: u16,
     },
+    /// Give all your buckets to the transport servers that stay. Answered by `Parted`.
+    Part {
+        /// Time for that, and for programs to follow their connections, in microseconds.
+        patience_us: u64,
+    },
+    /// You are needed no more: end. What programs still have here ends for them as by a death.
+    Leave {},
     /// The epoch is yours: take applications in. Said when the servers of the plan are there.
     Begin {},
     /// A connection that asks as on the control socket, with one descriptor.
@@ -178,8 +186,8 @@ pub enum Report {
         /// Its cookie.
         cookie: u64,
     },
-    /// The other servers of the last `Grow` are known.
-    Grown {},
+    /// The servers of the last `Servers` are known.
+    Known {},
     /// Programs have opened their listeners here, or had time to.
     Opened {},
     /// These buckets have moved on order.
@@ -191,6 +199,13 @@ pub enum Report {
     },
     /// All that could be given away is.
     Shared {},
+    /// Everything that could be given away is, and programs have followed it, or had time to.
+    Parted {
+        /// Buckets that could not.
+        buckets: u16,
+        /// Connections that programs have not followed.
+        stubs: u32,
+    },
     /// Asks for the kernel's notices of sockets that end in a process's network namespace.
     WantNotices {
         /// The process.

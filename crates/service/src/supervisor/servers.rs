@@ -107,6 +107,10 @@ impl Supervisor {
         let had_begun = self.seats[server].has_begun();
         let Some(death) = self.seats[server].bury(now()) else { return };
         self.say_gone(server, had_begun);
+        if self.is_dismissed(server) {
+            self.leave_to_its_end(server);
+            return self.go_on_without(server);
+        }
         self.go_on_without(server);
         if self.starting {
             let remedy = "look at what it said above";
@@ -215,9 +219,10 @@ impl Supervisor {
                     self.tell_beside(server, &record, false);
                 }
             }
-            Report::Grown {} => self.note_done(server, Phase::Knowing),
+            Report::Known {} => self.note_known(server),
             Report::Opened {} => self.note_done(server, Phase::Opening),
             Report::Shared {} => self.note_done(server, Phase::Sharing),
+            Report::Parted { buckets, stubs } => self.note_parted(server, buckets, stubs),
             Report::Moved { to, buckets } => self.note_moved(to, &buckets),
             Report::WantNotices { pid, namespace } => give_notices(seat, pid, namespace),
             Report::Attached {} => {

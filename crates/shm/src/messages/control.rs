@@ -13,6 +13,13 @@ pub const PROGRAM_BYTES: usize = 16;
 /// whose connection is there.
 pub const CHOSEN_HOME: u64 = 1;
 
+/// The home of a process with this name while there are `servers` transport servers: the one that has given the name
+/// out, or another where that one has left. Servers say the same (`ProcessName::home_among` in the engine).
+pub const fn home_of_name(name: u64, servers: u16) -> u16 {
+    let first = (name >> 32) as u16;
+    if servers == 0 { first } else { first % servers }
+}
+
 type Token = [u8; DOMAIN_TOKEN_BYTES];
 
 /// Bits of the name of a process: a number of 32 bits, above it its home.

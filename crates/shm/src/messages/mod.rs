@@ -12,7 +12,9 @@ mod server;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-pub use control::{CHOSEN_HOME, ControlReply, ControlRequest, DOMAIN_TOKEN_BYTES, SocketKind};
+pub use control::{
+    CHOSEN_HOME, ControlReply, ControlRequest, DOMAIN_TOKEN_BYTES, SocketKind, home_of_name,
+};
 pub use reply::{
     AddressAnswer, DatagramError, ELSEWHERE, NOT_OURS, OPTION_BYTES, OptionReply, ReplyPayload,
     RouteAnswer, SocketReply,

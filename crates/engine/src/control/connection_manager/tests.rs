@@ -428,3 +428,32 @@ fn finish(manager: &mut ConnectionManager, world: &mut World, mut now: Instant) 
         }
     }
 }
+
+#[test]
+fn who_is_at_home_elsewhere_by_now_registers_there() {
+    let at_home_in_the_last = ProcessName::new(3, 1);
+    let accept = ToManager::Acceptor { listener: LISTENER, process: at_home_in_the_last };
+    let mut manager = manager_of(&[1]);
+    manager.set_homes(4);
+    manager.handle(at(0), accept);
+    manager.arrives(LISTENER, connection(1));
+    manager.arrives(LISTENER, connection(2));
+    let offered: Vec<ToTransport> = actions(&mut manager, at(0));
+    let (listener, second) = (LISTENER, connection(2));
+    let to_it = ToTransport::Offer { listener, connection: second, process: at_home_in_the_last };
+    assert_eq!(offered, [offer(1, 1), to_it]);
+    // Server 3 leaves: its home is server 1 now, and another manager's to speak of.
+    manager.set_homes(2);
+    manager.handle(at(0), ToManager::Claimed { connection: second });
+    manager.is_claimed(connection(1));
+    manager.arrives(LISTENER, connection(3));
+    manager.arrives(LISTENER, connection(4));
+    assert_eq!(actions(&mut manager, at(0)), [offer(3, 1), offer(4, 1)]);
+    // The end of its first home is no end of its own.
+    manager.handle(at(0), accept);
+    manager.handle(at(0), ToManager::ServerGone { server: 3 });
+    manager.arrives(LISTENER, connection(5));
+    let next =
+        ToTransport::Offer { listener, connection: connection(5), process: at_home_in_the_last };
+    assert_eq!(actions(&mut manager, at(0)), [next]);
+}

@@ -58,7 +58,7 @@ fn orders_come_back_as_sent() {
         Order::Run {},
         Order::Peer { server: 63, frames: true },
         Order::PeerGone { server: 1 },
-        Order::Grow { roster: Box::new(Roster::of(&"TS4LS4CM2".parse().unwrap())) },
+        Order::Servers { roster: Box::new(Roster::of(&"TS4LS4CM2".parse().unwrap())) },
         Order::Beside { listener: record(), open: false },
         Order::Open { servers: 4 },
         Order::Share { first: 2 },

@@ -1,0 +1,109 @@
+//! Servers that leave while a process runs: it makes its home elsewhere, takes what those that leave still have for
+//! it, and keeps nothing of them when they are gone.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use haypile_client as client;
+use haypile_shm::messages::RequestBody;
+use haypile_shm::sys::PollFd;
+use libc::{EPOLL_CTL_ADD, EPOLLIN};
+use support::asleep::Sleeper;
+use support::{Fake, PATIENCE, PATIENCE_MS, come_to, control_epoll, epoll, epoll_wait, poll};
+
+const IN: u32 = EPOLLIN as u32;
+
+/// How many descriptors this process has.
+fn descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+fn until(what: &str, done: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !done() {
+        assert!(started.elapsed() < PATIENCE, "{what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn registers(fake: &Fake) -> bool {
+    fake.requests().iter().any(|(_, body)| *body == RequestBody::Acceptor)
+}
+
+/// Takes a connection that comes to one of the servers; which call waits for it goes by `way`.
+fn take_one(listener: (i32, u16), fake: &'static Fake, way: usize) {
+    let waiting = Sleeper::asleep(move || {
+        let fd = listener.0;
+        match way {
+            0 => {
+                let mut fds = [PollFd { fd, events: libc::POLLIN, revents: 0 }];
+                assert_eq!(poll(&mut fds, Some(PATIENCE)), Ok(1));
+            }
+            _ => {
+                let set = epoll();
+                control_epoll(set, EPOLL_CTL_ADD, fd, EPOLLIN, 7).unwrap();
+                assert_eq!(epoll_wait(set, 8, PATIENCE_MS), [(IN, 7)]);
+                client::close(set).unwrap();
+            }
+        }
+        client::accept(fd, 0).unwrap().0
+    });
+    fake.accept_for_home(listener.1);
+    fake.arrive(listener.1, b"");
+    client::close(waiting.join().unwrap()).unwrap();
+}
+
+#[test]
+fn what_a_process_has_at_servers_that_leave_goes_on_at_others() {
+    let (fakes, _turn) = support::start_several(3, 2);
+    come_to(fakes, 3);
+    let listener = support::listener(true);
+    let set = epoll();
+    control_epoll(set, EPOLL_CTL_ADD, listener.0, EPOLLIN, 9).unwrap();
+    assert!(epoll_wait(set, 8, 0).is_empty());
+    until("it registers at home", || registers(fakes[2]));
+    for way in 0..2 {
+        take_one(listener, fakes[1 + way], way);
+    }
+    let before = descriptors();
+    fakes.iter().for_each(|fake| drop(fake.requests()));
+    // They are to leave, and go on until then.
+    come_to(fakes, 1);
+    assert!(epoll_wait(set, 8, 0).is_empty());
+    until("it registers elsewhere", || registers(fakes[0]));
+    for (way, fake) in [fakes[1], fakes[2], fakes[0]].into_iter().enumerate() {
+        take_one(listener, fake, way % 2);
+    }
+    // A new listener is for those that stay, as is whatever the process opens without one.
+    let later = support::listener(true);
+    assert_eq!([0, 1, 2].map(|server| fakes[server].count(later.1)), [1, 0, 0]);
+    let waiting = Sleeper::asleep(move || epoll_wait(set, 8, PATIENCE_MS));
+    fakes[1].die();
+    fakes[2].die();
+    come_to(fakes, 1);
+    fakes[0].accept_for_home(listener.1);
+    fakes[0].arrive(listener.1, b"");
+    assert_eq!(waiting.join().unwrap(), [(IN, 9)]);
+    let (accepted, _) = client::accept(listener.0, 0).unwrap();
+    until("what it had of those that have left is gone", || {
+        epoll_wait(set, 8, 0);
+        descriptors() + 4 < before
+    });
+    let connection = client::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0);
+    let connection = connection.unwrap();
+    let started = client::connect(connection, "198.18.0.1:6000".parse().unwrap());
+    assert_eq!(started, Err(client::Errno::EINPROGRESS));
+    // They come again.
+    fakes[1].rise();
+    fakes[2].rise();
+    come_to(fakes, 3);
+    fakes.iter().for_each(|fake| drop(fake.requests()));
+    assert!(epoll_wait(set, 8, 0).is_empty());
+    until("it registers where its name belongs", || registers(fakes[2]));
+    take_one(listener, fakes[1], 0);
+    for fd in [accepted, connection, later.0, listener.0, set] {
+        client::close(fd).unwrap();
+    }
+    assert!(fakes.iter().all(|fake| fake.count(listener.1) == 0));
+}
