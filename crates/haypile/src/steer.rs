@@ -14,7 +14,7 @@ use crate::{place, table};
 /// Buckets that did not move and are named one by one.
 const NAMED_MAX: usize = 10;
 /// For the answer, when patience is over.
-const ANSWER: Duration = Duration::from_secs(10);
+const ANSWER: Duration = Duration::from_secs(30);
 
 /// Prints how things are, or moves what is asked for.
 ///

@@ -316,7 +316,7 @@ pub fn acceptance(body: impl Serialize) -> Value {
 /// # Errors
 /// When no service answers at that directory, or it refuses.
 pub fn ask(directory: &Path, request: &Request) -> Result<Value, Error> {
-    ask_within(directory, request, Duration::from_secs(10))
+    ask_within(directory, request, Duration::from_secs(30))
 }
 
 /// As [`ask`], of what takes longer.
