@@ -25,6 +25,9 @@ const BOTTOM: f64 = 62.0;
 /// A line of the legend.
 const LEGEND_LINE: f64 = 20.0;
 const LEGEND_COLUMNS: usize = 3;
+/// Before the name in the legend, and about what a letter takes there.
+const LEGEND_MARK: f64 = 42.0;
+const LETTER: f64 = 6.6;
 
 /// How an axis runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,7 +109,7 @@ impl Plot {
 
     /// The picture.
     pub fn svg(&self) -> String {
-        let rows = self.series.len().div_ceil(LEGEND_COLUMNS);
+        let rows = self.series.len().div_ceil(self.legend_columns());
         let height = HEIGHT + LEGEND_LINE * rows as f64;
         let mut out = format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" \
@@ -142,9 +145,9 @@ impl Plot {
             // Half a group beside the first and the last.
             Kind::Bars => {
                 let last = self.groups.len().max(1) as f64 - 0.5;
-                [Axis { scale: Scale::Linear, range: [-0.5, last], pixels: x.pixels }, y]
+                [Axis { scale: Scale::Linear, range: [-0.5, last], ..x }, y]
             }
-            _ => [x, y],
+            _ => [x.at_values(points().map(|point| point.0)), y],
         }
     }
 
@@ -270,11 +273,19 @@ impl Plot {
         *out += &numbers;
     }
 
+    /// As many as the longest name leaves room for.
+    fn legend_columns(&self) -> usize {
+        let longest = self.series.iter().map(|series| series.name.chars().count()).max();
+        let wide = LEGEND_MARK + LETTER * longest.unwrap_or_default() as f64;
+        (((WIDTH - LEFT - RIGHT) / wide) as usize).clamp(1, LEGEND_COLUMNS)
+    }
+
     fn draw_legend(&self, out: &mut String) {
-        let column = (WIDTH - LEFT - RIGHT) / LEGEND_COLUMNS as f64;
+        let columns = self.legend_columns();
+        let column = (WIDTH - LEFT - RIGHT) / columns as f64;
         for (index, series) in self.series.iter().enumerate() {
-            let left = LEFT + column * (index % LEGEND_COLUMNS) as f64;
-            let at = HEIGHT + LEGEND_LINE * (index / LEGEND_COLUMNS) as f64 + 2.0;
+            let left = LEFT + column * (index % columns) as f64;
+            let at = HEIGHT + LEGEND_LINE * (index / columns) as f64 + 2.0;
             if self.kind == Kind::Lines {
                 *out += &format!(
                     "<line x1=\"{left:.1}\" y1=\"{at:.1}\" x2=\"{:.1}\" y2=\"{at:.1}\" \
@@ -294,7 +305,7 @@ impl Plot {
                     text(out, (left + 18.0, at + 4.0), "middle", 11, &index.to_string());
                 }
             }
-            text(out, (left + 42.0, at + 4.0), "start", 12, &series.name);
+            text(out, (left + LEGEND_MARK, at + 4.0), "start", 12, &series.name);
         }
     }
 }

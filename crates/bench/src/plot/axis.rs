@@ -11,7 +11,14 @@ pub(super) struct Axis {
     pub range: [f64; 2],
     /// Pixels at both ends.
     pub pixels: [f64; 2],
+    /// Values that are named instead of round ones.
+    pub named: [Option<f64>; NAMED_MAX],
 }
+
+/// Values of an axis that are few enough to be named each.
+const NAMED_MAX: usize = 12;
+/// Least distance of two of them, pixels.
+const NAMED_APART: f64 = 30.0;
 
 /// Steps between ticks are these times a power of ten.
 const STEPS: [f64; 4] = [1.0, 2.0, 5.0, 10.0];
@@ -43,7 +50,31 @@ impl Axis {
             }
             (Scale::Linear, None) => [0.0, 1.0],
         };
-        Axis { scale, range, pixels }
+        Axis { scale, range, pixels, named: [None; NAMED_MAX] }
+    }
+
+    /// A logarithmic axis of few values, numbers of servers above all, names these and ends with them.
+    pub fn at_values(self, values: impl Iterator<Item = f64>) -> Axis {
+        let mut values: Vec<f64> =
+            values.filter(|value| value.is_finite() && *value > 0.0).collect();
+        values.sort_unstable_by(f64::total_cmp);
+        values.dedup();
+        let [Some(low), Some(high)] = [values.first(), values.last()].map(Option::<&f64>::copied)
+        else {
+            return self;
+        };
+        if self.scale != Scale::Log || values.len() > NAMED_MAX || low >= high {
+            return self;
+        }
+        let mut axis = Axis { range: [low, high], ..self };
+        let places: Vec<f64> = values.iter().filter_map(|value| axis.place(*value)).collect();
+        if places.windows(2).any(|pair| pair[1] - pair[0] < NAMED_APART) {
+            return self;
+        }
+        for (place, value) in axis.named.iter_mut().zip(values) {
+            *place = Some(value);
+        }
+        axis
     }
 
     /// Where a value is; `None` for what the axis does not have.
@@ -81,6 +112,7 @@ fn step(length: f64) -> f64 {
 pub(super) fn ticks(axis: &Axis) -> Vec<(f64, String)> {
     let [low, high] = axis.range;
     let values: Vec<f64> = match axis.scale {
+        _ if axis.named[0].is_some() => axis.named.into_iter().flatten().collect(),
         Scale::Tail => PERCENTILES.into_iter().filter(|value| *value <= high).collect(),
         Scale::Linear => {
             let step = step(high - low);

@@ -30,6 +30,24 @@ fn equal_factors_are_equal_distances_on_a_logarithmic_axis() {
 }
 
 #[test]
+fn few_values_of_a_logarithmic_axis_are_named_themselves() {
+    let servers = [1.0, 2.0, 4.0, 8.0, 16.0];
+    let axis = Axis::over(Scale::Log, servers.to_vec(), [0.0, 600.0]);
+    let names = |axis: &Axis| ticks(axis).into_iter().map(|one| one.1).collect::<Vec<_>>();
+    assert_eq!(names(&axis), ["1", "2", "5", "10", "20"]);
+    assert_eq!(names(&axis.at_values(servers.into_iter())), ["1", "2", "4", "8", "16"]);
+    assert_eq!(axis.at_values([7.0, 7.01, 900.0].into_iter()), axis, "too near to be named");
+}
+
+#[test]
+fn long_names_get_room_in_the_legend() {
+    let mut plot = lines([Scale::Linear; 2], vec![(0.0, 1.0)]);
+    assert_eq!(plot.legend_columns(), 3);
+    plot.add("a balancing scheme with all that was said of it", vec![(0.0, 2.0)]);
+    assert_eq!(plot.legend_columns(), 1);
+}
+
+#[test]
 fn percentiles_spread_towards_the_tail() {
     let points = vec![(0.0, 1.0), (90.0, 1.0), (99.0, 2.0), (99.9, 3.0)];
     let corners = corners(&lines([Scale::Tail, Scale::Linear], points).svg());
