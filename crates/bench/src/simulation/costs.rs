@@ -140,11 +140,9 @@ impl Costs {
     }
 
     /// What a service time holds beside the service, nanoseconds: from the offer at the server until
-    /// the client's last frame is there.
+    /// the worker's close is there.
     pub fn path_ns(&self) -> f64 {
-        let there = self.message_delay_ns + self.wake_ns + self.claim_ns;
-        let back = self.message_delay_ns + self.receive.ns + self.close.ns + self.link.ns * 4.0;
-        there + back + 2.0 * self.wire_ns
+        self.message_delay_ns + self.wake_ns + self.claim_ns + self.message_delay_ns
     }
 
     /// All that one server spends on a connection that it gives to its own program.

@@ -65,7 +65,7 @@ impl World {
                 self.tell_manager(turn, transport, ToManager::Claimed { connection });
             }
             Task::Close(number) => self.close(turn, number),
-            Task::Gone(number) => self.gone(turn, number),
+            Task::Gone(number) => self.free.push(number),
             Task::Accepting(worker) => {
                 let process = self.process(worker);
                 let message = ToManager::Acceptor { listener: LISTENER, process };
@@ -149,6 +149,7 @@ impl World {
     /// The answer and the server's FIN go out.
     fn close(&mut self, turn: &mut Turn, number: u32) {
         turn.pay(self.setup.costs.close);
+        self.tell_served(turn, number);
         let transport = self.connections[number as usize].transport;
         self.pay_frames(turn, transport, FRAMES_CLOSE[0] + FRAMES_CLOSE[1]);
         let shape = &self.setup.shape;
@@ -163,8 +164,8 @@ impl World {
         });
     }
 
-    /// The connection is closed: its service time goes to the manager of the worker's home.
-    fn gone(&mut self, turn: &mut Turn, number: u32) {
+    /// The worker has closed: the service time goes to the manager of its home.
+    fn tell_served(&mut self, turn: &mut Turn, number: u32) {
         let connection = &self.connections[number as usize];
         let Word::Claimed(worker) = connection.word else { return };
         let service_time_us = (self.now_ns - connection.offered_ns) / 1000;
@@ -175,7 +176,6 @@ impl World {
             service_time_us: service_time_us as u32,
         };
         self.tell_manager(turn, self.home(worker), message);
-        self.free.push(number);
     }
 
     /// A manager wants an offer made or taken back.
