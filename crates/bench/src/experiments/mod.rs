@@ -13,6 +13,7 @@ mod schemes;
 mod simulated;
 mod uniform;
 mod update_cost;
+mod updates;
 mod workers;
 
 use std::fs::{File, OpenOptions};

@@ -5,7 +5,7 @@
 use serde_json::json;
 
 use super::simulated::{Contestant, compare, costs, eight, equal, kernels, run as simulate};
-use super::{draw, publish, uniform, update_cost};
+use super::{draw, publish, uniform, update_cost, updates};
 use crate::cores::Core;
 use crate::options::{Only, Options};
 use crate::plot::{Plot, Scale};
@@ -90,8 +90,9 @@ fn scaling(options: &Options, costs: &Costs, report: &mut Report) -> Result<(), 
         );
     }
     draw(options, report, "figure-8-scaling", &plot)?;
-    if let Some((name, outcomes)) = found.first() {
-        publish(report, updates(name, &sizes, outcomes, costs));
+    let first = contestants().into_iter().zip(&found).next();
+    if let Some(((_, parameters), (_, outcomes))) = first {
+        publish(report, updates::table(options, costs, parameters, &sizes, outcomes));
     }
     Ok(())
 }
@@ -121,47 +122,4 @@ fn counted(
     }
     let title = format!("simulated, uniform load (paper: figure 8): {what}");
     publish(report, Table { title, header, rows, figures: json!(figures) });
-}
-
-/// Table 3: offers between managers.
-fn updates(name: &str, sizes: &[usize], outcomes: &[Outcome], costs: &Costs) -> Table {
-    const PAPER: &[(usize, &str)] =
-        &[(2, "21, 0.03 %"), (4, "63, 0.07 %"), (8, "147, 0.13 %"), (16, "315, 0.34 %")];
-    let each_ns = costs.update.ns + costs.receive.ns;
-    let mut rows = Vec::new();
-    let mut figures = Vec::new();
-    for (size, outcome) in sizes.iter().zip(outcomes).filter(|(size, _)| **size > 1) {
-        let each_s = outcome.messages.updates as f64 / *size as f64 / outcome.seconds;
-        let share = each_s * each_ns / 1e9;
-        let paper =
-            PAPER.iter().find(|(managers, _)| managers == size).map_or("", |(_, said)| said);
-        rows.push(vec![
-            size.to_string(),
-            show(each_s),
-            show(each_s * each_ns / 1000.0),
-            format!("{:.4} %", share * 100.0),
-            paper.to_string(),
-        ]);
-        figures.push(json!({
-            "managers": size, "updates_each_s": each_s, "share": share, "update_ns": each_ns,
-        }));
-    }
-    let header = [
-        "managers",
-        "updates/s at each",
-        "time updating, us/s",
-        "share",
-        "paper: updates/s, share",
-    ];
-    Table {
-        title: format!(
-            "simulated: updates of the list of other managers' applications, {name}; an update \
-             measured now: {} ns, its message {} ns (paper: table 3)",
-            show(costs.update.ns),
-            show(costs.receive.ns)
-        ),
-        header: header.map(str::to_string).to_vec(),
-        rows,
-        figures: json!(figures),
-    }
 }

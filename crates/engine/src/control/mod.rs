@@ -16,5 +16,7 @@ pub mod proofs;
 mod queue;
 pub mod summary;
 
+pub use announcing::ANNOUNCE_EACH_US;
+
 /// A map whose keys nobody outside can choose.
 type OwnMap<K, V> = std::collections::HashMap<K, V, foldhash::fast::FixedState>;
