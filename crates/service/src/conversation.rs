@@ -19,8 +19,9 @@ use haypile_engine::Instant;
 use haypile_engine::control::messages::{BetweenManagers, ToManager, ToTransport};
 use haypile_engine::control::names::ServerNumber;
 use haypile_link::port::Port;
+use haypile_shm::Dialogue;
 use haypile_shm::messages::ServerMessageKind;
-use haypile_shm::peer::{self, FrameEnd, MessageEnd, PeerBell, PeerSide};
+use haypile_shm::peer::{self, FrameEnd, PeerBell, PeerSide};
 use haypile_shm::sys::cycle_counter;
 use haypile_shm::{Errno, Fd, Message};
 
@@ -306,7 +307,7 @@ impl<P: Port> Server<P> {
         &mut self,
         now: Instant,
         server: ProcessNumber,
-        (messages, frames): (MessageEnd, Option<FrameEnd>),
+        (messages, frames): (Dialogue, Option<FrameEnd>),
         bell: Rc<PeerBell>,
     ) {
         self.core.rings.join(server, messages, Rc::clone(&bell));

@@ -10,8 +10,8 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use haypile_shm::Message;
-use haypile_shm::peer::{MessageEnd, PeerBell};
+use haypile_shm::peer::PeerBell;
+use haypile_shm::{Dialogue, Message};
 
 use crate::roles::{ProcessNumber, Roles};
 
@@ -33,7 +33,7 @@ pub struct Rings {
 
 #[derive(Debug)]
 struct Peer {
-    end: MessageEnd,
+    end: Dialogue,
     bell: Rc<PeerBell>,
     /// What found no room, in order.
     kept: VecDeque<Message>,
@@ -88,7 +88,7 @@ impl Rings {
     }
 
     /// A peer is there, on fresh rings; what was kept for the one before it is forgotten.
-    pub fn join(&mut self, server: ProcessNumber, end: MessageEnd, bell: Rc<PeerBell>) {
+    pub fn join(&mut self, server: ProcessNumber, end: Dialogue, bell: Rc<PeerBell>) {
         self.leave(server);
         let place = usize::from(server);
         if place >= self.peers.len() {
@@ -115,8 +115,8 @@ impl Rings {
         &self.present
     }
 
-    /// Sends a message; seen after [`Rings::flush`] at the latest. What is said to a server that is
-    /// not there is lost: it hears everything anew when it comes.
+    /// Sends a message, without its last word; seen after [`Rings::flush`] at the latest. What is said
+    /// to a server that is not there is lost: it hears everything anew when it comes.
     pub fn push_message(&mut self, server: ProcessNumber, message: &Message) {
         let Some(Some(peer)) = self.peers.get_mut(usize::from(server)) else {
             self.counters.absent += 1;
@@ -128,7 +128,7 @@ impl Rings {
         }
         self.counters.sent += 1;
         self.said = true;
-        if peer.kept.is_empty() && peer.end.tx.push(message) {
+        if peer.kept.is_empty() && peer.end.push(message) {
             peer.published = true;
         } else if peer.kept.len() < KEPT_MAX {
             peer.kept.push_back(*message);
@@ -142,9 +142,9 @@ impl Rings {
     /// written gives nothing more.
     pub fn pop_messages(&mut self, server: ProcessNumber, out: &mut [Message]) -> usize {
         let Some(Some(peer)) = self.peers.get_mut(usize::from(server)) else { return 0 };
-        let count = peer.end.rx.pop_burst(out);
+        let count = peer.end.pop_burst(out);
         self.counters.received += count as u64;
-        if peer.end.rx.is_corrupt() || peer.end.tx.is_corrupt() {
+        if peer.end.is_corrupt() {
             self.counters.corrupt += 1;
             self.leave(server);
         }
@@ -188,7 +188,7 @@ impl Rings {
     /// Whether a peer has said something: the last look before a sleep.
     pub fn any_messages(&mut self) -> bool {
         self.present.iter().any(|server| {
-            self.peers[usize::from(*server)].as_mut().is_some_and(|peer| !peer.end.rx.is_empty())
+            self.peers[usize::from(*server)].as_mut().is_some_and(|peer| !peer.end.is_empty())
         })
     }
 
@@ -201,7 +201,7 @@ impl Rings {
 impl Peer {
     fn send_kept(&mut self) {
         while let Some(message) = self.kept.front() {
-            if !self.end.tx.push(message) {
+            if !self.end.push(message) {
                 return;
             }
             self.published = true;
@@ -242,7 +242,7 @@ mod tests {
             let count = other.pop_messages(0, &mut room);
             assert!(count > 0, "{expected}");
             for message in &room[..count] {
-                assert_eq!(*message, [expected; 8]);
+                assert_eq!(message[..7], [expected; 7]);
                 expected += 1;
             }
         }
@@ -299,7 +299,7 @@ mod tests {
         assert_eq!(other.pop_messages(0, &mut room), 0);
         one.push_message(1, &[2; 8]);
         one.flush();
-        assert_eq!((other.pop_messages(0, &mut room), room[0]), (1, [2; 8]));
+        assert_eq!((other.pop_messages(0, &mut room), &room[0][..7]), (1, &[2; 7][..]));
         assert!(other.leave(0) && !other.leave(0));
     }
 

@@ -3,11 +3,11 @@
 use std::os::fd::RawFd;
 use std::rc::Rc;
 
-use haypile_shm::peer::{self, FrameEnd, MessageEnd, PeerBell, PeerSegment, PeerSide};
-use haypile_shm::{Doorbell, Fd, ServiceStatus};
+use haypile_shm::peer::{self, FrameEnd, PeerBell, PeerSegment, PeerSide};
+use haypile_shm::{Dialogue, Doorbell, Fd, ServiceStatus};
 
 /// One server's end, with the bell of the other.
-pub(crate) type End = ((MessageEnd, Option<FrameEnd>), Rc<PeerBell>);
+pub(crate) type End = ((Dialogue, Option<FrameEnd>), Rc<PeerBell>);
 
 /// Two ends, and what wakes their servers.
 pub(crate) struct PeerPair {

@@ -17,6 +17,7 @@ pub mod arena;
 pub mod channel;
 pub mod control;
 pub mod datagram;
+pub mod dialogue;
 pub mod doorbell;
 pub mod epoch;
 pub mod handshake;
@@ -38,6 +39,7 @@ pub mod table;
 pub use arena::Arena;
 pub use channel::{AppChannel, ReplyCell, RequestSender, SendError, Sent, ServiceChannel};
 pub use datagram::DatagramHeader;
+pub use dialogue::Dialogue;
 pub use doorbell::Doorbell;
 pub use epoch::{EpochReader, EpochWriter};
 pub use limits::{

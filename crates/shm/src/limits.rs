@@ -2,7 +2,7 @@
 //! time. Changing any of them changes the layout: raise `PROTOCOL_VERSION` with it.
 
 /// Version of all shared layouts and messages; both sides compare it at attach.
-pub const PROTOCOL_VERSION: u32 = 6;
+pub const PROTOCOL_VERSION: u32 = 7;
 
 /// Version of the program that this was built for: 16 bits each of major, minor and patch, from the
 /// highest down. Compared at attach as well.

@@ -1,7 +1,7 @@
 //! What two servers of a service share: a ring of messages and a ring of frames in each direction,
 //! in one segment, and how one wakes the other. Made by the supervisor for each pair of servers that
 //! talk, and made anew when one of the two is started again; opened by `service::peers` (messages)
-//! and `service::frame_peers` (frames). Read `ring` and `record_ring` first.
+//! and `service::frame_peers` (frames). Read `dialogue` and `record_ring` first.
 //!
 //! ```text
 //! ring of messages, first to second    ring of messages, second to first
@@ -20,9 +20,10 @@ use core::sync::atomic::AtomicU32;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
+use crate::dialogue::Dialogue;
 use crate::doorbell::Doorbell;
 use crate::record_ring::{RecordConsumer, RecordProducer, SharedRecords, record_ring_size};
-use crate::ring::{Consumer, Producer, SharedRing, ring_size};
+use crate::ring::{SharedRing, ring_size};
 use crate::segment::Segment;
 use crate::status::AppStatus;
 use crate::sys::{Errno, Fd, Result};
@@ -45,15 +46,6 @@ pub enum PeerSide {
 #[derive(Debug)]
 pub struct PeerSegment {
     segment: Segment,
-}
-
-/// One server's end, for messages.
-#[derive(Debug)]
-pub struct MessageEnd {
-    /// To the other server.
-    pub tx: Producer,
-    /// From the other server.
-    pub rx: Consumer,
 }
 
 /// One server's end, for frames.
@@ -108,7 +100,7 @@ pub fn open(
     fd: impl Into<Fd>,
     side: PeerSide,
     frames: bool,
-) -> Result<(MessageEnd, Option<FrameEnd>)> {
+) -> Result<(Dialogue, Option<FrameEnd>)> {
     let segment = Arc::new(Segment::from_fd(fd, segment_len(frames), false)?);
     let [tx, rx] = match side {
         PeerSide::First => [0, 1],
@@ -118,7 +110,7 @@ pub fn open(
         let at = number * messages_len();
         SharedRing::new(Arc::clone(&segment), at, PEER_MESSAGES).ok_or(Errno::EINVAL)
     };
-    let messages = MessageEnd { tx: Producer::new(ring(tx)?), rx: Consumer::new(ring(rx)?) };
+    let messages = Dialogue::new(ring(tx)?, ring(rx)?);
     if !frames {
         return Ok((messages, None));
     }
@@ -169,13 +161,13 @@ mod tests {
         let (mut frames_a, mut frames_b) = (frames_a.unwrap(), frames_b.unwrap());
         for round in 0..3 * u64::from(PEER_MESSAGES) {
             let other = (1 << 31) - round;
-            assert!(a.tx.push(&[round; 8]) && b.tx.push(&[other; 8]));
+            assert!(a.push(&[round; 8]) && b.push(&[other; 8]));
             let frame = vec![round as u8; 1 + (round as usize * 37) % 3000];
             assert_eq!(frames_a.tx.push(round, &frame), Push::Written);
             assert_eq!(frames_b.tx.push(!round, &frame[..1]), Push::Written);
             let _: [bool; 2] = [frames_a.tx.publish(), frames_b.tx.publish()];
-            assert_eq!(b.rx.pop(), Some([round; 8]));
-            assert_eq!(a.rx.pop(), Some([other; 8]));
+            let got = |number| Some([number, number, number, number, number, number, number, 0]);
+            assert_eq!((b.pop(), a.pop()), (got(round), got(other)));
             let mut room = vec![0; 3000];
             let record = frames_b.rx.front().unwrap();
             assert_eq!((record.tag, record.len as usize), (round, frame.len()));
@@ -186,7 +178,7 @@ mod tests {
             frames_a.rx.take(record, &mut room);
             let _: [bool; 2] = [frames_a.rx.release(), frames_b.rx.release()];
         }
-        assert!(a.rx.is_empty() && b.rx.is_empty());
+        assert!(a.is_empty() && b.is_empty());
     }
 
     #[test]

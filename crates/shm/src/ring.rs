@@ -1,6 +1,7 @@
 //! A ring of 64-byte messages in shared memory: one producer, one consumer, either of which may be
 //! the untrusted side. Used for requests (application to service), offers and watcher events
-//! (service to application), and between servers; `channel` and `peer` say where each lies.
+//! (service to application); `channel` says where each lies. Between servers the same memory is
+//! used in another order: `dialogue`.
 //!
 //! ```text
 //! line 0, written by the producer:  backlog u32
@@ -52,19 +53,20 @@ pub trait RingMemory {
     fn consumer_position(&self) -> &Self::Word;
     /// Whether the producer holds messages that found no room.
     fn backlog(&self) -> &Self::Word;
-    /// Writes the slot of a position: the stamp last, with release.
-    fn write_slot(&self, position: u32, message: &Message);
-    /// The stamp of the slot of a position, with acquire.
-    fn stamp(&self, position: u32) -> u32;
-    /// Copies the slot of a position, without its stamp, if it has the stamp of that position.
-    /// Returns the stamp that it has.
-    fn read_slot(&self, position: u32, message: &mut Message) -> u32;
+    /// Writes a slot (its number modulo the capacity): all words of the message but the last one, then
+    /// the stamp with `below` in its other half, with release.
+    fn write_slot(&self, slot: u32, stamp: u32, message: &Message, below: u32);
+    /// The stamp of a slot, with acquire.
+    fn stamp(&self, slot: u32) -> u32;
+    /// Copies a slot, without its stamp, if it has the stamp that is wanted. Returns the stamp that
+    /// it has.
+    fn read_slot(&self, slot: u32, wanted: u32, message: &mut Message) -> u32;
 }
 
 /// The stamp of the message at a position. 0, which is what a slot reads before its first message, is
 /// the stamp of a position that comes when all slots have been written for long.
 #[inline]
-fn stamp_of(position: u32) -> u32 {
+pub(crate) fn stamp_of(position: u32) -> u32 {
     position.wrapping_add(1)
 }
 
@@ -127,8 +129,8 @@ impl SharedRing {
     }
 
     #[inline]
-    fn slot(&self, position: u32) -> &SlotLayout {
-        let index = (position & (self.capacity - 1)) as usize;
+    fn slot(&self, slot: u32) -> &SlotLayout {
+        let index = (slot & (self.capacity - 1)) as usize;
         let offset = self.offset + RING_HEADER + index * core::mem::size_of::<Message>();
         // SAFETY: as above; the mask keeps the index below the capacity, a power of two.
         unsafe { self.segment.view_unchecked(offset) }
@@ -155,24 +157,23 @@ impl RingMemory for SharedRing {
         &self.header().backlog
     }
     #[inline]
-    fn write_slot(&self, position: u32, message: &Message) {
-        let ([words @ .., last_word], [values @ .., last]) = (&self.slot(position).0, message);
+    fn write_slot(&self, slot: u32, stamp: u32, message: &Message, below: u32) {
+        let ([words @ .., last_word], [values @ .., _]) = (&self.slot(slot).0, message);
         for (word, value) in words.iter().zip(values) {
             word.store(*value, Ordering::Relaxed);
         }
-        let stamp = u64::from(stamp_of(position)) << STAMP_SHIFT;
-        last_word.store(stamp | last & LAST_WORD, Ordering::Release);
+        last_word.store(u64::from(stamp) << STAMP_SHIFT | u64::from(below), Ordering::Release);
     }
     #[inline]
-    fn stamp(&self, position: u32) -> u32 {
-        (self.slot(position).0[7].load(Ordering::Acquire) >> STAMP_SHIFT) as u32
+    fn stamp(&self, slot: u32) -> u32 {
+        (self.slot(slot).0[7].load(Ordering::Acquire) >> STAMP_SHIFT) as u32
     }
     #[inline]
-    fn read_slot(&self, position: u32, message: &mut Message) -> u32 {
-        let [words @ .., last_word] = &self.slot(position).0;
+    fn read_slot(&self, slot: u32, wanted: u32, message: &mut Message) -> u32 {
+        let [words @ .., last_word] = &self.slot(slot).0;
         let last = last_word.load(Ordering::Acquire);
         let stamp = (last >> STAMP_SHIFT) as u32;
-        if stamp == stamp_of(position) {
+        if stamp == wanted {
             let [values @ .., last_value] = message;
             for (value, word) in values.iter_mut().zip(words) {
                 *value = word.load(Ordering::Relaxed);
@@ -225,7 +226,8 @@ impl<M: RingMemory> Producer<M> {
         let room = capacity - self.position.wrapping_sub(self.consumed);
         let count = if self.corrupt { 0 } else { wanted.min(room) };
         for message in messages.iter().take(count as usize) {
-            self.memory.write_slot(self.position, message);
+            let stamp = stamp_of(self.position);
+            self.memory.write_slot(self.position, stamp, message, message[7] as u32);
             self.position = self.position.wrapping_add(1);
         }
         count as usize
@@ -336,7 +338,8 @@ impl<M: RingMemory> Consumer<M> {
     pub fn pop_burst(&mut self, out: &mut [Message]) -> usize {
         let mut count = 0;
         for place in out {
-            let stamp = self.memory.read_slot(self.position, place);
+            let wanted = stamp_of(self.position);
+            let stamp = self.memory.read_slot(self.position, wanted, place);
             if !self.is_next(stamp) {
                 break;
             }
@@ -413,6 +416,6 @@ impl Consumer<SharedRing> {
 }
 
 #[cfg(all(test, loom))]
-mod loom_tests;
+pub(crate) mod loom_tests;
 #[cfg(all(test, not(loom)))]
 mod tests;

@@ -2,7 +2,7 @@
 //! machine. Both ends poll. Called by `run`.
 //!
 //! * bare: one word there, one word back, nothing else: what the machine's cache coherence can do;
-//! * messages: 64 bytes on our rings, one outstanding (synchronous) or several (concurrent, in bursts as servers work);
+//! * messages: lines of 64 bytes on the rings that two servers share, one outstanding (synchronous) or several (concurrent, in bursts as servers work);
 //! * dispatch: every message is also decoded, checked and handled by its kind, on both ends.
 
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use haypile_shm::messages::{Request, RequestBody};
 use haypile_shm::peer::PEER_MESSAGES;
 use haypile_shm::ring::{SharedRing, ring_size};
 use haypile_shm::sys::{self, cycle_counter};
-use haypile_shm::{Consumer, Message, Producer, Segment};
+use haypile_shm::{Dialogue, Message, Segment};
 use serde_json::json;
 
 use super::{draw, publish};
@@ -283,20 +283,19 @@ fn rings(
         |offset| SharedRing::new(Arc::clone(&segment), offset, RING).ok_or("a ring does not fit");
     let (there, back) = (ring(0)?, ring(ring_size(RING))?);
     let mut asker = Asker {
-        requests: Producer::new(there.clone()),
-        replies: Consumer::new(back.clone()),
+        end: Dialogue::new(there.clone(), back.clone()),
         outstanding,
         under_way: 0,
         messages: [Request::about(7, 1, RequestBody::KickTx).encode(); BURST],
         served: dispatch.then(Served::default),
     };
     let answer = move |over: &AtomicBool| {
-        let (mut requests, mut replies) = (Consumer::new(there), Producer::new(back));
+        let mut end = Dialogue::new(back, there);
         let mut served = dispatch.then(Served::default);
         let mut burst = [Message::default(); BURST];
         let mut looks = 0_u32;
         loop {
-            let count = requests.pop_burst(&mut burst);
+            let count = end.pop_burst(&mut burst);
             if count == 0 {
                 std::hint::spin_loop();
                 looks += 1;
@@ -309,7 +308,7 @@ fn rings(
                 burst[..count].iter_mut().for_each(|message| *message = served.dispatch(message));
             }
             // There is always room: the asker never has more than a ring's messages outstanding.
-            replies.push_burst(&burst[..count]);
+            end.push_burst(&burst[..count]);
         }
     };
     together(cores, answer, move || batches(time, || asker.batch()))
@@ -317,8 +316,7 @@ fn rings(
 
 /// The measured end.
 struct Asker {
-    requests: Producer,
-    replies: Consumer,
+    end: Dialogue,
     outstanding: usize,
     under_way: usize,
     /// What it sends next: made before, because making it is not part of what is measured.
@@ -334,9 +332,9 @@ impl Asker {
         while received < BATCH as usize {
             let wanted = (self.outstanding - self.under_way).min(BURST);
             if wanted > 0 {
-                self.under_way += self.requests.push_burst(&self.messages[..wanted]);
+                self.under_way += self.end.push_burst(&self.messages[..wanted]);
             }
-            let count = self.replies.pop_burst(&mut burst);
+            let count = self.end.pop_burst(&mut burst);
             if count == 0 {
                 std::hint::spin_loop();
                 continue;

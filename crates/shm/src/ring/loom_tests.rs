@@ -6,7 +6,7 @@ use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU32, Ordering};
 
-use super::{Consumer, Producer, RingMemory, stamp_of};
+use super::{Consumer, Producer, RingMemory};
 use crate::messages::Message;
 use crate::sleep::SleepFlag;
 
@@ -17,11 +17,12 @@ struct Memory {
     backlog: AtomicU32,
     sleeping: AtomicU32,
     stamps: [AtomicU32; CAPACITY as usize],
-    slots: [UnsafeCell<u64>; CAPACITY as usize],
+    /// The first word of a message and the last one.
+    slots: [UnsafeCell<[u64; 2]>; CAPACITY as usize],
 }
 
 #[derive(Clone)]
-struct ModelRing(Arc<Memory>);
+pub(crate) struct ModelRing(Arc<Memory>);
 
 // SAFETY: loom's cells check every access of the model.
 unsafe impl Send for ModelRing {}
@@ -29,15 +30,24 @@ unsafe impl Send for ModelRing {}
 unsafe impl Sync for ModelRing {}
 
 impl ModelRing {
-    fn ends() -> (Producer<ModelRing>, Consumer<ModelRing>) {
-        let ring = ModelRing(Arc::new(Memory {
+    pub(crate) fn new() -> ModelRing {
+        ModelRing(Arc::new(Memory {
             consumer: AtomicU32::new(0),
             backlog: AtomicU32::new(0),
             sleeping: AtomicU32::new(0),
             stamps: [AtomicU32::new(0), AtomicU32::new(0)],
-            slots: [UnsafeCell::new(0), UnsafeCell::new(0)],
-        }));
+            slots: [UnsafeCell::new([0; 2]), UnsafeCell::new([0; 2])],
+        }))
+    }
+
+    fn ends() -> (Producer<ModelRing>, Consumer<ModelRing>) {
+        let ring = ModelRing::new();
         (Producer::new(ring.clone()), Consumer::new(ring))
+    }
+
+    /// The word of the consumer's sleep flag.
+    pub(crate) fn sleeping(&self) -> &AtomicU32 {
+        &self.0.sleeping
     }
 }
 
@@ -53,26 +63,27 @@ impl RingMemory for ModelRing {
     fn backlog(&self) -> &AtomicU32 {
         &self.0.backlog
     }
-    fn write_slot(&self, position: u32, message: &Message) {
+    fn write_slot(&self, slot: u32, stamp: u32, message: &Message, below: u32) {
         // SAFETY: loom checks that nobody else is in the slot.
-        self.0.slots[(position % CAPACITY) as usize].with_mut(|slot| unsafe { *slot = message[0] });
-        let stamp = &self.0.stamps[(position % CAPACITY) as usize];
-        stamp.store(stamp_of(position), Ordering::Release);
+        self.0.slots[(slot % CAPACITY) as usize]
+            .with_mut(|slot| unsafe { *slot = [message[0], u64::from(below)] });
+        self.0.stamps[(slot % CAPACITY) as usize].store(stamp, Ordering::Release);
     }
-    fn stamp(&self, position: u32) -> u32 {
-        self.0.stamps[(position % CAPACITY) as usize].load(Ordering::Acquire)
+    fn stamp(&self, slot: u32) -> u32 {
+        self.0.stamps[(slot % CAPACITY) as usize].load(Ordering::Acquire)
     }
-    fn read_slot(&self, position: u32, message: &mut Message) -> u32 {
-        let stamp = self.stamp(position);
-        if stamp == stamp_of(position) {
+    fn read_slot(&self, slot: u32, wanted: u32, message: &mut Message) -> u32 {
+        let stamp = self.stamp(slot);
+        if stamp == wanted {
             // SAFETY: loom checks that nobody writes the slot.
-            message[0] = self.0.slots[(position % CAPACITY) as usize].with(|slot| unsafe { *slot });
+            [message[0], message[7]] =
+                self.0.slots[(slot % CAPACITY) as usize].with(|slot| unsafe { *slot });
         }
         stamp
     }
 }
 
-fn message(number: u64) -> Message {
+pub(crate) fn message(number: u64) -> Message {
     [number, 0, 0, 0, 0, 0, 0, 0]
 }
 
@@ -164,9 +175,9 @@ fn loom_sleeping_consumer_is_rung() {
         let (mut producer, mut consumer) = ModelRing::ends();
         let sender = loom::thread::spawn(move || {
             assert!(producer.push(&message(1)));
-            SleepFlag::new(&producer.memory.0.sleeping).must_wake()
+            SleepFlag::new(producer.memory.sleeping()).must_wake()
         });
-        SleepFlag::new(&consumer.memory.0.sleeping).prepare_sleep();
+        SleepFlag::new(consumer.memory.sleeping()).prepare_sleep();
         let sleeps = consumer.is_empty();
         let rung = sender.join().unwrap();
         // The last look found the message, or the producer saw the announcement.

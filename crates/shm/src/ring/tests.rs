@@ -15,7 +15,8 @@ fn shared(capacity: u32) -> SharedRing {
 /// A ring that has been in use up to `position`, and is empty.
 fn ends_at(ring: &SharedRing, position: u32) -> (Producer, Consumer) {
     for back in 1..=ring.capacity() {
-        ring.write_slot(position.wrapping_sub(back), &message(99));
+        let before = position.wrapping_sub(back);
+        ring.write_slot(before, stamp_of(before), &message(99), 7);
     }
     (Producer::restart(ring.clone(), position), Consumer::resume(ring.clone()))
 }
@@ -135,7 +136,7 @@ proptest! {
         prop_assert_eq!(consumer.is_corrupt(), !usual.contains(&stamp));
         if consumer.is_corrupt() {
             // For good, whatever is written then.
-            ring.write_slot(position, &message(1));
+            ring.write_slot(position, stamp_of(position), &message(1), 7);
             prop_assert!(consumer.pop().is_none() && consumer.is_empty());
         }
     }
