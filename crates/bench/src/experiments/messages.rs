@@ -2,7 +2,8 @@
 //! machine. Both ends poll. Called by `run`.
 //!
 //! * bare: one word there, one word back, nothing else: what the machine's cache coherence can do;
-//! * messages: lines of 64 bytes on the rings that two servers share, one outstanding (synchronous) or several (concurrent, in bursts as servers work);
+//! * messages: lines of 64 bytes on the rings that two servers share, one outstanding (synchronous) or
+//!   several (concurrent, in bursts as servers work);
 //! * dispatch: every message is also decoded, checked and handled by its kind, on both ends.
 
 use std::sync::Arc;
