@@ -1,5 +1,6 @@
 //! Replays every input that fuzzing what servers say to each other has found worth keeping
-//! (`corpus/baggage.hex`: sockets that move; `corpus/records.hex`: all else). See fuzz/README.md for how to add to them.
+//! (`corpus/baggage.hex`: sockets that move; `corpus/records.hex`: all else). See fuzz/README.md for how
+//! to add to them.
 
 use haypile_service::aside;
 use haypile_service::freight::baggage::{Baggage, LateNotice, Receipt, fuzz_decode};
