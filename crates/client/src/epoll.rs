@@ -389,7 +389,7 @@ fn look(
 ) -> Result<usize, Errno> {
     let mut interest = held.interest(epoll)?;
     if held.nested.load(Ordering::Acquire) {
-        interest.quiet(epoll);
+        interest.quiet(epoll, false);
     }
     let mut ready = interest.collect(epoll, out);
     held.settle(epoll, &mut interest);
@@ -452,7 +452,7 @@ fn sift(
         }
     }
     if rung {
-        interest.quiet(epoll);
+        interest.quiet(epoll, true);
     }
     held.kernel_lately.store(kept > 0, Ordering::Relaxed);
     if collects {

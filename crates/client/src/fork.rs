@@ -10,7 +10,7 @@
 //! Forks that bypass the hooks are noticed by a word in memory that the kernel wipes in a child.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use haypile_shm::sys;
 
@@ -21,6 +21,14 @@ use crate::{datagram, epoll, following, placeholder, places, poll, watchers};
 
 /// A word that reads 0 in a child that no hook has run for.
 static MARK: OnceLock<&'static AtomicU32> = OnceLock::new();
+
+/// This process has made another while it was attached, or was made so.
+static HAS_FORKED: AtomicBool = AtomicBool::new(false);
+
+/// Whether another process may hold copies of our own descriptors.
+pub(crate) fn has_forked() -> bool {
+    HAS_FORKED.load(Ordering::Relaxed)
+}
 
 /// Gives the word in wiped memory; it is set here.
 pub fn set_wiped_word(word: &'static AtomicU32) {
@@ -49,6 +57,7 @@ pub fn before_fork() {
         return;
     }
     notice_unseen();
+    HAS_FORKED.store(true, Ordering::Relaxed);
     placeholder::begin_spawn(true);
     epoll::hold_for_fork();
     poll::hold_for_fork();
@@ -97,6 +106,7 @@ fn become_child() {
     if let Some(word) = MARK.get() {
         word.store(1, Ordering::Relaxed);
     }
+    HAS_FORKED.store(true, Ordering::Relaxed);
     placeholder::forget_spawns();
     attach::set_forked();
     SOCKETS.for_each(|_, socket| {

@@ -109,6 +109,12 @@ impl Bell {
     pub(crate) fn drain(&self) -> bool {
         self.bell.as_ref().is_some_and(|bell| bell.drain().unwrap_or(false))
     }
+
+    /// As `drain`, right after the kernel has said of this bell that it rings: as long as nobody holds a
+    /// copy, it knows of none whose number was closed.
+    pub(crate) fn drain_rung(&self) -> bool {
+        self.bell.as_ref().is_some_and(|bell| bell.drain_known().unwrap_or(false))
+    }
 }
 
 impl Drop for Bell {

@@ -19,6 +19,9 @@ static TAKEN: [Lock<u128>; SERVERS] = [const { Lock::new(0) }; SERVERS];
 const SERVERS: usize = EPOCH_SERVERS as usize;
 const _: () = assert!(WATCHERS == 128, "one bit each");
 
+/// Messages taken at a time: few, because their room is written first, and cold after a rest.
+const BURST: usize = 8;
+
 /// A watcher of this process.
 #[derive(Debug)]
 pub(crate) struct Watcher {
@@ -91,9 +94,14 @@ impl Watcher {
         self.bell.drain()
     }
 
+    /// As `quiet_bell`, where the kernel has just said that this bell rings and no other process has it.
+    pub(crate) fn quiet_rung_bell(&self) -> bool {
+        self.bell.drain_rung()
+    }
+
     /// Takes all messages. What they are about may be looked at afterwards.
     pub(crate) fn drain(&mut self, attachment: &Attachment, mut visit: impl FnMut(Ready)) {
-        let mut messages = [[0u64; 8]; 32];
+        let mut messages = [[0u64; 8]; BURST];
         loop {
             let count = self.ring.pop_burst_fenced(&mut messages);
             for message in &messages[..count] {

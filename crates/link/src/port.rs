@@ -235,8 +235,9 @@ pub trait Port: Send {
     /// Takes the announcement of [`Port::prepare_sleep`] back.
     fn awake(&mut self) {}
 
-    /// [`Port::wait_fd`] was found readable: takes what made it so, apart from frames. Called now
-    /// and then by a busy caller too.
+    /// [`Port::wait_fd`] was found readable: takes what made it so, apart from frames, now or in the next
+    /// [`Port::prepare_sleep`]; now if it was readable before, and nothing was taken since. Called now and then
+    /// by a busy caller too.
     fn handle_ready(&mut self) {}
 
     /// What was counted so far.

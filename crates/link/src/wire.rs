@@ -59,6 +59,8 @@ pub struct Wire {
     /// Holds the doorbell and the channel.
     epoll: Fd,
     peer: Option<Peer>,
+    /// It was readable since the last sleep, and what made it so is not taken yet.
+    rung: bool,
     /// Length of the frame that found no room.
     blocked_len: Option<usize>,
     counters: PortCounters,
@@ -173,6 +175,7 @@ impl Wire {
             config: config.clone(),
             epoll,
             peer: None,
+            rung: false,
             blocked_len: None,
             counters: PortCounters::default(),
             own: WireCounters::default(),
@@ -254,6 +257,17 @@ impl Wire {
     /// Whether our end has found the rings corrupt.
     fn is_corrupt(&self) -> bool {
         self.peer.as_ref().is_some_and(|peer| peer.tx.is_corrupt() || peer.rx.is_corrupt())
+    }
+
+    /// Takes what made the descriptor readable, apart from frames.
+    fn take_rings(&mut self) {
+        self.rung = false;
+        let heard =
+            self.peer.as_ref().is_none_or(|peer| peer.gone || peer.bell.drain() == Ok(true));
+        if !heard {
+            self.hang_up();
+        }
+        self.meet();
     }
 
     /// Takes new connections that the rendezvous has made.
@@ -461,6 +475,9 @@ impl Port for Wire {
     }
 
     fn prepare_sleep(&mut self) -> bool {
+        if self.rung {
+            self.take_rings();
+        }
         let Some(peer) = &mut self.peer else { return true };
         if peer.gone {
             return false;
@@ -482,12 +499,12 @@ impl Port for Wire {
     }
 
     fn handle_ready(&mut self) {
-        let heard =
-            self.peer.as_ref().is_none_or(|peer| peer.gone || peer.bell.drain() == Ok(true));
-        if !heard {
-            self.hang_up();
+        // After a sleep frames have come, nearly always, and whoever sent them waits: what rang is taken
+        // before the next sleep, or when a busy caller looks again.
+        if self.is_joined() && !std::mem::replace(&mut self.rung, true) {
+            return;
         }
-        self.meet();
+        self.take_rings();
     }
 
     fn counters(&self) -> PortCounters {

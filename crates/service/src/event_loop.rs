@@ -39,6 +39,8 @@ pub struct Service<P: Port> {
     /// The server.
     pub server: Server<Capture<P>>,
     ends: Ends,
+    /// Another server rang since the last sleep, and that is not taken yet.
+    rung: bool,
     control: ControlSocket,
     facts: Facts,
     /// Orders that came while the server waited for another answer.
@@ -105,6 +107,11 @@ const LOOKUPS_MAX: usize = 16;
 /// Turns or time between two looks at the kernel's descriptors while there is work.
 const LOOK_TURNS: u32 = 64;
 const LOOK_US: u64 = 100;
+/// Turns between two such looks at least: the first turns after a sleep have somebody waiting for them.
+const LOOK_TURNS_MIN: u32 = 4;
+/// The first turns after a sleep, in which whoever was woken is given the core at once. Later, under load,
+/// others have it when there is nothing to do.
+const FRESH_TURNS: u32 = 4;
 /// Time for programs to open their listeners at a new server, before it gets buckets: what they have not
 /// opened by then is held there for them.
 const OPENING_US: u64 = 5_000_000;
@@ -136,6 +143,7 @@ impl<P: Port> Service<P> {
         Ok(Service {
             server,
             ends,
+            rung: false,
             control: ControlSocket::default(),
             facts,
             put_off,
@@ -158,6 +166,7 @@ impl<P: Port> Service<P> {
     /// When the link is of no more use.
     pub fn run(&mut self) -> Result<(), Error> {
         let spins = spin::others_run();
+        let mut turns_awake: u32 = 0;
         let gaps = Gaps::new();
         self.server.core.holds_writes = spins;
         let mut idle: Option<Idle> = None;
@@ -180,10 +189,16 @@ impl<P: Port> Service<P> {
             self.report()?;
             self.obey_put_off();
             turns_since_look += 1;
+            turns_awake = turns_awake.saturating_add(1);
+            if spins && busy && turns_awake <= FRESH_TURNS {
+                // Somebody was woken by this turn, and may be waiting for this very core.
+                spin::offer();
+            }
             if busy && let Some(idle) = idle.take() {
                 gaps.note(start.since(idle.since).saturating_mul(1000));
             }
-            if turns_since_look >= LOOK_TURNS || end.since(self.looked) >= LOOK_US {
+            let late = end.since(self.looked) >= LOOK_US && turns_since_look >= LOOK_TURNS_MIN;
+            if late || turns_since_look >= LOOK_TURNS {
                 turns_since_look = 0;
                 self.look(0)?;
             } else if !busy {
@@ -194,6 +209,7 @@ impl<P: Port> Service<P> {
                 if !idle.spinner.rest() {
                     turns_since_look = 0;
                     self.sleep()?;
+                    turns_awake = 0;
                     // Awake without work, for a timer or a command: no reason to spin again.
                     idle.spinner = Spinner::new(0, 0);
                 }
@@ -210,6 +226,9 @@ impl<P: Port> Service<P> {
         if core.release_held(now(), true) > 0 {
             return Ok(());
         }
+        core.quiet_bells(&self.server.poller);
+        self.quiet_bell();
+        let core = &mut self.server.core;
         core.status.prepare_sleep();
         let (port, frames) = self.server.link.parts_mut();
         let mut looked = Ok(());
@@ -269,10 +288,22 @@ impl<P: Port> Service<P> {
             }
             // The ends are never closed from outside: we hold a copy of the other one. Peers have
             // theirs, and nothing worse than a turn for nothing follows from a ring.
-            Token::Peers => drop(self.ends.bell.drain()),
+            Token::Peers => {
+                self.quiet_bell();
+                self.rung = true;
+            }
             other => self.server.handle(other, -1),
         }
         Ok(())
+    }
+
+    /// Takes the rings of other servers, if any were heard: before each sleep, or when they are heard again,
+    /// because whoever rings waits.
+    fn quiet_bell(&mut self) {
+        if std::mem::take(&mut self.rung) {
+            // One that failed could only be closed, and a copy of it is ours.
+            let _: Result<bool, Errno> = self.ends.bell.drain();
+        }
     }
 
     /// Takes what the supervisor has said. Without a supervisor there is no server.

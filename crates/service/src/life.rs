@@ -39,9 +39,23 @@ impl Core {
         }
     }
 
-    /// A process rings because the service slept: its request is found in its ring. A doorbell that
-    /// is closed from the other side is no more listened to.
+    /// A process rings because the service slept: its request is found in its ring. The ring of the bell is
+    /// taken when the answer is gone: before the next sleep, or when the service hears it again.
     pub(crate) fn heard(&mut self, process: ProcessId, poller: &Poller) {
+        if !self.processes.put_off(process) {
+            self.quiet_bell(process, poller);
+        }
+    }
+
+    /// Takes the rings that were put off: before each sleep.
+    pub(crate) fn quiet_bells(&mut self, poller: &Poller) {
+        while let Some(process) = self.processes.next_rung() {
+            self.quiet_bell(process, poller);
+        }
+    }
+
+    /// A doorbell that is closed from the other side is no more listened to.
+    fn quiet_bell(&self, process: ProcessId, poller: &Poller) {
         if let Some(process) = self.processes.get(process)
             && !matches!(process.wake.drain(), Ok(true))
         {

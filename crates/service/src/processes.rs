@@ -5,6 +5,7 @@
 //! is its pidfd. Called by `attach` (control messages), `requests` (rings) and `readiness`.
 
 use std::collections::VecDeque;
+use std::mem;
 use std::os::fd::RawFd;
 
 use haypile_shm::messages::{Offer, Ready, ReplyPayload};
@@ -35,6 +36,8 @@ pub struct Process {
     pub channel: ServiceChannel,
     /// Rung by the process when the service sleeps.
     pub wake: Doorbell,
+    /// It rang since the last sleep of the service, and that is not taken yet.
+    rung: bool,
     /// Sockets that it holds alone.
     pub sockets: OwnSet<Key>,
     /// Listeners that it has said it accepts from.
@@ -71,6 +74,8 @@ pub struct Processes {
     rings: Vec<(ProcessId, u32)>,
     /// Processes whose blocked accepts are to be woken at the end of the turn.
     acceptors: Vec<ProcessId>,
+    /// Processes that rang, which is not taken yet.
+    rung: Vec<ProcessId>,
     /// Processes whose shared memory contradicts itself; to be dropped.
     pub hostile: Vec<ProcessId>,
     /// Watchers opened so far, by all processes.
@@ -156,6 +161,25 @@ impl Processes {
     pub fn any_requests(&mut self) -> bool {
         (1..=self.highest())
             .any(|id| self.get_mut(id).is_some_and(|process| process.channel.has_requests()))
+    }
+
+    /// A process rings. True: that can be taken before the next sleep ([`Processes::next_rung`]); false:
+    /// it was put off already.
+    pub fn put_off(&mut self, id: ProcessId) -> bool {
+        let first = self.get_mut(id).is_some_and(|process| !mem::replace(&mut process.rung, true));
+        if first {
+            self.rung.push(id);
+        }
+        first
+    }
+
+    /// One whose ring was put off.
+    pub fn next_rung(&mut self) -> Option<ProcessId> {
+        let id = self.rung.pop()?;
+        if let Some(process) = self.get_mut(id) {
+            process.rung = false;
+        }
+        Some(id)
     }
 
     /// The process contradicts itself in shared memory; it is dropped at the end of the turn.
@@ -352,6 +376,7 @@ impl Process {
             pidfd,
             channel: ServiceChannel::create()?,
             wake,
+            rung: false,
             sockets: OwnSet::default(),
             accepts: OwnSet::default(),
             offers: OwnMap::default(),

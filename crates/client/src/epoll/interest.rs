@@ -216,10 +216,10 @@ impl Interest {
         self.alarm_is_set = false;
     }
 
-    /// Takes the rings of the doorbells.
-    pub(super) fn quiet(&mut self, epoll: RawFd) {
+    /// Takes the rings of the doorbells. `heard`: the kernel has just said that one of them rings.
+    pub(super) fn quiet(&mut self, epoll: RawFd, heard: bool) {
         // Every socket has something to say about the death of a server.
-        if self.posts.quiet(epoll) {
+        if self.posts.quiet(epoll, heard) {
             self.push_all();
         }
     }

@@ -14,6 +14,7 @@ use super::interest::Map;
 use super::{BELL, mark};
 use crate::attach::{self, Attachment};
 use crate::entry::{FullName, Socket};
+use crate::fork;
 use crate::memory;
 use crate::watchers::Watcher;
 
@@ -229,12 +230,16 @@ impl Posts {
     }
 
     /// Takes the rings of the doorbells. True: a server has died; its bell would ring on and is gone.
-    pub(super) fn quiet(&mut self, epoll: RawFd) -> bool {
+    /// `heard`: the kernel has just said that one of them rings.
+    pub(super) fn quiet(&mut self, epoll: RawFd, heard: bool) -> bool {
+        // Of several it is not known which, and a copy would keep a closed one ringing.
+        let known = heard && self.posts.len() == 1 && !fork::has_forked();
         let mut died = false;
         for at in 0..self.posts.len() {
             let post = &self.posts[at];
             let Some(watcher) = &post.watcher else { continue };
-            if watcher.quiet_bell() {
+            let lives = if known { watcher.quiet_rung_bell() } else { watcher.quiet_bell() };
+            if lives {
                 continue;
             }
             let server = post.server;

@@ -62,9 +62,25 @@ fn frames_cross_in_order_and_only_a_sleeper_is_rung() {
     assert!(readable(&other) && !readable(&one));
     other.awake();
     other.handle_ready();
-    assert!(!readable(&other));
     assert_eq!(receive_all(&mut other, &mut pool), [vec![3; 60]]);
+    assert!(readable(&other), "the ring is taken before the next sleep, frames first");
+    assert!(other.prepare_sleep() && !readable(&other));
+    other.awake();
     assert_eq!((one.counters().tx_frames, other.counters().rx_bytes), (3, 1634));
+}
+
+#[test]
+fn a_busy_end_takes_the_ring_when_it_looks_again() {
+    let (mut one, mut other) = pair(1500, MACS, LINES, false).unwrap();
+    let mut pool = pool(4);
+    assert!(other.prepare_sleep());
+    assert_eq!(send(&mut one, &mut pool, &[1; 60]), 1);
+    other.awake();
+    other.handle_ready();
+    assert!(readable(&other));
+    other.handle_ready();
+    assert!(!readable(&other));
+    assert!(!other.prepare_sleep(), "the frame is there still");
 }
 
 #[test]
@@ -117,7 +133,8 @@ fn misfits_and_a_lost_peer_are_counted() {
     drop(other);
     assert!(readable(&one));
     one.handle_ready();
-    assert!(!readable(&one) && !one.is_joined());
+    assert!(one.is_joined(), "found out when it looks again, or before it sleeps");
+    assert!(!one.prepare_sleep() && !readable(&one) && !one.is_joined());
     assert_eq!(receive_all(&mut one, &mut pool), [vec![7; 60]]);
     assert_eq!(send(&mut one, &mut pool, &[0; 60]), 1);
     assert_eq!((one.counters().tx_refused, pool.available()), (1, 8));

@@ -4,6 +4,7 @@ use haypile_shm::messages::RequestBody;
 use haypile_shm::sys;
 
 use super::harness::{App, Sock, World};
+use crate::poller::Token;
 
 fn placeholder() -> (sys::Fd, u64) {
     let fd = sys::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0).unwrap();
@@ -200,4 +201,34 @@ fn the_end_of_the_service_closes_everything() {
     assert_ne!(socket.stream.status() & CLOSED, 0);
     assert_ne!(listener.stream.status() & CLOSED, 0);
     assert!(world.server.core.shard.is_quiet());
+}
+
+#[test]
+fn a_ring_waits_for_the_next_sleep_or_to_be_heard_again() {
+    let mut world = World::new();
+    let (app, socket, _) = connected(&mut world);
+    let id = app.process_id;
+    let hears = |world: &World| {
+        let mut tokens = Vec::new();
+        world.server.poller.wait(0, &mut tokens);
+        tokens.contains(&Token::Wake(id))
+    };
+    for again in [false, true] {
+        world.server.core.status.prepare_sleep();
+        app.say(&socket, RequestBody::KickRx);
+        world.server.core.status.awake();
+        assert!(hears(&world));
+        let server = &mut world.server;
+        server.core.heard(id, &server.poller);
+        assert!(hears(&world), "its request comes first");
+        let server = &mut world.server;
+        match again {
+            true => server.core.heard(id, &server.poller),
+            false => server.core.quiet_bells(&server.poller),
+        }
+        assert!(!hears(&world));
+        world.turn();
+    }
+    // Once taken there is nothing left to take.
+    world.server.core.quiet_bells(&world.server.poller);
 }
