@@ -339,7 +339,15 @@ impl Core {
     // --- receiving -----------------------------------------------------------------------------
 
     /// Lets applications see what has been stored since the last call. Once a burst.
+    #[inline]
     pub(crate) fn publish_datagrams(&mut self) {
+        if !self.store.fresh.is_empty() || !self.store.hostile.is_empty() {
+            self.publish_all();
+        }
+    }
+
+    #[inline(never)]
+    fn publish_all(&mut self) {
         for key in std::mem::take(&mut self.store.hostile) {
             self.hostile_socket(key);
         }

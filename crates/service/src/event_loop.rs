@@ -190,7 +190,8 @@ impl<P: Port> Service<P> {
             self.obey_put_off();
             turns_since_look += 1;
             turns_awake = turns_awake.saturating_add(1);
-            if spins && busy && turns_awake <= FRESH_TURNS {
+            let fresh = spins && busy && turns_awake <= FRESH_TURNS;
+            if fresh && !self.server.core.processes.any_requests() {
                 // Somebody was woken by this turn, and may be waiting for this very core.
                 spin::offer();
             }
@@ -277,7 +278,20 @@ impl<P: Port> Service<P> {
         outcome
     }
 
+    /// What wakes a server that serves is handled right here: the rest is large, and cold after a rest.
+    #[inline]
     fn handle(&mut self, token: Token) -> Result<(), Error> {
+        let Server { core, link, poller, .. } = &mut self.server;
+        match token {
+            Token::Link => link.port_mut().handle_ready(),
+            Token::Wake(process) => core.heard(process, poller),
+            other => return self.handle_rare(other),
+        }
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn handle_rare(&mut self, token: Token) -> Result<(), Error> {
         match token {
             Token::Channel(_) => return self.read_orders(),
             Token::Client(id) => self.serve_client(id),
@@ -411,11 +425,18 @@ impl<P: Port> Service<P> {
     }
 
     /// Tells the supervisor what it wants to know.
+    #[inline]
     fn report(&mut self) -> Result<(), Error> {
-        let core = &mut self.server.core;
+        let core = &self.server.core;
         if core.notices.is_empty() && self.reports.is_empty() && !core.tells_processes {
             return Ok(());
         }
+        self.report_all()
+    }
+
+    #[inline(never)]
+    fn report_all(&mut self) -> Result<(), Error> {
+        let core = &mut self.server.core;
         for notice in std::mem::take(&mut core.notices) {
             match notice {
                 Notice::Listening(record) => self.reports.push_back(Report::Listening(record)),

@@ -109,7 +109,13 @@ impl Core {
     }
 
     /// Lets go what has waited long enough; with `all`, everything. How many went.
+    #[inline]
     pub(crate) fn release_held(&mut self, now: Instant, all: bool) -> usize {
+        if self.held.0.is_empty() { 0 } else { self.release_all(now, all) }
+    }
+
+    #[inline(never)]
+    fn release_all(&mut self, now: Instant, all: bool) -> usize {
         let mut released = 0;
         while let Some(&(due, key)) = self.held.0.front()
             && (all || due <= now)

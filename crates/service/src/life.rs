@@ -158,7 +158,15 @@ impl Core {
     }
 
     /// Registers descriptors of the kernel's notices that were opened since the last call.
+    #[inline]
     pub(crate) fn watch_new_diag(&mut self, poller: &Poller) {
+        if !self.new_diag.is_empty() {
+            self.watch_all_new_diag(poller);
+        }
+    }
+
+    #[cold]
+    fn watch_all_new_diag(&mut self, poller: &Poller) {
         for fd in std::mem::take(&mut self.new_diag) {
             // Without it the notices are read at the witness's pace.
             let _: Result<(), Errno> = poller.add(fd, Token::Diag);

@@ -469,15 +469,20 @@ impl<P: Port> Server<P> {
 
 impl Core {
     /// Ends and adoptions, once every ring has been drained since they were noted.
+    #[inline]
     fn apply_what_was_noted(&mut self, now: Instant, poller: &Poller) {
         let witness_due = self.diag.is_overrun() || self.is_witness_due(now);
         let nothing = self.deaths.is_empty()
             && self.destroyed.is_empty()
             && self.adoptions.is_empty()
             && !witness_due;
-        if nothing {
-            return;
+        if !nothing {
+            self.apply_all(now, poller);
         }
+    }
+
+    #[inline(never)]
+    fn apply_all(&mut self, now: Instant, poller: &Poller) {
         for _ in 0..DRAIN_ROUNDS {
             if self.handle_requests(now) == 0 {
                 break;
@@ -487,10 +492,15 @@ impl Core {
         self.apply_ends(now);
     }
 
+    #[inline]
     fn housekeeping(&mut self, now: Instant) {
-        if now < self.housekeeping_due {
-            return;
+        if now >= self.housekeeping_due {
+            self.keep_house(now);
         }
+    }
+
+    #[inline(never)]
+    fn keep_house(&mut self, now: Instant) {
         self.housekeeping_due = now.plus_us(HOUSEKEEPING_US);
         self.reclaim(now);
         self.end_orphans(now);

@@ -625,6 +625,7 @@ impl<P: Port> LinkServer<P> {
     }
 
     /// The end of a turn: what the shard has for others goes, and who sleeps is rung.
+    #[inline]
     pub fn finish_turn(&mut self, shard: &mut Shard, outward: &mut Outward) {
         if let Some(switch) = &mut self.switch {
             switch.collect(&mut self.peers, shard);

@@ -281,7 +281,15 @@ impl Core {
     }
 
     /// Resets the connections of hostile applications and drops the processes.
+    #[inline]
     pub(crate) fn expel(&mut self, now: Instant) {
+        if !self.to_abort.is_empty() || !self.processes.hostile.is_empty() {
+            self.expel_all(now);
+        }
+    }
+
+    #[cold]
+    fn expel_all(&mut self, now: Instant) {
         for key in std::mem::take(&mut self.to_abort) {
             self.close_socket(now, key, true);
         }
