@@ -1,8 +1,8 @@
 //! The servers that a service has, with numbers that last. A plan names servers by their place in
 //! it, so that in a larger plan a number may be that of another process than the one that runs; here
 //! those that run keep their numbers, components, managers and link servers; what a larger plan
-//! adds comes behind, and what a smaller one lacks goes from there. Pure. Made from the plan at the start by `supervisor`, which has a seat for
-//! each server in this order.
+//! adds comes behind, and what a smaller one lacks goes from there. Pure. Made from the plan at the
+//! start by `supervisor`, which has a seat for each server in this order.
 
 use haypile_engine::control::names::{ProcessName, ServerNumber};
 use haypile_engine::steering::{Rule, Steering};

@@ -4,8 +4,8 @@
 //! descriptors, mappings, memory, sockets, files. Under plans of one server and of several.
 //!
 //! With `HAYPILE_E2E_RESTLESS=1` connections move from server to server all the while, where there are several, and
-//! now and then a plan of combined servers grows or shrinks by one. That finds faults that are not mended yet: it is not asked
-//! for by default, and `moves.rs` and `growth.rs` have what is held.
+//! now and then a plan of combined servers grows or shrinks by one. That finds faults that are not mended yet: it is
+//! not asked for by default, and `moves.rs` and `growth.rs` have what is held.
 //!
 //! `HAYPILE_E2E_KILLS=100 HAYPILE_E2E_SEED=7` chooses how many and which, `HAYPILE_E2E_MINUTES=60` ends earlier. The
 //! load is in `kills_under_load/load.rs`, the programs are `scripts/under_fire.py`, who dies and what that explains is

@@ -6,7 +6,8 @@
 //! Made by `start`, which also says what was taken; [`Supervisor::run`] is its loop. Read `servers`
 //! for how servers are started, introduced to each other and started again, [`orders`] for what is
 //! said to them, [`seat`] for their lives, [`backoff`] for the waits between them, `answers` for the
-//! control socket, `growth` and `shrinking` for servers that come and leave later, and `docs/decisions/0008` and `0011`.
+//! control socket, `growth` and `shrinking` for servers that come and leave later, and
+//! `docs/decisions/0008` and `0011`.
 
 mod answers;
 pub mod backoff;

@@ -1,0 +1,116 @@
+//! Servers come and go while the process runs, and a word of the supervisor's says that they have. Calls that wait
+//! or accept follow: they make the home where the name belongs now, open listeners at servers that have come, and
+//! drop the ties to servers that have left. Until such a one has ended it is looked at like the others. A part of
+//! `ties.rs`; read `docs/decisions/0017` and `0018`.
+
+use std::sync::atomic::Ordering;
+
+use haypile_shm::epoch::EPOCH_SERVERS;
+use haypile_shm::messages::home_of_name;
+use haypile_shm::{EpochReader, Errno};
+
+use super::{
+    ATTACHING, COUNT, Current, FOLLOWED, FOLLOWING, GROWTH, HOME, NAME, NONE, PRESENT, REACH,
+    existing, home, is_attached, is_forked, of, retire, servers, sleep_ms, tie,
+};
+use crate::errno::TO_KERNEL;
+
+/// Whether servers have come or left, and this process has not followed yet.
+#[inline]
+pub(crate) fn has_changed() -> bool {
+    GROWTH.get().is_some_and(|now| now.changes() != FOLLOWED.load(Ordering::Acquire))
+}
+
+/// Opens the listeners of this process at servers that have come since, and leaves those that have left, if any
+/// have. Not to be called with a lock held.
+#[inline]
+pub(crate) fn follow_changes() {
+    if has_changed() {
+        follow();
+    }
+}
+
+#[cold]
+fn follow() {
+    // Who is at it already comes by here again.
+    let Ok(_one) = FOLLOWING.lock() else { return };
+    if !is_attached() || !has_changed() {
+        return;
+    }
+    let changes = GROWTH.get().map_or(0, EpochReader::changes);
+    hear_of_changes();
+    let at_home = is_forked() || go_home();
+    let open = crate::everywhere::follow();
+    drop_those_that_left();
+    if at_home && open {
+        FOLLOWED.store(changes, Ordering::Release);
+    } else {
+        // The server that is needed is about to be started again, or somebody else looks.
+        sleep_ms(1);
+    }
+}
+
+/// Takes note of how many servers there are now.
+pub(super) fn hear_of_changes() {
+    let servers = GROWTH.get().map_or(0, EpochReader::servers).min(EPOCH_SERVERS);
+    if servers > 0 {
+        COUNT.store(servers.into(), Ordering::Release);
+        REACH.fetch_max(servers.into(), Ordering::AcqRel);
+    }
+}
+
+/// Whether a server is one that has left, or is about to.
+pub(super) fn leaves(server: u16) -> bool {
+    GROWTH.get().is_some_and(|now| (1..=server).contains(&now.servers()))
+}
+
+/// Whether a server has left for good, so that what this process had there is to be made elsewhere.
+pub(crate) fn has_left(server: u16) -> bool {
+    leaves(server) && existing(server).is_none_or(|attachment| attachment.is_gone())
+}
+
+/// Makes the home where the name of this process belongs now. False: that server cannot be reached.
+#[cold]
+fn go_home() -> bool {
+    let wanted = home_of_name(NAME[0].load(Ordering::Relaxed), servers());
+    if wanted == home() {
+        return true;
+    }
+    let Ok(attachment) = of(wanted) else { return false };
+    if attachment.is_gone() {
+        return false;
+    }
+    HOME.store(wanted.into(), Ordering::Relaxed);
+    PRESENT.store(attachment.serial(), Ordering::Release);
+    true
+}
+
+/// Gives up the attachments to servers that have left, but for a home that cannot be changed yet.
+fn drop_those_that_left() {
+    let past = servers()..REACH.load(Ordering::Acquire) as u16;
+    let mut left = past.clone().filter(|server| *server != home() && has_left(*server)).peekable();
+    if left.peek().is_none() {
+        return;
+    }
+    let Ok(_one) = ATTACHING.lock() else { return };
+    for server in left {
+        tie(server).state.store(NONE, Ordering::Release);
+        tie(server).at.store(u32::MAX, Ordering::Release);
+    }
+    if past.clone().all(|server| tie(server).link().is_none()) {
+        REACH.store(servers().into(), Ordering::Release);
+    }
+    retire();
+}
+
+/// The home has left before this process has followed.
+#[cold]
+pub(super) fn move_home(gone: Current) -> Result<Current, Errno> {
+    if ATTACHING.is_held_by_caller() {
+        return Ok(gone);
+    }
+    drop(gone);
+    hear_of_changes();
+    go_home();
+    tie(home()).link().ok_or(TO_KERNEL)
+}
