@@ -223,6 +223,11 @@ impl Attachment {
         due
     }
 
+    /// Whether a call failed because the server has left the service: another is to be asked.
+    pub(crate) fn has_left(&self, errno: Errno) -> bool {
+        errno == SERVICE_GONE && has_left(self.server)
+    }
+
     /// Whether the server is dead and its successor is expected.
     pub(crate) fn is_awaited(&self) -> bool {
         matches!(self.fate(), Fate::Awaited | Fate::Replaced)

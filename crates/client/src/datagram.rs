@@ -183,6 +183,7 @@ pub(crate) fn bind(socket: &Pinned, fd: RawFd, address: SocketAddr) -> Result<()
     if socket.has(flag::KERNEL_PEER) || socket.has(flag::KERNEL_NAMED) {
         return Err(TO_KERNEL);
     }
+    attach::follow_changes();
     bind_to(socket, fd, address, true)?;
     socket.set(flag::EXPLICIT);
     Ok(())
@@ -403,6 +404,7 @@ pub(crate) fn connect(socket: &Pinned, fd: RawFd, remote: SocketAddr) -> Result<
     if remote.is_ipv6() && socket.domain() == libc::AF_INET {
         return Err(Errno::EAFNOSUPPORT);
     }
+    attach::follow_changes();
     match routes::find(remote.ip())? {
         Route::Kernel => connect_by_kernel(socket, fd, remote),
         Route::Haypile(answer) => {

@@ -279,6 +279,7 @@ pub fn connect(fd: RawFd, remote: SocketAddr) -> Result<(), Errno> {
     if remote.is_ipv6() && socket.domain() == libc::AF_INET {
         return Err(Errno::EAFNOSUPPORT);
     }
+    attach::follow_changes();
     start_connecting(&socket, fd, remote)?;
     if socket.has(flag::NONBLOCKING) {
         return Err(Errno::EINPROGRESS);
@@ -296,7 +297,13 @@ fn start_connecting(socket: &Pinned, fd: RawFd, remote: SocketAddr) -> Result<()
         let early = !bound && socket.stored.any_early();
         if early {
             let v6 = to_service(remote).is_ipv6();
-            let reply = attachment.ask_socket(NO_SLOT, 0, RequestBody::Open { v6 })?;
+            let reply = match attachment.ask_socket(NO_SLOT, 0, RequestBody::Open { v6 }) {
+                Err(errno) if attachment.has_left(errno) => {
+                    attachment = attach::present()?;
+                    continue;
+                }
+                reply => reply?,
+            };
             if reply.errno != 0 {
                 return Err(Errno(reply.errno));
             }
@@ -305,7 +312,14 @@ fn start_connecting(socket: &Pinned, fd: RawFd, remote: SocketAddr) -> Result<()
         }
         let (slot, generation) = socket.name_in(&attachment).unwrap_or((NO_SLOT, 0));
         let body = RequestBody::Connect { remote: to_service(remote) };
-        let reply = attachment.ask_socket(slot, generation, body)?;
+        let reply = match attachment.ask_socket(slot, generation, body) {
+            Err(errno) if !bound && attachment.has_left(errno) => {
+                socket.forget_record();
+                attachment = attach::present()?;
+                continue;
+            }
+            reply => reply?,
+        };
         match reply.errno {
             0 if slot == NO_SLOT => {
                 socket.open_record(&attachment, reply.slot, reply.generation)?;

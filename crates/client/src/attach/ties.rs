@@ -260,7 +260,14 @@ pub(crate) fn present_of(server: u16) -> Result<Current, Errno> {
 /// What the call said, unless that is the reason and another server has come.
 #[cold]
 pub(crate) fn successor(dead: &Attachment, errno: Errno) -> Result<Current, Errno> {
-    if errno != SERVICE_GONE || !dead.is_awaited() {
+    if errno != SERVICE_GONE {
+        return Err(errno);
+    }
+    if has_left(dead.server()) {
+        // What was asked of it is asked of another.
+        return present();
+    }
+    if !dead.is_awaited() {
         return Err(errno);
     }
     let next = present_of(dead.server())?;

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use haypile_shm::Errno;
 use haypile_shm::limits::NO_SLOT;
-use haypile_shm::messages::{AddressAnswer, NOT_OURS, RequestBody, RouteAnswer};
+use haypile_shm::messages::{AddressAnswer, NOT_OURS, OptionReply, RequestBody, RouteAnswer};
 use haypile_shm::sys;
 
 use crate::attach;
@@ -97,15 +97,24 @@ pub(super) fn interface() -> u32 {
 /// The addresses of the service, for programs that look for those of their host. None without a service.
 pub fn own_addresses() -> Vec<AddressAnswer> {
     let ask = |index| {
-        let reply = attach::present()?.ask_option(NO_SLOT, 0, RequestBody::Address { index })?;
+        let reply = ask_home(RequestBody::Address { index })?;
         AddressAnswer::decode(reply.bytes()).map_err(|_| Errno::EPROTO)
     };
     (0..ADDRESSES_MAX).map_while(|index| ask(index).ok()).collect()
 }
 
+/// Asks the home; another one where that has left meanwhile.
+fn ask_home(body: RequestBody) -> Result<OptionReply, Errno> {
+    let home = attach::present()?;
+    match home.ask_option(NO_SLOT, 0, body) {
+        Err(errno) if home.has_left(errno) => attach::present()?.ask_option(NO_SLOT, 0, body),
+        other => other,
+    }
+}
+
 fn ask(destination: IpAddr) -> Result<Route, Errno> {
     let body = RequestBody::Route { remote: destination };
-    match attach::present()?.ask_option(NO_SLOT, 0, body) {
+    match ask_home(body) {
         Ok(reply) => match RouteAnswer::decode(reply.bytes()) {
             Ok(answer) => Ok(Route::Haypile(answer)),
             Err(_) => Err(Errno::EPROTO),
