@@ -425,7 +425,8 @@ fn find_home_patiently(domain: DomainToken) -> Result<Found, AttachError> {
             Ok(found) => return Ok(found),
             Err(error) => error,
         };
-        let awaited = tie(home()).link().is_some_and(|ancestors| ancestors.is_awaited());
+        let awaited = tie(home()).link().is_some_and(|ancestors| ancestors.is_awaited())
+            || changes::is_awaited();
         if !awaited || sys::clock_monotonic_us() >= until_us {
             return Err(error);
         }

@@ -5,13 +5,13 @@
 
 use std::sync::atomic::Ordering;
 
-use haypile_shm::epoch::EPOCH_SERVERS;
+use haypile_shm::epoch::{self, EPOCH_SERVERS};
 use haypile_shm::messages::home_of_name;
-use haypile_shm::{EpochReader, Errno};
+use haypile_shm::{EpochReader, Errno, sys};
 
 use super::{
-    ATTACHING, COUNT, Current, FOLLOWED, FOLLOWING, GROWTH, HOME, NAME, NONE, PRESENT, REACH,
-    existing, home, is_attached, is_forked, of, retire, servers, sleep_ms, tie,
+    ATTACHING, COUNT, Current, FOLLOWED, FOLLOWING, GROWTH, HOME, NAME, NONE, PATIENCE_US, PRESENT,
+    REACH, existing, home, is_attached, is_forked, of, retire, servers, sleep_ms, tie,
 };
 use crate::errno::TO_KERNEL;
 
@@ -64,6 +64,13 @@ pub(super) fn leaves(server: u16) -> bool {
     GROWTH.get().is_some_and(|now| (1..=server).contains(&now.servers()))
 }
 
+/// Whether the home has left, or its ancestor's, and the service goes on without it: another home is to be had, if not
+/// at this moment.
+pub(super) fn is_awaited() -> bool {
+    let first = GROWTH.get().and_then(|now| now.of(0));
+    leaves(home()) && first.is_some_and(|first| first.get() != epoch::ENDED)
+}
+
 /// Whether a server has left for good, so that what this process had there is to be made elsewhere.
 pub(crate) fn has_left(server: u16) -> bool {
     leaves(server) && existing(server).is_none_or(|attachment| attachment.is_gone())
@@ -77,7 +84,8 @@ fn go_home() -> bool {
         return true;
     }
     let Ok(attachment) = of(wanted) else { return false };
-    if attachment.is_gone() {
+    // One that is dead comes back; a home that has left does not.
+    if attachment.is_gone() && !has_left(home()) {
         return false;
     }
     HOME.store(wanted.into(), Ordering::Relaxed);
@@ -111,6 +119,10 @@ pub(super) fn move_home(gone: Current) -> Result<Current, Errno> {
     }
     drop(gone);
     hear_of_changes();
-    go_home();
+    let until_us = sys::clock_monotonic_us() + PATIENCE_US;
+    // The server where it would be may be about to be started again.
+    while !go_home() && is_awaited() && sys::clock_monotonic_us() < until_us {
+        sleep_ms(2);
+    }
     tie(home()).link().ok_or(TO_KERNEL)
 }
