@@ -98,6 +98,7 @@ counters! {
     TcpAttemptFails => "connections that failed before they were established",
     TcpResets => "established connections that ended by a reset of either side",
     TcpResetsSent => "RST segments sent",
+    TcpKnocks => "peers asked about connections whose server has died",
     TcpListenOverflows => "final ACKs or SYNs refused because an accept queue was full",
     TcpCookiesSent => "SYNs answered with a cookie, for too many half-open connections",
     TcpCookiesValid => "connections made by a cookie that came back",

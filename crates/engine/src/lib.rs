@@ -60,6 +60,7 @@ pub use limits::Limits;
 pub use migration::{Exported, Freight, Imported, NotExported, Positions};
 pub use network::{AddressState, AddressSummary, NetworkUpdate, Origin};
 pub use options::{Close, ListenOptions, SocketOption, SocketOptions};
+pub use shard::knock::Knocked;
 pub use shard::{Forward, ForwardKind, Shard, SocketState, SocketSummary, Steered};
 pub use socket_id::SocketId;
 pub use streams::{PartialChecksum, RxMeta, Streams, TxMeta};

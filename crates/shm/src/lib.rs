@@ -21,6 +21,7 @@ pub mod dialogue;
 pub mod doorbell;
 pub mod epoch;
 pub mod handshake;
+pub mod ledger;
 pub mod limits;
 pub mod messages;
 pub mod peer;
@@ -42,6 +43,7 @@ pub use datagram::DatagramHeader;
 pub use dialogue::Dialogue;
 pub use doorbell::Doorbell;
 pub use epoch::{EpochReader, EpochWriter};
+pub use ledger::{Ledger, LedgerFlow, LedgerSegment};
 pub use limits::{
     ARENA_SIZE, BLOCK_SIZE, BUILD_VERSION, CHUNK_SIZE, FIFO_SLOTS, NO_CHUNK, NO_REPLY, NO_SLOT,
     PROTOCOL_VERSION, TABLE_SIZE, WATCHERS,

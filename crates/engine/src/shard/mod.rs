@@ -18,6 +18,7 @@ mod icmp;
 mod icmp_errors;
 mod ipv4;
 mod ipv6;
+pub mod knock;
 mod lifecycle;
 mod migration;
 mod ndp;

@@ -170,6 +170,67 @@ fn an_abort_resets_the_peer() {
     assert_eq!(pair.hosts[0].shard.sockets().count(), 0);
 }
 
+/// A server died, and another at its place knocks: whoever waits there hears that the connection is gone.
+#[test]
+fn a_knock_ends_a_connection_whose_server_has_died() {
+    for to in [V4, V6] {
+        let mut pair = Pair::new();
+        let (client, server, _) = pair.connect(to);
+        transfer(&mut pair, 0, (client, server), &pattern(10_000));
+        let local = pair.hosts[0].shard.local_address(client).expect("an address");
+        let now = pair.now;
+        // While it lives it is asked nothing.
+        assert_eq!(pair.hosts[1].shard.knock(now, at(to), local), Knocked::Needless);
+        pair.hosts[1] = Host::new(config(2));
+        pair.run(120 * SECOND_US);
+        assert_eq!(pair.hosts[0].progress(client).error, None, "nobody has told it");
+        let now = pair.now;
+        assert_eq!(pair.hosts[1].shard.knock(now, at(to), local), Knocked::Sent);
+        pair.run(100_000);
+        assert_eq!(pair.hosts[0].progress(client).error, Some(SocketError::ConnectionReset));
+        // And a peer that is gone as well says no more than that.
+        let now = pair.now;
+        pair.hosts[0].shard.close(now, client, Close::Graceful);
+        assert_eq!(pair.hosts[1].shard.knock(now, at(to), local), Knocked::Sent);
+        pair.run(100_000);
+        assert_eq!(pair.hosts[1].dropped(DropReason::TcpNoFlowReset), 1);
+        assert_eq!(pair.hosts[1].count(Counter::TcpKnocks), 2);
+    }
+}
+
+#[test]
+fn a_knock_does_a_living_connection_no_harm() {
+    let mut pair = Pair::new();
+    let (client, server, _) = pair.connect(V4);
+    let local = pair.hosts[0].shard.local_address(client).expect("an address");
+    // Another server of ours, which does not have the flow; the answers come to the one that has.
+    let mut other = Host::new(config(2));
+    for round in 0..20 {
+        transfer(&mut pair, 0, (client, server), &pattern(20_000));
+        let now = pair.now;
+        assert_eq!(other.shard.knock(now, at(V4), local), Knocked::Sent);
+        for question in other.drain(now) {
+            let mac = pair.hosts[0].shard.mac;
+            let question = [&mac[..], &question[6..]].concat();
+            for answer in pair.hosts[0].exchange(now, &question) {
+                assert_eq!(pair.hosts[1].exchange(now, &answer), [[0; 0]; 0], "{round}");
+            }
+        }
+        transfer(&mut pair, 1, (server, client), &pattern(20_000));
+    }
+    assert!(pair.hosts.iter().all(|host| host.count(Counter::TcpResets) == 0));
+}
+
+#[test]
+fn nobody_is_asked_for_an_address_that_is_not_ours() {
+    let mut host = Host::new(config(1));
+    let (now, peer) = (Instant::default(), at("198.18.0.9:80"));
+    assert_eq!(host.shard.knock(now, at("198.18.0.7:80"), peer), Knocked::Needless);
+    let ours = at("198.18.0.1:80");
+    while host.shard.knock(now, ours, peer) == Knocked::Sent {}
+    assert_eq!(host.shard.knock(now, ours, peer), Knocked::NoRoom);
+}
+
 #[test]
 fn a_full_backlog_holds_new_connections_off_until_one_is_claimed() {
     let mut pair = Pair::new();
