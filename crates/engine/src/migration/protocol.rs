@@ -184,6 +184,9 @@ pub enum Outcome {
     Lost(Refusal),
     /// The move is over.
     Settled,
+    /// The server that it came from died before it said to anybody, as far as we know, that we have it: those whose
+    /// connections these are may have been told that they are lost.
+    Unheard,
 }
 
 /// A bucket that we give away.
@@ -208,6 +211,16 @@ struct Coming {
     newcomers: BTreeSet<Steerer>,
 }
 
+/// A bucket that has come.
+#[derive(Copy, Clone, Debug)]
+struct Unsettled {
+    version: u32,
+    /// Who will say that it is settled.
+    from: ServerNumber,
+    /// They have said that we have it.
+    heard: bool,
+}
+
 /// What has left with a bucket.
 #[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
 pub struct Given {
@@ -225,8 +238,8 @@ pub struct Mover {
     steerers: BTreeSet<Steerer>,
     leaving: BTreeMap<u16, Leaving>,
     coming: BTreeMap<u16, Coming>,
-    /// Taken over, and not settled: by which move, and who will say that it is.
-    unsettled: BTreeMap<u16, (u32, ServerNumber)>,
+    /// Taken over, and not settled.
+    unsettled: BTreeMap<u16, Unsettled>,
     announcements: VecDeque<Announcement>,
 }
 
@@ -339,11 +352,18 @@ impl Mover {
                 Ok(self.take_back(now, bucket, shard, freight))
             }
             MoveMessage::Settled { bucket, version } => {
-                let right = self.unsettled.get(&bucket) == Some(&(version, from));
-                demand(right, "a move that is not ours is settled")?;
+                let known = self.unsettled.get(&bucket).map(|one| (one.version, one.from));
+                demand(known == Some((version, from)), "a move that is not ours is settled")?;
                 self.unsettled.remove(&bucket);
                 Ok(Some(Outcome::Settled))
             }
+        }
+    }
+
+    /// A server announces a move: if it is one to us, it has heard that we have the bucket.
+    pub fn handle_announced(&mut self, from: ServerNumber, bucket: u16, version: u32) {
+        if let Some(one) = self.unsettled.get_mut(&bucket) {
+            one.heard |= (one.version, one.from) == (version, from);
         }
     }
 
@@ -436,9 +456,11 @@ impl Mover {
             self.coming.remove(bucket);
             shard.stop_expecting(now, *bucket, freight);
         }
-        let orphaned = self.unsettled.iter().filter(|(_, (_, from))| *from == server);
-        ours.extend(orphaned.map(|(bucket, (version, _))| (*bucket, *version)));
-        self.unsettled.retain(|_, (_, from)| *from != server);
+        for (bucket, one) in self.unsettled.iter().filter(|(_, one)| one.from == server) {
+            ours.push((*bucket, one.version));
+            outcomes.extend((!one.heard).then_some((*bucket, Outcome::Unheard)));
+        }
+        self.unsettled.retain(|_, one| one.from != server);
         let own = shard.steered().map(|steered| steered.server);
         for (bucket, version) in ours {
             if let Some(own) = own {
@@ -525,7 +547,7 @@ impl Mover {
         let imported = fits.and_then(|()| shard.import_bucket(now, bucket, &state, freight));
         Ok(Some(match imported {
             Ok(imported) => {
-                self.unsettled.insert(bucket, (version, from));
+                self.unsettled.insert(bucket, Unsettled { version, from, heard: false });
                 let own = shard.steered().map(|steered| steered.server);
                 for (to, server) in newcomers.into_iter().zip(std::iter::repeat(own)) {
                     let news = server.map(|server| Announcement { to, bucket, version, server });
@@ -556,6 +578,10 @@ impl Mover {
         let Leaving { version, state, .. } = self.leaving.remove(&bucket)?;
         let state = state?;
         shard.expect_bucket(bucket, version + 1);
+        // Nobody has heard that it was to leave, but who came meanwhile was told nothing of it at all.
+        if let Some(own) = shard.steered().map(|steered| steered.server) {
+            self.announce(bucket, version + 1, own);
+        }
         Some(match shard.import_bucket(now, bucket, &state, freight) {
             Ok(imported) => Outcome::TakenBack(imported),
             Err(refusal) => {

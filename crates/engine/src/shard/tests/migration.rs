@@ -352,12 +352,18 @@ fn what_is_not_taken_comes_back() {
         if dies {
             let now = stage.now();
             let Host { shard, memory, .. } = &mut stage.pair.hosts[1];
+            // Who comes while it is on its way is told when it is clear where it is.
+            movers[0].add_steerer(7, shard);
+            assert_eq!(movers[0].poll_announcement(), None);
             movers[0].remove_steerer(1, shard);
             let mut hands = Hands(memory, &mut stage.depot);
             let outcomes = movers[0].remove_server(now, 1, shard, &mut hands);
             let back =
                 matches!(outcomes[..], [(bucket, Outcome::TakenBack(_))] if bucket == stage.bucket);
             assert!(back, "{outcomes:?}");
+            let told: Vec<_> = std::iter::from_fn(|| movers[0].poll_announcement()).collect();
+            let told = told.iter().map(|one| (one.to, one.version, one.server));
+            assert_eq!(told.collect::<Vec<_>>(), [(0, 2, 0), (7, 2, 0)]);
         } else {
             let (outcomes, _) = carry(&mut movers, &mut stage, 0);
             assert_eq!(outcomes, [Outcome::Refused(Refusal::NoRoom)]);
