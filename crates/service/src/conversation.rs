@@ -182,7 +182,7 @@ impl Core {
                 self.times.offers += times::since(began);
             }
             Incoming::FlowsMoved(moved) => self.hear_of_move(peer, moved),
-            Incoming::MovesTold => self.moving.hear_all_of(peer),
+            Incoming::MovesTold => self.hear_all_of(peer),
         }
     }
 
@@ -317,13 +317,13 @@ impl<P: Port> Server<P> {
         self.core.say_everything_to(now, server);
     }
 
-    /// Another server is gone, with everything that it said and was not heard. What it said before
-    /// is heard first.
+    /// Another server is gone, with everything that it said and was not heard, but for what it said of moves.
     pub fn leave_peer(&mut self, now: Instant, server: ProcessNumber) {
         // Whether it had taken a bucket that we gave is in the last that it said.
         let (shard, mut inward) = self.core.inward();
         self.link.hear_out(server, now, shard, &mut inward);
         self.link.leave_peer(server);
+        self.core.hear_last_words(server);
         if !self.core.rings.leave(server) {
             return;
         }

@@ -171,6 +171,8 @@ impl<P: Port> Service<P> {
         self.server.core.holds_writes = spins;
         let mut idle: Option<Idle> = None;
         let mut turns_since_look = 0;
+        // Who is there already is known before the first frame is taken.
+        self.obey_put_off();
         loop {
             let start = now();
             let work = self.server.step(start)?;

@@ -45,6 +45,8 @@ pub struct Depot {
     memory_per_domain: u64,
     /// Stubs of connections on their way.
     packed: Vec<Key>,
+    /// Places in the ledger of those that leave no stub.
+    pub(crate) places: Vec<u32>,
     /// Connections that have come, of which the old server has not heard.
     arrivals: Vec<Arrival>,
     /// Stubs that say where their connections are since the last turn.
@@ -200,12 +202,12 @@ impl Hands<'_> {
                 self.processes.offer_settled(process, by);
             }
             let bytes = self.store.unclaimed_of(key)?.to_vec();
-            self.store.remove(key);
+            self.remove_packed(key);
             return Some(Baggage::Unclaimed { server: self.depot.server, bytes });
         }
         let held = self.describe(key)?;
         if held.closed {
-            self.store.remove(key);
+            self.remove_packed(key);
         } else {
             self.store.clear_id(key);
             let socket = self.store.sockets.get_mut(key)?;
@@ -214,6 +216,14 @@ impl Hands<'_> {
             self.depot.packed.push(key);
         }
         Some(Baggage::Held(Box::new(held)))
+    }
+
+    /// Nothing of it stays here but its flow, which is ours until another server has it.
+    fn remove_packed(&mut self, key: Key) {
+        if let Some(socket) = self.store.sockets.get_mut(key) {
+            self.depot.places.extend(socket.place.take());
+        }
+        self.store.remove(key);
     }
 
     /// Everything of a socket that is, or was, an application's.
@@ -246,6 +256,7 @@ impl Hands<'_> {
             token: domain.token,
             closed: socket.closed,
             orphan_until: socket.orphan_until,
+            found: socket.came.as_ref().is_none_or(|came| came.arrived),
             owner: owner.filter(|_| !socket.shared && !socket.closed),
             shared: socket.shared,
             cookie: socket.cookie.unwrap_or_default(),
@@ -326,6 +337,7 @@ impl Hands<'_> {
             socket.stream = Some(stream);
         }
         self.store.set_id(key, id);
+        self.store.note_flow(key);
         if held.cookie != 0 && !held.closed {
             self.store.set_cookie(key, held.cookie);
         }
@@ -372,8 +384,12 @@ impl Held {
             ..Progress::default()
         };
         if !self.closed {
-            let came = Came { from: Some(self.server), awaits: self.owner, arrived: false };
-            socket.came = Some(Box::new(came));
+            socket.came = Some(Box::new(Came {
+                from: Some(self.server),
+                awaits: self.owner,
+                found: self.found,
+                arrived: false,
+            }));
         }
     }
 }

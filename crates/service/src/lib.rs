@@ -30,6 +30,7 @@ pub mod link_server;
 pub mod links;
 pub mod managers;
 pub mod moving;
+pub mod obituary;
 pub mod options;
 pub mod plan;
 pub mod poller;

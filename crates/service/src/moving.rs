@@ -7,6 +7,8 @@
 //! `haypile steer`. Read first: `haypile_engine::migration::protocol`, then `freight` for what belongs to connections
 //! beside the engine's state.
 
+mod peers;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 
@@ -15,7 +17,7 @@ use haypile_engine::migration::protocol::{
     Announcement, Given, MoveMessage, Mover, NotGiven, Outcome,
 };
 use haypile_engine::migration::{Imported, NotExported};
-use haypile_engine::steering::{BUCKETS, Steering};
+use haypile_engine::steering::BUCKETS;
 use haypile_engine::{Datagram, Instant, Shard, SocketId, Streams};
 use serde::{Deserialize, Serialize};
 
@@ -62,6 +64,8 @@ pub struct Moving {
     told: BTreeSet<ProcessNumber>,
     /// Peers that are told so behind the news.
     to_assure: Vec<ProcessNumber>,
+    /// Whether frames are taken yet.
+    entry: peers::Entry,
     counters: MoveCounters,
 }
 
@@ -178,6 +182,8 @@ pub struct MoveCounters {
     pub packets_held: u64,
     /// Connections in them whose listener is gone here.
     pub without_listener: u64,
+    /// Buckets that have come from a server that died before it heard so.
+    pub unheard: u64,
     /// Buckets that were refused.
     pub refused: u64,
     /// Trials in which a program was in the middle of a copy.
@@ -249,7 +255,8 @@ impl Moving {
 
     /// No bucket waits to leave, none is on its way, and all know of all moves from and to here.
     pub fn is_idle(&self) -> bool {
-        self.mover.is_idle() && self.wishes.is_empty() && self.outward.is_empty()
+        let has_begun = self.entry.due().is_none();
+        has_begun && self.mover.is_idle() && self.wishes.is_empty() && self.outward.is_empty()
     }
 
     /// A connection that has moved to `server` was asked something here: `notice` goes behind everything that
@@ -306,12 +313,7 @@ impl Moving {
         };
         let patience = self.jobs.values().map(|job| job.until).min();
         let stirred = self.stirred.then_some(Instant::default());
-        [wish, patience, stirred].into_iter().flatten().min()
-    }
-
-    /// A server has told all moves that it knows of.
-    pub(crate) fn hear_all_of(&mut self, from: ProcessNumber) {
-        self.told.insert(from);
+        [wish, patience, stirred, self.entry.due()].into_iter().flatten().min()
     }
 
     fn note(&mut self, bucket: u16, outcome: Option<Outcome>) {
@@ -333,6 +335,7 @@ impl Moving {
                 self.left(now, own, bucket);
                 self.counters.settled += 1;
             }
+            Outcome::Unheard => self.counters.unheard += 1,
             Outcome::TakenBack(_) => {
                 self.counters.taken_back += 1;
                 self.try_again(now, bucket);
@@ -526,6 +529,7 @@ impl Core {
             if matches!(outcome, Outcome::Left | Outcome::Settled | Outcome::Lost(_)) {
                 self.fail_stubs_of(now, bucket);
             }
+            self.store.obituary.settle(bucket);
             self.moving.take_outcome(now, own, bucket, outcome);
         }
         self.moving.finish_jobs(now, own);
@@ -590,23 +594,16 @@ impl Core {
         let Core { shard, store, processes, depot, moving, .. } = self;
         let hands = &mut Hands { store, processes, depot };
         match moving.mover.give(now, bucket, to, shard, hands) {
-            Ok(given) => Trial::Given(given),
+            Ok(given) => {
+                self.store.obituary.leave(bucket, &mut self.depot.places);
+                Trial::Given(given)
+            }
             Err(_) => {
                 // What was checked above.
                 self.cancel_move(bucket);
                 Trial::Later("it could not be given away")
             }
         }
-    }
-
-    /// Everybody there who steers has told us what has moved.
-    fn knows_all_moves(&self) -> bool {
-        let servers = self.rings.roles().servers();
-        self.rings.present().iter().all(|peer| {
-            let steers =
-                |spec: &crate::plan::ServerSpec| spec.transport.is_some() || spec.link.is_some();
-            self.moving.told.contains(peer) || !servers.get(usize::from(*peer)).is_some_and(steers)
-        })
     }
 
     /// The map says that we have the flows of a bucket, or that they are on their way to us.
@@ -633,54 +630,6 @@ impl Core {
         for peer in std::mem::take(&mut self.moving.to_assure) {
             self.say(Some(peer), &Incoming::MovesTold);
         }
-    }
-
-    /// A server tells of a move: a shard steers by it from now on, a switch without one from the end of the turn on,
-    /// when we say so.
-    pub(crate) fn hear_of_move(&mut self, from: ProcessNumber, moved: FlowsMoved) {
-        self.shard.note_move(moved.bucket, moved.version, moved.server);
-        self.moving.outward.heard.push_back((from, moved));
-    }
-
-    /// A peer is new, or has missed something: it hears of moves.
-    pub(crate) fn tell_moves_anew(&mut self, peer: ProcessNumber) {
-        let roles = self.rings.roles();
-        let Some(spec) = roles.servers().get(usize::from(peer)).copied() else { return };
-        if roles.transport().is_some() && (spec.transport.is_some() || spec.link.is_some()) {
-            self.moving.mover.add_steerer(peer, &self.shard);
-            self.moving.to_assure.push(peer);
-            self.moving.stirred = true;
-        }
-        // Transport servers may all have died, and with them what they knew of each other's buckets.
-        if roles.transport().is_none() && roles.link().is_some() && spec.transport.is_some() {
-            self.moving.outward.to_tell.push(peer);
-        }
-    }
-
-    /// A link server tells those who have come which moves it knows of.
-    #[inline]
-    pub(crate) fn tell_map(&mut self, map: Option<&Steering>) {
-        for peer in std::mem::take(&mut self.moving.outward.to_tell) {
-            for (bucket, version, server) in map.iter().flat_map(|map| map.moves()) {
-                let moved = FlowsMoved { bucket, version, server };
-                self.say(Some(peer), &Incoming::FlowsMoved(moved));
-            }
-            self.say(Some(peer), &Incoming::MovesTold);
-        }
-    }
-
-    /// A peer is gone: what it had not taken is ours again.
-    pub(crate) fn moves_without(&mut self, now: Instant, peer: ProcessNumber) {
-        let spec = self.rings.roles().servers().get(usize::from(peer)).copied();
-        let Core { shard, store, processes, depot, moving, .. } = self;
-        moving.told.remove(&peer);
-        moving.mover.remove_steerer(peer, shard);
-        if let Some(server) = spec.and_then(|spec| spec.transport) {
-            let hands = &mut Hands { store, processes, depot };
-            let outcomes = moving.mover.remove_server(now, server, shard, hands);
-            moving.outcomes.extend(outcomes);
-        }
-        moving.stirred = true;
     }
 
     /// Begins to move what is asked for, as far as it is ours: `None` where nothing is.

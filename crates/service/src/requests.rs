@@ -373,6 +373,7 @@ impl Core {
         }
         socket.publish_status();
         self.store.set_id(key, id);
+        self.store.note_flow(key);
         self.touch(key);
         Ok(())
     }

@@ -26,6 +26,7 @@ use crate::inherited::{Inherited, Notice};
 use crate::link_server::{self, LinkServer};
 use crate::managers::Managers;
 use crate::moving::Moving;
+use crate::obituary::Obituary;
 use crate::poller::{Poller, Token};
 use crate::ports::Ports;
 use crate::processes::{self, Processes};
@@ -133,6 +134,8 @@ pub struct Foundation {
     pub tells: bool,
     /// And of processes.
     pub tells_processes: bool,
+    /// Its flows, and those of the server before it.
+    pub obituary: Obituary,
 }
 
 /// The epoch of a server, and the segment that tells applications when it is over.
@@ -180,6 +183,7 @@ impl Foundation {
             era: Era { epoch, segment: EraSegment::Own(writer) },
             tells: false,
             tells_processes: false,
+            obituary: Obituary::default(),
         })
     }
 }
@@ -291,7 +295,7 @@ impl<P: Port> Server<P> {
         let shard = make_shard(config, &port, now, &foundation, switching.steered)?;
         let roles = foundation.roles;
         let depot = Depot::new(roles.place().server, foundation.era.epoch, &config.limits);
-        let core = Core {
+        let mut core = Core {
             shard,
             store: Store::new(config.limits.unclaimed_bytes),
             managers: Managers::of(&roles),
@@ -334,6 +338,7 @@ impl<P: Port> Server<P> {
             housekeeping_due: now,
             trim_due: now,
         };
+        core.store.obituary = foundation.obituary;
         let mut link = LinkServer::new(port).map_err(refused)?;
         if let Some(switch) = switching.switch {
             link.set_switch(switch);
@@ -395,8 +400,14 @@ impl<P: Port> Server<P> {
         let Server { core, link, poller, .. } = self;
         core.now = now;
         let failed = |error| Error::new("use the link", error, "look whether it was removed");
-        let (shard, mut inward) = core.inward();
-        let received = link.receive(now, shard, &mut inward).map_err(failed)?;
+        let received = match core.takes_frames(now) {
+            true => {
+                core.mourn(now);
+                let (shard, mut inward) = core.inward();
+                link.receive(now, shard, &mut inward).map_err(failed)?
+            }
+            false => 0,
+        };
         core.settle_freight(now);
         ended(Part::Receive);
         let requests = core.handle_requests(now);
@@ -442,6 +453,7 @@ impl<P: Port> Server<P> {
             (!core.sending.is_empty()).then(|| core.now.plus_us(SEND_AGAIN_US)),
             core.inherited.due(),
             core.moving.due(),
+            core.store.obituary.due(),
             core.depot.has_news().then_some(core.now),
         ]
         .into_iter()

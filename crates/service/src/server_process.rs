@@ -13,14 +13,15 @@ use std::time::Duration;
 
 use haypile_link::capture::Capture;
 use haypile_link::port::Port;
-use haypile_shm::Doorbell;
 use haypile_shm::spin;
 use haypile_shm::sys::{self, Errno, Fd, PollFd, privilege};
+use haypile_shm::{Doorbell, Ledger};
 
 use crate::diag::Diag;
 use crate::error::Error;
 use crate::event_loop::{Ends, Service, now};
 use crate::links;
+use crate::obituary::Obituary;
 use crate::report::Facts;
 use crate::roles::Roles;
 use crate::sandbox;
@@ -103,7 +104,7 @@ fn prepare(channel: &Rc<Fd>) -> Result<Ready, Error> {
     // The name that ps shows.
     let _: Result<(), Errno> = privilege::set_process_name(&format!("haypile-srv{number}"));
     let mut fds = fds.into_iter().flatten();
-    let (segment, attach) = (fds.next().ok_or_else(nonsense)?, fds.next());
+    let (segment, attach, ledger) = (fds.next().ok_or_else(nonsense)?, fds.next(), fds.next());
     let descriptors = take_link(channel.raw(), link_descriptors)?;
     let link = if roles.link().is_some() { link } else { link.absent() };
     let port = links::open(&config, link, descriptors)?;
@@ -112,6 +113,10 @@ fn prepare(channel: &Rc<Fd>) -> Result<Ready, Error> {
     };
     let put_off = Rc::new(PutOff::default());
     let opener = ask_for_notices(channel.raw(), Rc::clone(&put_off));
+    let obituary = match ledger.map(Ledger::open).transpose().map_err(failed)? {
+        Some((ledger, left)) => Obituary::new(now(), ledger, left),
+        None => Obituary::default(),
+    };
     let foundation = Foundation {
         roles,
         secret: start.secret,
@@ -120,6 +125,7 @@ fn prepare(channel: &Rc<Fd>) -> Result<Ready, Error> {
         era: Era { epoch: start.epoch, segment: EraSegment::Given(segment) },
         tells: true,
         tells_processes: start.tell_processes,
+        obituary,
     };
     let link = port.describe();
     let mut server = Server::with(&config, Capture::new(port), now(), foundation)?;

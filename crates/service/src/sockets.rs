@@ -20,6 +20,7 @@ use crate::datagrams::DatagramState;
 use crate::domains::Domains;
 use crate::farewell::Habit;
 use crate::freight::{Came, Stub, StubStage};
+use crate::obituary::Obituary;
 use crate::ports::Binding;
 use crate::slab::{Key, OwnMap, Slab};
 use haypile_engine::control::connection_manager::ProcessId;
@@ -90,6 +91,8 @@ pub struct Socket {
     pub came: Option<Box<Came>>,
     /// Of a listener: how its connections end.
     pub habit: Habit,
+    /// The place of its flow in the ledger.
+    pub(crate) place: Option<u32>,
 }
 
 /// A connection that no process has claimed yet.
@@ -170,6 +173,8 @@ pub struct Store {
     pub(crate) hostile: Vec<Key>,
     /// Reads and writes of the shard for sockets that have no bytes; stays 0.
     pub misses: u64,
+    /// The flows, for the server after this one.
+    pub(crate) obituary: Obituary,
     /// Lists of sockets that are gone, for the next ones.
     spare: Spare,
 }
@@ -218,6 +223,7 @@ impl Store {
             fresh: Vec::new(),
             hostile: Vec::new(),
             misses: 0,
+            obituary: Obituary::default(),
             spare: Spare::default(),
         }
     }
@@ -334,6 +340,15 @@ impl Store {
         key
     }
 
+    /// A connection has both ends, and its peer may wait for an answer from now on.
+    pub(crate) fn note_flow(&mut self, key: Key) {
+        let Some(socket) = self.sockets.get_mut(key) else { return };
+        if let (Some(local), Some(remote)) = (socket.local, socket.remote) {
+            self.obituary.strike(socket.place.take());
+            socket.place = self.obituary.enter(local, remote);
+        }
+    }
+
     fn new_unclaimed(&mut self, id: SocketId, now: Instant) -> Key {
         let key = self.insert(now);
         let bytes = self.spare.bytes.pop().unwrap_or_default();
@@ -420,6 +435,7 @@ impl Store {
         self.clear_cookie(key);
         self.leave_domain(key);
         let mut socket = self.sockets.remove(key)?;
+        self.obituary.strike(socket.place.take());
         self.spare.keep_watches(std::mem::take(&mut socket.watches));
         if let Some(accepting) = &mut socket.accepting {
             self.unclaimed_bytes -= accepting.bytes.len() as u64;
@@ -545,6 +561,7 @@ impl Socket {
             stub: None,
             came: None,
             habit: Habit::default(),
+            place: None,
         }
     }
 

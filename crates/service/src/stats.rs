@@ -76,7 +76,11 @@ impl Counters {
             ("moved_late_sent", "late notices passed on to where a connection is", late_sent),
             ("moved_late_heard", "late notices about connections that have come", late_heard),
             ("moved_late_nonsense", "late notices that are none", late_nonsense),
-            ("moved_lost", "connections lost on the way for lack of memory", moved_lost),
+            (
+                "moved_lost",
+                "connections lost on the way, for lack of memory or with the server they came from",
+                moved_lost,
+            ),
             ("moved_strays", "connections reset because nobody followed them", strays),
         ]
     }

@@ -62,6 +62,7 @@ impl Core {
             socket.progress.connected = true;
             socket.came_to = Some(listener_key);
         }
+        self.store.note_flow(key);
         let name = self.store.sockets.get(listener_key).and_then(|socket| socket.listener);
         if let Some(listener) = name {
             let connection = self.connection_name(id);

@@ -51,6 +51,8 @@ pub struct Held {
     pub closed: bool,
     /// When it is given up, if it is closed and has something to send.
     pub orphan_until: Option<Instant>,
+    /// Whoever has it has found it at the server that writes this.
+    pub found: bool,
     /// The process that has it alone.
     pub owner: Option<ProcessName>,
     /// Several processes may have it.
@@ -151,6 +153,7 @@ impl Held {
             token,
             closed,
             orphan_until,
+            found,
             owner,
             shared,
             cookie,
@@ -175,6 +178,7 @@ impl Held {
         token.write(out);
         closed.write(out);
         orphan_until.write(out);
+        found.write(out);
         owner.map(ProcessName::word).write(out);
         shared.write(out);
         cookie.write(out);
@@ -202,6 +206,7 @@ impl Held {
         let token = Token::read(input)?;
         let closed = bool::read(input)?;
         let orphan_until = Option::read(input)?;
+        let found = bool::read(input)?;
         let owner = Option::<u64>::read(input)?.map(ProcessName::from_word);
         let shared = bool::read(input)?;
         let cookie = u64::read(input)?;
@@ -233,6 +238,7 @@ impl Held {
             token,
             closed,
             orphan_until,
+            found,
             owner,
             shared,
             cookie,

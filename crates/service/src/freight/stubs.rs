@@ -70,6 +70,8 @@ pub struct Came {
     pub from: Option<ServerNumber>,
     /// The process that has it alone and may have yet to follow.
     pub awaits: Option<ProcessName>,
+    /// Its processes had followed to the server with the stub: they find the way from there over its death.
+    pub found: bool,
     /// A process has followed.
     pub arrived: bool,
 }
@@ -384,9 +386,15 @@ impl Core {
     }
 
     /// Another transport server is gone: nobody tells the ends of sockets that came from there. Whoever has one and
-    /// is not here has a while to follow.
+    /// is not here has a while to follow, if he had come there: from where he was before he does not find us.
     pub(crate) fn stubs_are_gone(&mut self, now: Instant, server: ServerNumber) {
         for key in self.store.sockets.keys() {
+            let came = self.store.sockets.get(key).and_then(|socket| socket.came.as_deref());
+            if came.is_some_and(|came| came.from == Some(server) && !came.arrived && !came.found) {
+                self.counters.moved_lost += 1;
+                self.close_socket(now, key, true);
+                continue;
+            }
             let Some(socket) = self.store.sockets.get_mut(key) else { continue };
             let Some(came) = socket.came.as_mut().filter(|came| came.from == Some(server)) else {
                 continue;
@@ -409,6 +417,19 @@ impl Core {
             self.store.sockets.get(*key).is_some_and(|one| one.stub.is_some() && !one.shared)
         };
         keys.filter(waits).count()
+    }
+
+    /// A bucket came from a server that died before it heard so: processes were told there that its connections are
+    /// lost, unless they have followed already. They are.
+    pub(crate) fn end_unheard(&mut self, now: Instant, from: ServerNumber, bucket: u16) {
+        for id in self.shard.connections_in_bucket(bucket) {
+            let Some(key) = self.store.key_of(id) else { continue };
+            let came = self.store.sockets.get(key).and_then(|socket| socket.came.as_deref());
+            if came.is_some_and(|came| came.from == Some(from) && !came.arrived) {
+                self.counters.moved_lost += 1;
+                self.close_socket(now, key, true);
+            }
+        }
     }
 
     /// Whether somebody has yet to follow who may never come.

@@ -271,6 +271,34 @@ fn a_server_that_is_not_there_is_waited_for_as_long_as_patience_lasts() {
 }
 
 #[test]
+fn a_server_takes_no_frame_before_it_has_heard_what_has_moved() {
+    let mut service = Service::new("TS3LS1CM3");
+    let bucket = service.owners().iter().position(|owner| *owner == 2).unwrap() as u16;
+    assert!(service.steer(Selection::Bucket(bucket), 1, 1000).unwrap()[0].moved);
+    service.kill(2);
+    service.settle();
+    for silent in [false, true] {
+        service.revive(2);
+        for _ in 0..10 {
+            let now = service.now;
+            let reborn = &mut service.servers[2];
+            assert!(!reborn.core.takes_frames(now) && !reborn.core.moving.is_idle());
+            reborn.step(now).unwrap();
+        }
+        // One that says nothing is not waited for without end.
+        match silent {
+            true => service.now = service.now.plus_us(1_000_000),
+            false => service.settle(),
+        }
+        let now = service.now;
+        assert!(service.servers[2].core.takes_frames(now));
+        service.settle();
+        assert_eq!(service.owners()[usize::from(bucket)], 1);
+        service.kill(2);
+    }
+}
+
+#[test]
 fn what_a_server_has_not_taken_before_its_death_comes_back() {
     let mut service = Service::new("TS3LS1CM3");
     let now = service.now;

@@ -31,8 +31,8 @@ pub const MESSAGE_MAX: usize = 128 * 1024;
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Order {
-    /// The first: what the server is, with descriptors: epoch segment, and the attach socket if it
-    /// has one.
+    /// The first: what the server is, with descriptors: epoch segment, and the attach socket and ledger
+    /// if it has them.
     Start(Box<Start>),
     /// Next descriptors of the link.
     Link {
@@ -123,7 +123,7 @@ pub struct Start {
     pub link_descriptors: u16,
     /// Keys of sequence numbers and ports: the same in every life of the service.
     pub secret: [u8; 32],
-    /// Applications attach to it: the attach socket comes along.
+    /// Applications attach to it: the attach socket comes along, and its ledger.
     pub attaches: bool,
     /// The epoch that this server opens.
     pub epoch: u32,
@@ -247,7 +247,8 @@ pub const LINK_FDS_MAX: usize = MESSAGE_FDS;
 impl Carries for Order {
     fn descriptors(&self) -> usize {
         match self {
-            Order::Start(start) => 1 + usize::from(start.attaches),
+            Order::Start(start) if start.attaches => 3,
+            Order::Start(_) => 1,
             Order::Peer { .. } => 3,
             Order::Link { count } => *count,
             Order::Client {} | Order::File {} | Order::Notices { granted: true } => 1,

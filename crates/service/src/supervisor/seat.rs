@@ -9,6 +9,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use haypile_engine::Instant;
+use haypile_shm::LedgerSegment;
 use haypile_shm::sys::privilege::{self, FORBIDDEN_CALL_STATUS};
 use haypile_shm::sys::{self, Errno, Fd};
 
@@ -42,6 +43,8 @@ pub struct Seat {
     pub restart_at: Option<Instant>,
     /// How often it was.
     pub restarts: u64,
+    /// Its flows, from one life to the next, if it is a transport server that was ever started.
+    ledger: Option<LedgerSegment>,
     backoff: Backoff,
 }
 
@@ -99,11 +102,19 @@ impl Seat {
         self.spec.number
     }
 
+    /// The descriptor of the ledger.
+    pub fn ledger(&self) -> Option<RawFd> {
+        self.ledger.as_ref().map(LedgerSegment::fd)
+    }
+
     /// Starts the process; what it is to do it hears over the channel.
     ///
     /// # Errors
     /// The system's.
     pub fn start(&mut self, now: Instant) -> io::Result<&mut Life> {
+        if self.spec.transport.is_some() && self.ledger.is_none() {
+            self.ledger = Some(LedgerSegment::create()?);
+        }
         let (channel, theirs) = sys::socketpair_seqpacket()?;
         let child = Command::new(OURSELVES)
             .arg0("haypile")

@@ -61,7 +61,9 @@ impl Supervisor {
             sys::send_fds(channel, &orders::encode(order), fds, 0).map(drop)
         };
         sys::fcntl_setfl(channel, 0)?;
-        let fds: Vec<RawFd> = [self.epoch.fd()].into_iter().chain(attach.map(Fd::raw)).collect();
+        let of_transport = attach.map(Fd::raw).zip(seat.ledger());
+        let of_transport = of_transport.into_iter().flat_map(<[RawFd; 2]>::from);
+        let fds: Vec<RawFd> = [self.epoch.fd()].into_iter().chain(of_transport).collect();
         patient(&start, &fds)?;
         for fds in queues.chunks(orders::LINK_FDS_MAX) {
             patient(&Order::Link { count: fds.len() }, fds)?;

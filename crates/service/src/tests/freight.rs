@@ -668,6 +668,50 @@ fn who_does_not_follow_before_the_old_server_dies_has_a_while() {
     }
 }
 
+/// The old server dies when the new one has the connection and it has not heard so: its process is told that the
+/// connection is lost, and so it is.
+#[test]
+fn what_a_process_was_told_is_lost_is_kept_by_nobody() {
+    for announced in [false, true] {
+        let (mut pair, program, place, peer, bucket) = connected();
+        pair.give(0, bucket);
+        pair.worlds[1].turn();
+        assert_eq!(pair.core(1).counters.moved_lost, 0);
+        if announced {
+            // It has heard, and said so to all before it died, but nobody has listened yet.
+            pair.worlds[0].turn();
+            assert!(place.socket.stream.new_place().is_some());
+        }
+        let now = pair.worlds[1].now;
+        pair.worlds[1].server.leave_peer(now, 0);
+        pair.run_for(10_000);
+        let error = pair.worlds[0].peer.progress(peer).error;
+        assert_eq!(error.is_some(), !announced, "{error:?}");
+        assert_eq!(sockets(&mut pair, 1), 1 + usize::from(announced), "the listener");
+        let counters = (pair.core(1).counters.moved_lost, pair.core(1).moving.counters().unheard);
+        assert_eq!(counters, if announced { (0, 0) } else { (1, 1) });
+        drop(program);
+    }
+}
+
+/// A connection has gone on before its process came; the server in between dies.
+#[test]
+fn who_cannot_find_the_way_any_more_is_waited_for_by_nobody() {
+    for found in [false, true] {
+        let (mut pair, program, mut place, peer, bucket) = connected();
+        assert!(pair.move_bucket(0, bucket).moved);
+        if found {
+            program.follow(&mut pair, &mut place);
+        }
+        assert!(pair.move_bucket(1, bucket).moved);
+        let now = pair.worlds[0].now;
+        pair.worlds[0].server.leave_peer(now, 1);
+        pair.run_for(10_000);
+        assert_eq!(pair.worlds[0].peer.progress(peer).error.is_none(), found);
+        assert_eq!(pair.core(0).counters.moved_lost, u64::from(!found));
+    }
+}
+
 #[test]
 fn the_death_of_a_process_ends_what_it_has_not_followed() {
     let (mut pair, program, _, peer, bucket) = connected();

@@ -43,6 +43,7 @@ fn held() -> impl Strategy<Value = Held> {
                 token,
                 closed,
                 orphan_until: closed.then_some(since),
+                found: connected,
                 owner: (!shared).then_some(process),
                 shared,
                 cookie,
