@@ -1,7 +1,7 @@
 //! Buckets that move from server to server, many times a second, under programs that know nothing of it: nginx,
 //! python servers of every make, clients on Haypile, over a TAP and a wire, under plans with servers combined and
 //! apart. Nothing fails, every byte is right, and nothing is left afterwards. The same while servers die is asked for
-//! by `HAYPILE_E2E_RESTLESS=1`: there a few requests still hang.
+//! by `HAYPILE_E2E_RESTLESS=1`: once in some hundred deaths a request still hangs there.
 //!
 //! `HAYPILE_E2E_MOVES_S=60` lets each go on for so many seconds, `HAYPILE_E2E_SEED` chooses what moves where. The
 //! load and whoever moves buckets are in `moves/traffic.rs`.
@@ -323,7 +323,8 @@ fn is_explained(failure: &str) -> bool {
 }
 
 fn pids(stage: &Stage) -> Vec<u64> {
-    let status = stage.ask("status", &[]).expect("haypile status --json");
+    // One that is being started again does not answer.
+    let status = wait_until("haypile status answers", PATIENCE, || stage.ask("status", &[]).ok());
     let rows = status["servers"].as_array().cloned().unwrap_or_default();
     rows.iter().map(|row: &Value| row["pid"].as_u64().unwrap_or_default()).collect()
 }
@@ -332,9 +333,8 @@ fn pids(stage: &Stage) -> Vec<u64> {
 fn servers_die_while_connections_move() {
     on_stage("servers_die_while_connections_move", &["nginx"], |stage| {
         if !is_restless() {
-            return stage.say(
-                "skipped: HAYPILE_E2E_RESTLESS=1 asks for it; a few requests hang when all is slow",
-            );
+            return stage
+                .say("skipped: HAYPILE_E2E_RESTLESS=1 asks for it; now and then a request hangs");
         }
         content::write(&stage.served("page"), 30_000);
         let page = fs::read(stage.served("page")).expect("a page");
