@@ -164,7 +164,8 @@ impl Traffic {
                 let mut stream = BufReader::new(connect(server)?);
                 let line = format!("GET /{name} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
                 stream.get_mut().write_all(line.as_bytes())?;
-                check_answer(&mut stream, &body)?;
+                let checked = check_answer(&mut stream, &body);
+                checked.map_err(|error| tally.explain(error, 0, stream.get_ref()))?;
                 tally.count();
                 Ok(())
             });
