@@ -426,7 +426,8 @@ impl Inside {
 
     fn note(&mut self, outcome: Option<Outcome>) -> Result<(), String> {
         match outcome {
-            None | Some(Outcome::Left | Outcome::Refused(_)) => {}
+            // What programs were told is no business of hosts that have none.
+            None | Some(Outcome::Left | Outcome::Refused(_) | Outcome::Unheard) => {}
             Some(Outcome::Arrived(imported)) => {
                 self.counts.arrived += 1;
                 self.counts.connections += imported.connections as u64;
