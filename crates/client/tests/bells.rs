@@ -19,7 +19,7 @@ fn a_bell_closed_behind_our_back_takes_nothing_from_a_stranger() {
     // As a fork leaves it: the kernel's set knows the bell as long as a copy of it lives, by its old number.
     client::before_fork();
     client::after_fork_in_parent();
-    let copy = sys::dup_lowest(bell, true).unwrap();
+    let _copy = sys::dup_lowest(bell, true).unwrap();
     let (stranger, other_end) = sys::socketpair_stream().unwrap();
     sys::send(other_end.raw(), b"theirs", 0).unwrap();
     sys::dup3(stranger.raw(), bell, 0).unwrap();
