@@ -220,7 +220,9 @@ fn clients_ask_while_connections_move() {
             [(HOST, &out), (HOST, &out), (SERVICE, &port), (SERVICE, &port)]
                 .into_iter()
                 .map(|(address, port)| {
-                    stage.run(&[python(), &fire, "client", &address.to_string(), port, port])
+                    // Late on a busy machine is not lost.
+                    let address = address.to_string();
+                    stage.run(&[python(), &fire, "client", &address, port, port, "10"])
                 })
                 .collect();
         let restless = Restless::start(stage.control(), PAUSE, seed());

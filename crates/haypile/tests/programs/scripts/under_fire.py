@@ -1,9 +1,11 @@
-"""Programs that are killed, or whose service is, while they work: under_fire.py KIND ADDRESS PORT [UDP_PORT|COUNT].
+"""Programs that are killed, or whose service is, while they work: under_fire.py KIND ADDRESS PORT [UDP_PORT|COUNT
+[PATIENCE]].
 
 Kinds: prefork (six children accept on one listener and echo; those that die are replaced), udp (echoes datagrams),
 client (asks an echo server again and again on a kept connection, on short ones and by datagrams, and compares every
 byte), doors (two children open and close listeners and UDP sockets at COUNT ports, echo what comes, and are replaced
 when they die). Errors are told as `error WHERE NAME`; a client's full turns as `turn NUMBER`, not more than fifty a second.
+A datagram that is not answered in PATIENCE seconds (0.1) is `lost NUMBER`, and sent again.
 What ends a program that is not killed: `over WHERE NAME`, or `wrong ...` for bytes that nobody has sent.
 """
 
@@ -18,6 +20,7 @@ import sys
 import time
 
 KIND, ADDRESS, PORT = sys.argv[1], sys.argv[2], int(sys.argv[3])
+PATIENCE = float(sys.argv[5]) if len(sys.argv) > 5 else 0.1
 CHILDREN = 6
 OVER = 3
 ROUNDS = 20
@@ -228,14 +231,14 @@ def ask_by_datagrams(one, number):
     block = contents(number, 8 + random.randrange(3000))
     for _ in range(500):
         one.send(block)
-        ready, _, _ = select.select([one], [], [], 0.1)
-        while ready:
+        end = time.monotonic() + PATIENCE
+        # What was asked twice is answered twice: the second one comes while the next is waited for.
+        while select.select([one], [], [], max(0, end - time.monotonic()))[0]:
             got = one.recv(1 << 16)
             expect("datagram", contents(int.from_bytes(got[:8], "big"), len(got)), got)
             if got[:8] == block[:8]:
                 expect("datagram", block, got)
                 return
-            ready, _, _ = select.select([one], [], [], 0)
         tell("lost", number)
     raise TimeoutError
 
