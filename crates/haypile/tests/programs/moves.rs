@@ -290,8 +290,9 @@ fn both_ends_of_a_wire_move_connections() {
             program
         };
         let _programs = [start("prefork"), start("udp")];
-        let client =
-            || run_at(stage, &other, &[python(), &fire, "client", "198.18.0.1", &port, &port]);
+        let client = || {
+            run_at(stage, &other, &[python(), &fire, "client", "198.18.0.1", &port, &port, "10"])
+        };
         let clients = [client(), client(), client()];
         // The ends may find each other after the clients have begun.
         wait_until("the clients are served", PATIENCE, || {
