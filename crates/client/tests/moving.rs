@@ -285,9 +285,8 @@ fn a_server_that_dies_with_a_frozen_connection_is_no_reason_to_try_again() {
     for flags in [0, libc::MSG_PEEK] {
         let (fd, slot) = connection(fakes, HOME);
         fakes[HOME].freeze(slot);
-        let reader = std::thread::spawn(move || receive(fd, 10, flags));
-        let writer = std::thread::spawn(move || send(fd, b"word"));
-        std::thread::sleep(Duration::from_millis(50));
+        let reader = Sleeper::asleep(move || receive(fd, 10, flags));
+        let writer = Sleeper::asleep(move || send(fd, b"word"));
         fakes[HOME].die();
         fakes[HOME].rise();
         let outcomes = [reader.join().unwrap().map(drop), writer.join().unwrap().map(drop)];

@@ -1,7 +1,8 @@
 //! Servers that come and leave while the service runs: `haypile plan set` under load, what programs that run
 //! already notice of it, and what is left afterwards.
 
-use crate::support::process::{Finished, send_signal};
+use crate::support::held::{echo, hold, start_prefork};
+use crate::support::process::{Finished, Process, send_signal};
 use crate::support::stage::{Stage, on_stage, service};
 use crate::support::{PATIENCE, content, inspect, nginx, python, script, wait_until};
 use serde_json::Value;
@@ -85,17 +86,22 @@ fn get(address: SocketAddr, page: &[u8]) -> Result<(), String> {
     if answer.ends_with(page) { Ok(()) } else { Err(format!("{} bytes", answer.len())) }
 }
 
+fn start_nginx(stage: &Stage) -> (SocketAddr, Process) {
+    let address = service(8080);
+    let words = nginx::command(stage, "nginx", &[&address.to_string()]);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let mut nginx = stage.run(&words);
+    stage.wait_for_listener(address, &mut nginx);
+    (address, nginx)
+}
+
 #[test]
 fn nginx_goes_on_while_servers_leave() {
     on_stage("nginx_goes_on_while_servers_leave", &["nginx"], |stage| {
         content::write(&stage.served("page"), 5_000);
         let page = fs::read(stage.served("page")).expect("a page");
         let service_process = stage.serve();
-        let address = service(8080);
-        let words = nginx::command(stage, "nginx", &[&address.to_string()]);
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        let mut nginx = stage.run(&words);
-        stage.wait_for_listener(address, &mut nginx);
+        let (address, mut nginx) = start_nginx(stage);
         let files = stage.control_files();
         let plans = [("TS4LS4CM4", 4), ("TS1LS1CM1", 1), ("TS2LS2CM2", 2), ("TS1LS1CM1", 1)];
         let (served, ()) = under_load(
@@ -128,23 +134,14 @@ fn what_servers_had_that_leave_goes_on_at_others() {
     on_stage(test, &["python3"], |stage| {
         // Those that leave were there at the start: they have UDP ports.
         let _service = stage.serve_with(&["--plan", "TS3LS3CM3"]);
-        let words = [python(), &script("prefork_server.py"), "198.18.0.2", "8081", "4"];
-        let mut program = stage.run(&words);
-        program.wait_for_output("ready");
-        stage.wait_for_listener(service(8081), &mut program);
+        let mut program = start_prefork(stage, 8081, "4");
         let ports: Vec<String> = (8200..8212).map(|port| port.to_string()).collect();
         let ports: Vec<&str> = ports.iter().map(String::as_str).collect();
         let echoing = script("udp_ports.py");
         let words = [&[python(), &echoing, "198.18.0.2"], &ports[..]].concat();
         let mut datagrams = stage.run(&words);
         datagrams.wait_for_output("ready");
-        let hold = |_| {
-            let mut stream = TcpStream::connect_timeout(&service(8081), SILENCE).expect("connect");
-            stream.set_read_timeout(Some(SILENCE)).expect("set a limit");
-            stream.write_all(b"echo 10\n").expect("send");
-            assert!(echo(&mut stream), "an echo");
-            stream
-        };
+        let hold = |_| hold(service(8081));
         let mut held: Vec<TcpStream> = (0..60).map(hold).collect();
         for (plan, servers) in [("TS2LS2CM2", 2), ("TS1LS1CM1", 1), ("TS3LS3CM3", 3)] {
             change_plan(stage, plan, servers);
@@ -179,11 +176,7 @@ fn nginx_goes_on_while_servers_come() {
         content::write(&stage.served("page"), 5_000);
         let page = fs::read(stage.served("page")).expect("a page");
         let _service = stage.serve();
-        let address = service(8080);
-        let words = nginx::command(stage, "nginx", &[&address.to_string()]);
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        let mut nginx = stage.run(&words);
-        stage.wait_for_listener(address, &mut nginx);
+        let (address, mut nginx) = start_nginx(stage);
         let get = |_| get(address, &page);
         let (served, ()) = under_load(get, || {
             for (plan, servers) in [("TS2LS2CM2", 2), ("TS4LS4CM4", 4)] {
@@ -206,29 +199,13 @@ fn nginx_goes_on_while_servers_come() {
     });
 }
 
-/// Says something and hears it again; false when the connection was reset.
-fn echo(stream: &mut TcpStream) -> bool {
-    let mut heard = [0; 10];
-    let done = stream.write_all(b"0123456789").and_then(|()| stream.read_exact(&mut heard));
-    done.is_ok() && heard == *b"0123456789"
-}
-
 #[test]
 fn connections_live_on_while_servers_come_and_end_with_them() {
     let test = "connections_live_on_while_servers_come_and_end_with_them";
     on_stage(test, &["python3"], |stage| {
         let _service = stage.serve();
-        let words = [python(), &script("prefork_server.py"), "198.18.0.2", "8081", "4"];
-        let mut program = stage.run(&words);
-        program.wait_for_output("ready");
-        stage.wait_for_listener(service(8081), &mut program);
-        let hold = |_| {
-            let mut stream = TcpStream::connect_timeout(&service(8081), SILENCE).expect("connect");
-            stream.set_read_timeout(Some(SILENCE)).expect("set a limit");
-            stream.write_all(b"echo 10\n").expect("send");
-            assert!(echo(&mut stream), "an echo");
-            stream
-        };
+        let mut program = start_prefork(stage, 8081, "4");
+        let hold = |_| hold(service(8081));
         let mut held: Vec<TcpStream> = (0..40).map(hold).collect();
         set_plan(stage, "TS2LS2CM2").expect_success("plan set");
         stage.say(&format!("buckets {:?}", buckets(stage)));

@@ -1,6 +1,7 @@
 //! Services of several servers, combined and apart: short connections with their contents checked, servers
 //! killed under load, and what the commands say of it all.
 
+use crate::support::held::{echo, hold, start_prefork};
 use crate::support::process::{Process, send_signal};
 use crate::support::stage::{Stage, on_stage, service};
 use crate::support::{PATIENCE, content, nginx, python, script, setting, wait_until};
@@ -93,14 +94,6 @@ fn start_nginx(stage: &Stage, port: u16) -> Process {
     let mut nginx = stage.run(&words);
     stage.wait_for_listener(address, &mut nginx);
     nginx
-}
-
-fn start_prefork(stage: &Stage, port: u16, children: &str) -> Process {
-    let words = [python(), &script("prefork_server.py"), "198.18.0.2", &port.to_string(), children];
-    let mut server = stage.run(&words);
-    server.wait_for_output("ready");
-    stage.wait_for_listener(service(port), &mut server);
-    server
 }
 
 /// Who answers short connections.
@@ -229,20 +222,6 @@ short_connection_tests! {
     four_servers_with_two_managers: "TS4LS4CM2", 4,
 }
 
-/// Says something and hears it again; false when the connection was reset.
-fn echo(stream: &mut TcpStream) -> bool {
-    let word = *b"0123456789";
-    let mut heard = [0; 10];
-    let done = stream.write_all(&word).and_then(|()| stream.read_exact(&mut heard));
-    match done {
-        Ok(()) => heard == word,
-        Err(error) => {
-            assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "no answer");
-            false
-        }
-    }
-}
-
 /// Connections that a server of the plan has.
 fn connections_of(stage: &Stage, server: usize) -> u64 {
     let status = stage.ask("status", &[]).expect("status");
@@ -271,13 +250,7 @@ fn kill_one(test: &'static str, plan: &'static str, server: usize, owns: bool) {
     on_stage(test, &["python3"], move |stage| {
         let _service = stage.serve_with(&["--plan", plan]);
         let mut program = start_prefork(stage, 8081, WORKERS);
-        let hold = |_| {
-            let mut stream = TcpStream::connect_timeout(&service(8081), SILENCE).expect("connect");
-            stream.set_read_timeout(Some(SILENCE)).expect("set a limit");
-            stream.write_all(b"echo 10\n").expect("send");
-            assert!(echo(&mut stream), "an echo");
-            stream
-        };
+        let hold = |_| hold(service(8081));
         let mut held: Vec<TcpStream> = (0..40).map(hold).collect();
         let its_own = connections_of(stage, server);
         let stop = AtomicBool::new(false);

@@ -2,6 +2,7 @@
 //! clients and the questions that tests ask of the service.
 
 pub mod content;
+pub mod held;
 pub mod http;
 pub mod inspect;
 pub mod nginx;
