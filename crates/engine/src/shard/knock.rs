@@ -12,6 +12,7 @@ use super::headers::HOP_LIMIT;
 use crate::counters::Counter;
 use crate::flow_table::FlowKey;
 use crate::tcp::segment::{Flags, Options, Outgoing, SeqNumber, Timestamps};
+use crate::tcp::timestamp_at;
 use crate::time::Instant;
 
 /// What came of [`Shard::knock`].
@@ -34,9 +35,12 @@ impl Shard {
         if !is_ours || !self.routes_to(remote.ip()) || self.flows.lookup(&key).is_some() {
             return Knocked::Needless;
         }
-        // Out of the window, but for one number in thousands; without a timestamp a peer that has agreed on them
-        // may drop it (RFC 7323 section 3.2).
-        let options = Options { timestamps: Some(Timestamps::default()), ..Options::default() };
+        // Out of the window, but for one number in thousands. Without a timestamp a peer that has agreed on them may
+        // drop it (RFC 7323 section 3.2), and one older than the last it has got Linux drops where the number is old,
+        // too: so it is that of now, which all servers would say of these two hosts.
+        let offset = self.keys.timestamp_offset(local.ip(), remote.ip());
+        let timestamps = Timestamps { value: timestamp_at(now, offset), echo: 0 };
+        let options = Options { timestamps: Some(timestamps), ..Options::default() };
         let [seq, ack] = [(); 2].map(|()| SeqNumber::new(self.keys.draw() as u32));
         let question = Outgoing { seq, ack, flags: Flags::ACK, options, ..Outgoing::default() };
         if !self.reply_segment(&key, &question, 0, HOP_LIMIT) {

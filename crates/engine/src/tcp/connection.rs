@@ -157,8 +157,13 @@ pub(super) struct TimestampClock {
 impl TimestampClock {
     /// TSval of this moment.
     pub(super) fn value(&self, now: Instant) -> u32 {
-        self.offset.wrapping_add((now.us() / 1000) as u32)
+        timestamp_at(now, self.offset)
     }
+}
+
+/// TSval of a moment, in milliseconds, where the clock of two hosts has this offset (RFC 7323 section 5.4).
+pub(crate) fn timestamp_at(now: Instant, offset: u32) -> u32 {
+    offset.wrapping_add((now.us() / 1000) as u32)
 }
 
 /// An acknowledgement we owe.

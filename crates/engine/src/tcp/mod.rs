@@ -29,6 +29,7 @@ mod window;
 
 pub use congestion::CongestionControl;
 pub use connection::Connection;
+pub(crate) use connection::timestamp_at;
 pub(crate) use handshake::mss_of_syn;
 pub use seam::{
     Disposition, IcmpError, Setup, State, TcpCounters, TcpInfo, TcpLimits, TimerOutcome,

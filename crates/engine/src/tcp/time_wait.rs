@@ -4,6 +4,7 @@
 //! flow. Read first: RFC 9293 section 3.10.7.4 (TIME-WAIT), RFC 1337 (a RST must not end the
 //! state), RFC 6191 (a newer SYN may take the pair of addresses over).
 
+use super::connection::timestamp_at;
 use super::segment::{Flags, Options, Outgoing, Segment, SeqNumber, Timestamps, WINDOW_SCALE_MAX};
 use crate::Instant;
 use crate::carry::{Refusal, carried, demand};
@@ -95,7 +96,7 @@ impl TimeWait {
     /// The acknowledgement that repeats where the connection ended.
     fn acknowledgement(&self, now: Instant) -> Outgoing {
         let timestamps = self.ts_recent.map(|recent| Timestamps {
-            value: self.timestamp_offset.wrapping_add((now.us() / 1000) as u32),
+            value: timestamp_at(now, self.timestamp_offset),
             echo: recent,
         });
         Outgoing {

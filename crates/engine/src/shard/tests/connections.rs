@@ -1,6 +1,7 @@
 //! Two shards on a wire: opening, transfer, every way to close, refusal, backlog, TIME-WAIT.
 
 use super::harness::*;
+use crate::tcp::Segment;
 use crate::*;
 
 const V4: &str = "198.18.0.2:80";
@@ -219,6 +220,41 @@ fn a_knock_does_a_living_connection_no_harm() {
         transfer(&mut pair, 1, (server, client), &pattern(20_000));
     }
     assert!(pair.hosts.iter().all(|host| host.count(Counter::TcpResets) == 0));
+}
+
+/// Linux gives no answer to an acknowledgement that is old by its timestamp and by its number.
+#[test]
+fn a_knock_goes_by_the_clock_of_the_connection_that_it_asks_about() {
+    for to in [V4, V6] {
+        let mut pair = Pair::new();
+        let (client, server, _) = pair.connect(to);
+        transfer(&mut pair, 0, (client, server), &pattern(1000));
+        let local = pair.hosts[0].shard.local_address(client).expect("an address");
+        let (now, later) = (pair.now, pair.now.plus_us(7_000));
+        pair.hosts[1].send(now, server, b"!");
+        let last = timestamps_of(&pair.hosts[1].drain(now));
+        let mut next = Host::new(config(2));
+        assert_eq!(next.shard.knock(later, at(to), local), Knocked::Sent);
+        // It has to find the neighbour first.
+        let mut question = Vec::new();
+        for asked in next.drain(later) {
+            for answer in pair.hosts[0].exchange(later, &asked) {
+                question.extend(timestamps_of(&next.exchange(later, &answer)));
+            }
+        }
+        assert_eq!(question, [last[0].wrapping_add(7)]);
+    }
+}
+
+/// TSval of all TCP segments.
+fn timestamps_of(frames: &[Vec<u8>]) -> Vec<u32> {
+    let value = |frame: &Vec<u8>| {
+        let ip = frame.get(14..)?;
+        let (protocol, len) = if ip[0] >> 4 == 4 { (ip[9], 20) } else { (ip[6], 40) };
+        let segment = Segment::parse(ip.get(len..)?).ok().filter(|_| protocol == 6)?;
+        segment.options.timestamps.map(|timestamps| timestamps.value)
+    };
+    frames.iter().filter_map(value).collect()
 }
 
 #[test]
