@@ -523,8 +523,16 @@ impl Core {
     fn move_on(&mut self, now: Instant) -> usize {
         let own = self.managers.server();
         let stirred = std::mem::take(&mut self.moving.stirred);
+        // What has come of a move is about that: the next one of its bucket may begin below.
+        self.take_outcomes(now, own);
         let granted = self.try_wishes(now, own);
         self.tell_those_who_steer();
+        self.take_outcomes(now, own);
+        self.moving.finish_jobs(now, own);
+        granted + usize::from(stirred)
+    }
+
+    fn take_outcomes(&mut self, now: Instant, own: ServerNumber) {
         for (bucket, outcome) in std::mem::take(&mut self.moving.outcomes) {
             if matches!(outcome, Outcome::Left | Outcome::Settled | Outcome::Lost(_)) {
                 self.fail_stubs_of(now, bucket);
@@ -532,8 +540,6 @@ impl Core {
             self.store.obituary.settle(bucket);
             self.moving.take_outcome(now, own, bucket, outcome);
         }
-        self.moving.finish_jobs(now, own);
-        granted + usize::from(stirred)
     }
 
     fn try_wishes(&mut self, now: Instant, own: ServerNumber) -> usize {

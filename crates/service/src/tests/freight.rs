@@ -379,6 +379,29 @@ fn nothing_moves_while_somebody_is_in_the_middle_of_a_copy() {
 }
 
 #[test]
+fn a_bucket_may_leave_in_the_turn_in_which_it_hears_that_its_last_move_is_over() {
+    let (mut pair, program, mut place, peer, bucket) = connected();
+    pair.give(0, bucket);
+    let unsettled =
+        |pair: &mut Pair| [0, 1].map(|at| pair.core(at).steer_report().servers[0].unsettled);
+    for _ in 0..10 {
+        if unsettled(&mut pair) == [0, 1] {
+            break;
+        }
+        pair.worlds[1].turn();
+        pair.worlds[0].turn();
+    }
+    assert_eq!(unsettled(&mut pair), [0, 1], "the last word about it is on its way to server 1");
+    pair.give(1, bucket);
+    assert_eq!(pair.core(1).moving.counters().given, 1);
+    pair.settle();
+    assert_eq!(pair.owner_of(bucket), 0);
+    program.follow(&mut pair, &mut place);
+    assert_eq!(place.server, 0);
+    assert_talk(&mut pair, &program, &place, peer);
+}
+
+#[test]
 fn what_nobody_has_accepted_is_accepted_where_it_has_gone() {
     for offered in [false, true] {
         let mut pair = Pair::new();
