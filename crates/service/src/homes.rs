@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use haypile_engine::control::names::{ProcessName, ServerNumber};
 use haypile_engine::control::proofs::Proofs;
 use haypile_shm::Errno;
+use haypile_shm::epoch::EPOCH_SERVERS;
 
 use crate::domains::Token;
 
@@ -36,8 +37,6 @@ impl Default for Place {
 #[derive(Debug)]
 pub struct Homes {
     place: Place,
-    /// Transport servers that may give names out: those that are made homes, and those that will be.
-    named: u16,
     proofs: Proofs,
     /// The number of the next name; another in each life of a server, so that names of processes
     /// that have not come back yet are not given out again.
@@ -52,8 +51,7 @@ impl Homes {
     pub fn new(place: Place, secret: &[u8; 32], seed: u64) -> Homes {
         let proofs = Proofs::new(secret);
         let number = (seed >> 32) as u32;
-        let named = place.servers;
-        Homes { place, named, proofs, number, turn: 0, turns: HashMap::new() }
+        Homes { place, proofs, number, turn: 0, turns: HashMap::new() }
     }
 
     /// Where this is.
@@ -61,14 +59,8 @@ impl Homes {
         self.place
     }
 
-    /// Names of this many transport servers are known from now on.
-    pub fn expect(&mut self, servers: u16) {
-        self.named = self.named.max(servers);
-    }
-
     /// Programs come to this many transport servers from now on.
     pub fn open(&mut self, servers: u16) {
-        self.expect(servers);
         self.place.servers = servers.max(1);
     }
 
@@ -110,13 +102,13 @@ impl Homes {
         self.proofs.of(name, pid)
     }
 
-    /// The name that a process brings.
+    /// The name that a process brings. Whoever gave it may have left the service since, or not be known here yet.
     ///
     /// # Errors
-    /// `EACCES` if it is not its own, or names no server.
+    /// `EACCES` if it is not its own, or names no server that there may be.
     pub fn check(&self, word: u64, proof: u64, pid: i32) -> Result<ProcessName, Errno> {
         let name = ProcessName::from_word(word);
-        let known = name.home() < self.named && self.proofs.holds(name, pid, proof);
+        let known = name.home() < EPOCH_SERVERS && self.proofs.holds(name, pid, proof);
         if known { Ok(name) } else { Err(Errno::EACCES) }
     }
 }
@@ -149,13 +141,6 @@ mod tests {
     #[test]
     fn a_server_that_has_come_later_gets_its_turn_once_programs_may_come() {
         let mut homes = homes(0, 1);
-        let named = |homes: &Homes, server| {
-            let name = ProcessName::new(server, 1);
-            homes.check(name.word(), homes.proof(name, 33), 33)
-        };
-        assert!(named(&homes, 1).is_err());
-        homes.expect(3);
-        assert!(named(&homes, 2).is_ok() && named(&homes, 3).is_err());
         assert!((0..4).all(|_| homes.deal([7; 16]) == 0));
         homes.open(3);
         let workers: Vec<u16> = (0..6).map(|_| homes.deal([7; 16])).collect();
@@ -190,9 +175,16 @@ mod tests {
         assert_eq!(other.check(first.word(), proof, 33), Ok(first));
         assert_eq!(other.check(first.word(), proof, 34), Err(Errno::EACCES));
         assert_eq!(other.check(first.word(), proof ^ 1, 33), Err(Errno::EACCES));
-        let stranger = ProcessName::new(2, 1);
+        let stranger = ProcessName::new(EPOCH_SERVERS, 1);
         let proof = home.proof(stranger, 33);
         assert_eq!(other.check(stranger.word(), proof, 33), Err(Errno::EACCES));
+    }
+
+    #[test]
+    fn a_server_that_is_started_after_others_have_left_knows_the_names_that_they_gave() {
+        let (mut gone, stays) = (homes(2, 3), homes(0, 1));
+        let name = gone.name(|_| false);
+        assert_eq!(stays.check(name.word(), gone.proof(name, 33), 33), Ok(name));
     }
 
     #[test]

@@ -362,7 +362,6 @@ impl<P: Port> Server<P> {
         core.managers.follow(&roles);
         core.manager.set_peers(roles.manager_count() > 1);
         core.manager.set_homes(staying);
-        core.homes.expect(roles.transport_count());
         if staying < core.homes.place().servers {
             core.homes.open(staying);
         }
@@ -611,6 +610,7 @@ fn manager(config: &Config, roles: &Roles, seed: u64) -> ConnectionManager {
     let timeout_us = config.limits.claim_timeout_us;
     let mut manager = ConnectionManager::new(timeout_us, config.balance, seed.rotate_left(31));
     manager.set_peers(roles.manager_count() > 1);
+    manager.set_homes(roles.roster().staying());
     manager
 }
 
