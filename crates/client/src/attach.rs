@@ -164,10 +164,15 @@ impl Attachment {
         }
         self.note_gone();
         let fate = self.fate_in(epoch);
-        if fate == Fate::Over {
+        if fate == Fate::Over && !self.leaves() {
             self.memory.set_over();
         }
         fate
+    }
+
+    /// Whether the server is none of those that programs come to: it has left, but may come again.
+    fn leaves(&self) -> bool {
+        (1..=self.server).contains(&self.memory.now().servers())
     }
 
     /// What the epoch means to whose server is dead.
@@ -180,8 +185,7 @@ impl Attachment {
         const RESTART_MS: u64 = 500;
         /// Attempts to attach to a server that is said to be there.
         const TRIES: u32 = 50;
-        let servers = self.memory.now().servers();
-        if epoch == epoch::ENDED || (1..=self.server).contains(&servers) {
+        if epoch == epoch::ENDED || self.leaves() {
             // It has left, if not the service.
             return Fate::Over;
         }

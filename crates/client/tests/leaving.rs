@@ -107,3 +107,35 @@ fn what_a_process_has_at_servers_that_leave_goes_on_at_others() {
     }
     assert!(fakes.iter().all(|fake| fake.count(listener.1) == 0));
 }
+
+#[test]
+fn servers_that_have_left_and_come_again_meanwhile_are_the_process_s_again() {
+    let (fakes, _turn) = support::start_several(3, 2);
+    come_to(fakes, 3);
+    let listener = support::listener(true);
+    let set = epoll();
+    control_epoll(set, EPOLL_CTL_ADD, listener.0, EPOLLIN, 9).unwrap();
+    assert!(epoll_wait(set, 8, 0).is_empty());
+    until("it registers at home", || registers(fakes[2]));
+    let (connection, _) = support::accepted(fakes[2], listener, libc::SOCK_NONBLOCK, b"");
+    come_to(fakes, 1);
+    fakes[1].die();
+    fakes[2].die();
+    // It looks at what it had there, and at nothing else.
+    let mut fds = [PollFd { fd: connection, events: libc::POLLIN, revents: 0 }];
+    until("its connection has failed", || poll(&mut fds.clone(), Some(Duration::ZERO)) == Ok(1));
+    assert_eq!(poll(&mut fds, Some(Duration::ZERO)), Ok(1));
+    assert!(fds[0].revents & libc::POLLHUP != 0);
+    fakes[1].rise();
+    fakes[2].rise();
+    come_to(fakes, 3);
+    fakes.iter().for_each(|fake| drop(fake.requests()));
+    until("it registers at home again", || {
+        assert!(epoll_wait(set, 8, 0).is_empty());
+        registers(fakes[2])
+    });
+    take_one(listener, fakes[1], 0);
+    for fd in [connection, listener.0, set] {
+        client::close(fd).unwrap();
+    }
+}

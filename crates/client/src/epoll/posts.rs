@@ -124,7 +124,7 @@ impl Posts {
         let data = mark(BELL, attachment.process_mark());
         sys::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, watcher.bell(), libc::EPOLLIN as u32, data)?;
         if let Some(post) = self.of_mut(attachment.server()) {
-            post.watcher = Some(watcher);
+            (post.watcher, post.over_told) = (Some(watcher), false);
         }
         Ok(())
     }
