@@ -475,6 +475,8 @@ impl<'a> Run<'a> {
                     break answered_us;
                 }
                 if started.elapsed() > SLOW && !shown {
+                    // Who has ended tells why.
+                    self.life.assert_alive();
                     shown = true;
                     self.stage.say(&format!("{what}: {:?} is not answered yet", strand.kind));
                     self.show();
