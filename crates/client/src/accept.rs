@@ -23,7 +23,9 @@ use crate::attach::{self, Attachment, Current, Fate};
 use crate::entry::{self, Phase, Pinned, Socket, flag};
 use crate::errno::SERVICE_GONE;
 use crate::memory::Record;
-use crate::{memory, placeholder, poll, socket};
+use crate::poll::until_readable;
+use crate::sleep::{Plain, Sleeper};
+use crate::{memory, placeholder, socket};
 
 /// Longest sleep before the life of the service is looked at again.
 const SLICE_NS: u64 = 1_000_000_000;
@@ -172,7 +174,7 @@ pub(crate) fn register(listener: &Socket) -> Result<(), Errno> {
 /// # Errors
 /// `TO_KERNEL` if the kernel must do it, or the errno.
 pub fn accept(fd: RawFd, flags: i32) -> Result<(RawFd, SocketAddr), Errno> {
-    accept_sleeping(fd, flags, &mut |fds, timeout| sys::ppoll(fds, timeout))
+    accept_sleeping(fd, flags, &mut Plain)
 }
 
 /// As [`accept`], with a sleep for dual listeners that knows which signal handlers end it.
@@ -182,7 +184,7 @@ pub fn accept(fd: RawFd, flags: i32) -> Result<(RawFd, SocketAddr), Errno> {
 pub fn accept_sleeping(
     fd: RawFd,
     flags: i32,
-    sleep: poll::Sleep<'_>,
+    sleeper: &mut dyn Sleeper,
 ) -> Result<(RawFd, SocketAddr), Errno> {
     let listener = entry::ours(fd)?;
     if listener.has(flag::DATAGRAM) {
@@ -191,6 +193,10 @@ pub fn accept_sleeping(
     if flags & !(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC) != 0 {
         return Err(Errno::EINVAL);
     }
+    let deadline_ns = match listener.receive_timeout_us.load(Relaxed) {
+        0 => None,
+        limit_us => Some(sys::clock_monotonic_ns().saturating_add(limit_us * 1000)),
+    };
     loop {
         attach::follow_changes();
         let attachment = attach::current()?;
@@ -217,7 +223,7 @@ pub fn accept_sleeping(
             drop(attachment);
             wait_for_server(&listener, fd)?;
         } else {
-            wait(attachment, &listener, fd, sleep)?;
+            wait(attachment, &listener, fd, deadline_ns, sleeper)?;
         }
     }
 }
@@ -383,13 +389,13 @@ fn wait(
     attachment: Current,
     listener: &Pinned,
     fd: RawFd,
-    sleep: poll::Sleep<'_>,
+    deadline_ns: Option<u64>,
+    sleeper: &mut dyn Sleeper,
 ) -> Result<(), Errno> {
-    let limit_us = listener.receive_timeout_us.load(Relaxed);
     let everywhere = listener.has(flag::EVERYWHERE);
     // No sleep on several words ends as it must where there is a time limit.
-    if listener.has(flag::DUAL) || everywhere && limit_us != 0 {
-        return wait_both(fd, limit_us, sleep);
+    if listener.has(flag::DUAL) || everywhere && deadline_ns.is_some() {
+        return until_readable(fd, deadline_ns, sleeper);
     }
     let started_ns = sys::clock_monotonic_ns();
     if let Some(patience_ns) = attachment.patience_ns(&listener.gaps)
@@ -404,7 +410,6 @@ fn wait(
         listener.gaps.note(sys::clock_monotonic_ns() - started_ns);
         return outcome;
     }
-    let deadline_ns = if limit_us == 0 { u64::MAX } else { started_ns + limit_us * 1000 };
     let channel = attachment.channel();
     loop {
         let ticket = channel.prepare_offer_wait();
@@ -414,18 +419,16 @@ fn wait(
             listener.gaps.note(now_ns - started_ns);
             return Ok(());
         }
-        if now_ns >= deadline_ns {
-            return Err(Errno::EAGAIN);
-        }
-        let until_ns = deadline_ns.min(now_ns + SLICE_NS);
         // With a time limit every handler ends the call (signal(7)).
-        let waited = match limit_us {
-            0 => {
+        let waited = match deadline_ns {
+            None => {
                 let word = attachment.memory().now().word();
+                let until_ns = now_ns + SLICE_NS;
                 channel.wait_offers_both(ticket, word, attachment.epoch(), until_ns)
             }
-            _ => {
-                let until_ns = until_ns.min(now_ns + SHORT_SLICE_NS);
+            Some(deadline_ns) if now_ns >= deadline_ns => return Err(Errno::EAGAIN),
+            Some(deadline_ns) => {
+                let until_ns = deadline_ns.min(now_ns + SHORT_SLICE_NS);
                 channel.wait_offers_interruptibly(ticket, until_ns)
             }
         };
@@ -478,20 +481,4 @@ fn wait_everywhere(listener: &Pinned, fd: RawFd) -> Result<(), Errno> {
 fn wait_for_server(listener: &Pinned, fd: RawFd) -> Result<(), Errno> {
     attach::sleep_ms(2);
     if listener.is_behind(fd) { Ok(()) } else { Err(Errno::EBADF) }
-}
-
-/// Waits for an offer or for the kernel, whichever comes first.
-fn wait_both(fd: RawFd, limit_us: u64, sleep: poll::Sleep<'_>) -> Result<(), Errno> {
-    let mut fds = [libc::pollfd { fd, events: libc::POLLIN, revents: 0 }];
-    let timeout = (limit_us != 0).then(|| std::time::Duration::from_micros(limit_us));
-    let polled = match timeout {
-        None => poll::poll(&mut fds, None, sleep),
-        timeout => poll::poll(&mut fds, timeout, &mut |fds, timeout| sys::ppoll(fds, timeout)),
-    };
-    match polled {
-        Ok(0) => Err(Errno::EAGAIN),
-        Ok(_) if fds[0].revents & libc::POLLNVAL != 0 => Err(Errno::EBADF),
-        Ok(_) => Ok(()),
-        Err(errno) => Err(errno),
-    }
 }

@@ -26,6 +26,7 @@ use crate::entry::{self, Phase, Pinned, flag};
 use crate::errno::TO_KERNEL;
 use crate::lock::{Guard, Lock};
 use crate::slab::{Entry, Slab};
+use crate::sleep::Sleeper;
 use interest::Interest;
 
 /// Marks the data of our own entries in a kernel set: no address, no small number.
@@ -307,10 +308,6 @@ fn control(
     Ok(())
 }
 
-/// How a wait sleeps in the kernel's set: set, events, milliseconds. The shim's has the signal
-/// mask in it.
-pub type Sleep<'a> = &'a mut dyn FnMut(RawFd, &mut [EpollEvent], i32) -> Result<usize, Errno>;
-
 /// epoll_wait(2) and its relatives.
 ///
 /// # Errors
@@ -319,7 +316,7 @@ pub fn epoll_wait(
     epoll: RawFd,
     out: &mut [EpollEvent],
     timeout_ms: i32,
-    sleep: Sleep<'_>,
+    sleeper: &mut dyn Sleeper,
 ) -> Result<usize, Errno> {
     let held = behind(epoll)?;
     let mut wait: Option<Wait> = None;
@@ -342,7 +339,10 @@ pub fn epoll_wait(
             wait.ended(&held);
             return Ok(ready);
         }
-        match doze(&held, epoll, out, wait.deadline_ns, sleep)? {
+        if has_ours {
+            sleeper.hold();
+        }
+        match doze(&held, epoll, out, wait.deadline_ns, sleeper)? {
             Dozed::Ready(ready) => {
                 wait.ended(&held);
                 return Ok(ready);
@@ -510,7 +510,7 @@ fn doze(
     epoll: RawFd,
     out: &mut [EpollEvent],
     deadline_ns: u64,
-    sleep: Sleep<'_>,
+    sleeper: &mut dyn Sleeper,
 ) -> Result<Dozed, Errno> {
     let _asleep = Asleep::new(held);
     let mut awaiting = false;
@@ -524,7 +524,7 @@ fn doze(
     }
     let now_ns = sys::clock_monotonic_ns();
     if held.foreign_bell.swap(false, Ordering::Relaxed) && now_ns < deadline_ns {
-        return rest(held, epoll, deadline_ns - now_ns);
+        return rest(held, epoll, deadline_ns - now_ns, sleeper);
     }
     let left_ms = match deadline_ns {
         u64::MAX => -1,
@@ -540,7 +540,7 @@ fn doze(
         ..0 => AWAITING_MS,
         left_ms => left_ms.min(AWAITING_MS),
     };
-    let slept = sleep(epoll, out, slice_ms);
+    let slept = sleeper.epoll_wait(epoll, out, slice_ms);
     drop(_asleep);
     if held.has_ours.load(Ordering::Acquire) {
         let mut interest = held.interest(epoll)?;
@@ -561,11 +561,16 @@ fn doze(
 }
 
 /// Sleeps on our own doorbells alone, for a moment.
-fn rest(held: &Held, epoll: RawFd, left_ns: u64) -> Result<Dozed, Errno> {
+fn rest(
+    held: &Held,
+    epoll: RawFd,
+    left_ns: u64,
+    sleeper: &mut dyn Sleeper,
+) -> Result<Dozed, Errno> {
     let bells = held.interest(epoll)?.bells();
     let mut fds: Vec<sys::PollFd> =
         bells.into_iter().map(|fd| sys::PollFd { fd, events: libc::POLLIN, revents: 0 }).collect();
-    let slept = sys::ppoll(&mut fds, Some(REST.min(Duration::from_nanos(left_ns))));
+    let slept = sleeper.poll(&mut fds, Some(REST.min(Duration::from_nanos(left_ns))));
     let mut interest = held.interest(epoll)?;
     interest.awake();
     held.settle(epoll, &mut interest);

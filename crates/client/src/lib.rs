@@ -36,6 +36,7 @@ mod poll;
 mod readiness;
 mod restore;
 mod slab;
+mod sleep;
 mod socket;
 mod stream_io;
 mod watchers;
@@ -59,6 +60,7 @@ pub use haypile_shm::stream::FileStop;
 pub use options::{getsockopt, setsockopt};
 pub use placeholder::{adopt, share_descriptor as share};
 pub use poll::{any_ours, poll};
+pub use sleep::{Plain, Sleeper};
 pub use socket::{
     CloseRange, bind, close, close_range, connect, disconnect, duplicate, duplicate_to,
     forget_number, listen, local_address, remote_address, set_nonblocking, set_status_flags,

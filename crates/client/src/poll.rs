@@ -18,6 +18,7 @@ use crate::datagram::{self, World};
 use crate::descriptors::{self, Owner};
 use crate::entry::{self, Phase, Pinned, flag};
 use crate::lock::Lock;
+use crate::sleep::{Restarting, Sleeper};
 use crate::watchers::Watcher;
 use crate::{accept, epoll, following, readiness};
 
@@ -64,8 +65,29 @@ struct Ours {
     kernel_place: Option<usize>,
 }
 
-/// How a poll sleeps in the kernel. The shim's has the signal mask in it.
-pub type Sleep<'a> = &'a mut dyn FnMut(&mut [PollFd], Option<Duration>) -> Result<usize, Errno>;
+/// Waits until a descriptor is readable in either world.
+///
+/// # Errors
+/// `EAGAIN` when the time is over, `EBADF` if it was closed meanwhile, or the errno of the sleep.
+pub(crate) fn until_readable(
+    fd: i32,
+    deadline_ns: Option<u64>,
+    sleeper: &mut dyn Sleeper,
+) -> Result<(), Errno> {
+    let left = deadline_ns.map(|deadline_ns| {
+        Duration::from_nanos(deadline_ns.saturating_sub(sys::clock_monotonic_ns()))
+    });
+    let mut fds = [PollFd { fd, events: libc::POLLIN, revents: 0 }];
+    let ready = match left {
+        None => poll(&mut fds, None, &mut Restarting(sleeper)),
+        left => poll(&mut fds, left, sleeper),
+    };
+    match ready? {
+        0 => Err(Errno::EAGAIN),
+        _ if fds[0].revents & libc::POLLNVAL != 0 => Err(Errno::EBADF),
+        _ => Ok(()),
+    }
+}
 
 /// Whether a poll set has a descriptor that is not the kernel's alone.
 pub fn any_ours(fds: &[PollFd]) -> bool {
@@ -203,7 +225,7 @@ static GAPS: Gaps = Gaps::new();
 pub fn poll(
     fds: &mut [PollFd],
     timeout: Option<Duration>,
-    sleep: Sleep<'_>,
+    sleeper: &mut dyn Sleeper,
 ) -> Result<usize, Errno> {
     let started_ns = sys::clock_monotonic_ns();
     let deadline_ns = timeout.map(|timeout| {
@@ -211,7 +233,7 @@ pub fn poll(
     });
     loop {
         // Once more when the server has died meanwhile, or another has come.
-        if let Some(ready) = poll_once(fds, started_ns, deadline_ns, sleep)? {
+        if let Some(ready) = poll_once(fds, started_ns, deadline_ns, sleeper)? {
             return Ok(ready);
         }
     }
@@ -222,7 +244,7 @@ fn poll_once(
     fds: &mut [PollFd],
     started_ns: u64,
     deadline_ns: Option<u64>,
-    sleep: Sleep<'_>,
+    sleeper: &mut dyn Sleeper,
 ) -> Result<Option<usize>, Errno> {
     let mut set = Set::of(fds);
     let ready = set.look_at_all(fds)?;
@@ -242,11 +264,12 @@ fn poll_once(
         GAPS.note(sys::clock_monotonic_ns() - started_ns);
         return set.look_at_all(fds).map(Some);
     }
+    sleeper.hold();
     let followed = following::count();
     let mut lookout = if set.ours.is_empty() { None } else { Some(borrow()) };
     let seen = lookout.as_mut().is_none_or(|lookout| lookout.watch(&set.ours));
     let watched = Watching { seen, followed };
-    let outcome = wait(&attachment, &mut set, fds, lookout.as_mut(), watched, deadline_ns, sleep);
+    let outcome = wait(&attachment, &mut set, fds, lookout.as_mut(), watched, deadline_ns, sleeper);
     if let Some(lookout) = lookout {
         give_back(lookout);
     }
@@ -271,7 +294,7 @@ fn wait(
     mut lookout: Option<&mut Lookout>,
     watched: Watching,
     deadline_ns: Option<u64>,
-    sleep: Sleep<'_>,
+    sleeper: &mut dyn Sleeper,
 ) -> Result<Option<usize>, Errno> {
     if let Some(lookout) = &mut lookout {
         lookout.enter(&mut set.kernel);
@@ -312,7 +335,7 @@ fn wait(
         let gone = attachment.is_gone().then_some(GONE_SLICE);
         let is_over = gone.is_some() && attachment.fate() == Fate::Over;
         let slice = slice(deadline_ns, if seen || is_over { gone } else { Some(BLIND_SLICE) });
-        let slept = sleep(&mut set.kernel, slice);
+        let slept = sleeper.poll(&mut set.kernel, slice);
         if let Some(lookout) = &lookout {
             lookout.awake();
         }

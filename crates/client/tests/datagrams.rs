@@ -36,9 +36,13 @@ fn receive(fd: i32, room: usize, flags: i32) -> Result<(Received, Vec<u8>), Errn
     let mut out = vec![0; room];
     let mut by_kernel = vec![0; room];
     let mut kernel = |flags| sys::recv(fd, &mut by_kernel, flags);
-    let mut sleep = |fds: &mut [PollFd], timeout: Option<Duration>| sys::ppoll(fds, timeout);
-    let received =
-        client::receive_from(fd, &mut [IoSliceMut::new(&mut out)], flags, &mut kernel, &mut sleep)?;
+    let received = client::receive_from(
+        fd,
+        &mut [IoSliceMut::new(&mut out)],
+        flags,
+        &mut kernel,
+        &mut client::Plain,
+    )?;
     match &received {
         Received::Kernel(len) => by_kernel.truncate(*len),
         Received::Datagram(arrival) => {

@@ -8,7 +8,8 @@ use haypile_client::{self as client, Errno, Received, SendControl};
 use libc::{mmsghdr, msghdr, sockaddr, socklen_t, timespec};
 
 use crate::raw::raw;
-use crate::{signals, vectors};
+use crate::signals::Sleeps;
+use crate::vectors;
 
 /// Where a message goes; `None`: to the connected peer.
 ///
@@ -101,8 +102,9 @@ pub unsafe fn receive_from(
     address_len: *mut socklen_t,
     mut kernel: impl FnMut(c_int) -> isize,
 ) -> Result<usize, Errno> {
+    let mut sleeps = Sleeps::new(core::ptr::null());
     let mut by_kernel = |flags| settled(kernel(flags));
-    let received = client::receive_from(fd, out, flags, &mut by_kernel, &mut signals::sleep)?;
+    let received = client::receive_from(fd, out, flags, &mut by_kernel, &mut sleeps)?;
     let remote = match &received {
         Received::Datagram(arrival) => arrival.remote,
         Received::Error(failure) => Some(failure.remote),
@@ -141,11 +143,12 @@ pub unsafe fn receive_message(
     message: *mut msghdr,
     flags: c_int,
 ) -> Result<usize, Errno> {
+    let mut sleeps = Sleeps::new(core::ptr::null());
     let mut by_kernel = |flags: c_int| settled(raw!(SYS_recvmsg, fd, message, flags));
     // SAFETY: the caller's promise.
     unsafe {
         let out = vectors::slices_mut((*message).msg_iov, (*message).msg_iovlen)?;
-        let received = client::receive_from(fd, out, flags, &mut by_kernel, &mut signals::sleep)?;
+        let received = client::receive_from(fd, out, flags, &mut by_kernel, &mut sleeps)?;
         let cut = |truncated: bool| if truncated { libc::MSG_CTRUNC } else { 0 };
         match &received {
             Received::Kernel(_) => {}

@@ -6,7 +6,8 @@ use haypile_client as client;
 use libc::{sockaddr, socklen_t};
 
 use crate::raw::{raw, settle_int, unit};
-use crate::{signals, stdio, vectors};
+use crate::signals::Sleeps;
+use crate::{stdio, vectors};
 
 /// `socket(2)`.
 #[unsafe(no_mangle)]
@@ -72,17 +73,18 @@ pub unsafe extern "C-unwind" fn accept4(
     if client::is_kernel(fd) {
         return kernel() as c_int;
     }
-    let accepted =
-        client::accept_sleeping(fd, flags, &mut signals::sleep).and_then(|(new, peer)| {
-            // SAFETY: the application's pointers.
-            match unsafe { vectors::give_address(&peer, address, len) } {
-                Ok(()) => Ok(new as usize),
-                Err(errno) => {
-                    let _ = client::close(new);
-                    Err(errno)
-                }
+    let mut sleeps = Sleeps::new(core::ptr::null());
+    let accepted = client::accept_sleeping(fd, flags, &mut sleeps).and_then(|(new, peer)| {
+        // SAFETY: the application's pointers.
+        match unsafe { vectors::give_address(&peer, address, len) } {
+            Ok(()) => Ok(new as usize),
+            Err(errno) => {
+                let _ = client::close(new);
+                Err(errno)
             }
-        });
+        }
+    });
+    drop(sleeps);
     stdio::made(settle_int(accepted, kernel))
 }
 

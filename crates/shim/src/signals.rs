@@ -1,19 +1,25 @@
-//! A sleep in poll(2) that signal handlers end, or do not end, as they would a blocking accept(2):
-//! handlers installed with `SA_RESTART` run and the sleep goes on. Poll itself is ended by any
-//! handler and does not say by whose.
+//! What signals do to the calls that wait.
 //!
-//! Used by `accept` on listeners that wait for the kernel and for Haypile at a time. Where all
-//! handlers are of one kind, that kind decides. Where there are both, the signals whose handlers
-//! restart are blocked for the time of the sleep and a signalfd (signalfd(2)) ends it instead; they
-//! are delivered when it is over, and the sleep starts again.
+//! [`Sleeps`] keeps the signals of a thread for its sleeps. A bell may wake a sleeper for nothing, and
+//! a handler that ran between two sleeps would end neither; the call would go on waiting where the
+//! kernel's gives `EINTR`. So once a call is about to sleep, handlers run in sleeps only until it ends.
+//!
+//! Its restarting poll is ended by handlers as a blocking accept(2) is: those installed with
+//! `SA_RESTART` run and the sleep goes on. Poll itself is ended by any handler and does not say by
+//! whose. Used on descriptors that wait for the kernel and for Haypile at a time. Where all handlers
+//! are of one kind, that kind decides. Where there are both, the signals whose handlers restart are
+//! blocked for the time of the sleep and a signalfd (signalfd(2)) ends it instead; they are delivered
+//! when it is over, and the sleep starts again.
 
+use std::os::fd::RawFd;
 use std::time::Duration;
 
-use haypile_client::Errno;
-use haypile_shm::sys::PollFd;
+use haypile_client::{Errno, Sleeper};
+use haypile_shm::sys::{EpollEvent, PollFd};
+use libc::sigset_t;
 
 use crate::raw::raw;
-use crate::wait::kernel_poll;
+use crate::wait::{kernel_epoll_wait, kernel_poll};
 
 /// Bytes of a kernel signal set, and a set as a word.
 const SET_BYTES: usize = 8;
@@ -28,6 +34,9 @@ const OWN_FAULTS: u64 = set_of(&[
     libc::SIGSYS,
 ]);
 const HIGHEST: i32 = 64;
+/// The two that the C library keeps for itself: threads are cancelled and change their user by them,
+/// and who sends the latter waits for its handlers.
+const OF_LIBRARY: u64 = set_of(&[32, 33]);
 
 const fn set_of(signals: &[i32]) -> u64 {
     let mut set = 0;
@@ -69,51 +78,119 @@ impl Handlers {
     }
 }
 
-/// The sleep; `EINTR` only by a handler without `SA_RESTART`.
-pub fn sleep(fds: &mut [PollFd], timeout: Option<Duration>) -> Result<usize, Errno> {
-    loop {
-        let handlers = Handlers::present();
-        match (handlers.restarting, handlers.interrupting) {
-            (0, _) => return kernel_poll(fds, timeout, core::ptr::null()),
-            (_, 0) => match kernel_poll(fds, timeout, core::ptr::null()) {
-                Err(Errno::EINTR) => {}
-                other => return other,
-            },
-            (restarting, _) => {
-                if let Some(ready) = sleep_blocking(fds, timeout, restarting)? {
-                    return Ok(ready);
-                }
-            }
+/// The sleeps of one call of the application. Its signals can be held back to the end of the call.
+#[derive(Debug)]
+pub struct Sleeps {
+    /// The mask that the call was given, or null.
+    given: *const sigset_t,
+    /// The thread's mask as it was, once they are held back.
+    outside: Option<u64>,
+}
+
+impl Sleeps {
+    /// The sleeps of a call with a signal mask, or without one (null).
+    pub fn new(given: *const sigset_t) -> Sleeps {
+        Sleeps { given, outside: None }
+    }
+
+    /// Holds the signals back; the thread's mask as it was.
+    fn outside(&mut self) -> u64 {
+        *self.outside.get_or_insert_with(|| {
+            let (held, mut outside) = (!(OWN_FAULTS | OF_LIBRARY), 0u64);
+            let (held, old) = (&raw const held, &raw mut outside);
+            raw!(SYS_rt_sigprocmask, libc::SIG_BLOCK, held, old, SET_BYTES);
+            outside
+        })
+    }
+
+    /// The mask to sleep with.
+    fn mask(&self) -> *const sigset_t {
+        match &self.outside {
+            Some(outside) if self.given.is_null() => core::ptr::from_ref(outside).cast(),
+            _ => self.given,
         }
     }
 }
 
-/// Sleeps with some signals blocked. `None`: one of them has come.
+impl Drop for Sleeps {
+    fn drop(&mut self) {
+        if let Some(outside) = &self.outside {
+            raw!(SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const *outside, 0, SET_BYTES);
+        }
+    }
+}
+
+impl Sleeper for Sleeps {
+    fn hold(&mut self) {
+        self.outside();
+    }
+
+    fn poll(&mut self, fds: &mut [PollFd], timeout: Option<Duration>) -> Result<usize, Errno> {
+        kernel_poll(fds, timeout, self.mask())
+    }
+
+    fn poll_restarting(
+        &mut self,
+        fds: &mut [PollFd],
+        timeout: Option<Duration>,
+    ) -> Result<usize, Errno> {
+        let outside = self.outside();
+        loop {
+            let handlers = Handlers::present();
+            match (handlers.restarting, handlers.interrupting) {
+                (0, _) => return self.poll(fds, timeout),
+                (_, 0) => match self.poll(fds, timeout) {
+                    Err(Errno::EINTR) => {}
+                    other => return other,
+                },
+                (restarting, _) => {
+                    if let Some(ready) = sleep_blocking(fds, timeout, restarting, outside)? {
+                        return Ok(ready);
+                    }
+                }
+            }
+        }
+    }
+
+    fn epoll_wait(
+        &mut self,
+        epoll: RawFd,
+        out: &mut [EpollEvent],
+        timeout_ms: i32,
+    ) -> Result<usize, Errno> {
+        kernel_epoll_wait(epoll, out, timeout_ms, self.mask())
+    }
+}
+
+/// Sleeps with the signals of a mask blocked, and some more. `None`: one of these has come.
 fn sleep_blocking(
     fds: &mut [PollFd],
     timeout: Option<Duration>,
     restarting: u64,
+    mask: u64,
 ) -> Result<Option<usize>, Errno> {
+    // Signals that the program itself has blocked stay pending, with no end of the sleep.
+    let restarting = restarting & !mask;
     let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
     let arrivals = raw!(SYS_signalfd4, -1isize, &raw const restarting, SET_BYTES, flags) as i32;
     if arrivals < 0 {
         // No descriptor left: any handler ends the sleep.
-        return kernel_poll(fds, timeout, core::ptr::null()).map(Some);
+        return kernel_poll(fds, timeout, (&raw const mask).cast()).map(Some);
     }
-    let mut mask = 0u64;
-    raw!(SYS_rt_sigprocmask, libc::SIG_BLOCK, 0, &raw mut mask, SET_BYTES);
-    // Signals that the program itself has blocked stay pending, with no end of the sleep.
-    let restarting = restarting & !mask;
-    raw!(SYS_signalfd4, arrivals, &raw const restarting, SET_BYTES, flags);
-    mask |= restarting;
+    let blocked = mask | restarting;
     let mut all = fds.to_vec();
     all.push(PollFd { fd: arrivals, events: libc::POLLIN, revents: 0 });
-    let slept = kernel_poll(&mut all, timeout, (&raw const mask).cast());
+    let slept = kernel_poll(&mut all, timeout, (&raw const blocked).cast());
     raw!(SYS_close, arrivals);
     for (entry, slept) in fds.iter_mut().zip(&all) {
         entry.revents = slept.revents;
     }
     let ready = slept?;
+    if all.last().is_some_and(|arrivals| arrivals.revents != 0) {
+        // Their handlers run here.
+        raw!(SYS_rt_sigprocmask, libc::SIG_UNBLOCK, &raw const restarting, 0, SET_BYTES);
+        raw!(SYS_rt_sigprocmask, libc::SIG_BLOCK, &raw const restarting, 0, SET_BYTES);
+    }
     let others = fds.iter().filter(|entry| entry.revents != 0).count();
     Ok((ready == 0 || others > 0).then_some(others))
 }

@@ -10,6 +10,7 @@ use haypile_shm::sys::{EpollEvent, PollFd};
 use libc::{epoll_event, fd_set, nfds_t, pollfd, sigset_t, size_t, timespec, timeval};
 
 use crate::raw::{finish, raw, set_errno, settle_int, unit};
+use crate::signals::Sleeps;
 
 /// Bytes of a kernel signal set.
 const SIGNAL_SET_BYTES: usize = 8;
@@ -39,6 +40,26 @@ pub fn kernel_poll(
     let mut time = timeout.map(kernel_time);
     let pointer = time.as_mut().map_or(core::ptr::null_mut(), core::ptr::from_mut);
     counted(raw!(SYS_ppoll, fds.as_mut_ptr(), fds.len(), pointer, mask, SIGNAL_SET_BYTES))
+}
+
+/// The kernel's epoll_pwait with a signal mask.
+pub fn kernel_epoll_wait(
+    epoll: c_int,
+    out: &mut [EpollEvent],
+    timeout_ms: c_int,
+    mask: *const sigset_t,
+) -> Result<usize, Errno> {
+    let (events, most) = (out.as_mut_ptr(), out.len().min(c_int::MAX as usize));
+    counted(raw!(SYS_epoll_pwait, epoll, events, most, timeout_ms, mask, SIGNAL_SET_BYTES))
+}
+
+/// A poll over a set with some of our sockets.
+fn poll_ours(
+    fds: &mut [PollFd],
+    timeout: Option<Duration>,
+    mask: *const sigset_t,
+) -> Result<usize, Errno> {
+    client::poll(fds, timeout, &mut Sleeps::new(mask))
 }
 
 /// A timespec of the application; `EINVAL` as the kernel says it.
@@ -86,10 +107,7 @@ pub unsafe extern "C-unwind" fn poll(fds: *mut pollfd, count: nfds_t, timeout_ms
     // SAFETY: the application's array.
     match unsafe { poll_array(fds, count) } {
         Some(array) if client::any_ours(array) => {
-            let ready = client::poll(array, timeout, &mut |fds, timeout| {
-                kernel_poll(fds, timeout, core::ptr::null())
-            });
-            settle_int(ready, kernel)
+            settle_int(poll_ours(array, timeout, core::ptr::null()), kernel)
         }
         _ => kernel() as c_int,
     }
@@ -149,10 +167,8 @@ pub unsafe extern "C-unwind" fn ppoll(
     match unsafe { poll_array(fds, count) } {
         Some(array) if client::any_ours(array) => {
             // SAFETY: the application's time.
-            let ready = unsafe { duration(timeout) }.and_then(|timeout| {
-                client::poll(array, timeout, &mut |fds, timeout| kernel_poll(fds, timeout, mask))
-            });
-            settle_int(ready, kernel)
+            let timeout = unsafe { duration(timeout) };
+            settle_int(timeout.and_then(|timeout| poll_ours(array, timeout, mask)), kernel)
         }
         _ => kernel() as c_int,
     }
@@ -240,7 +256,7 @@ fn select_ours(
             fds.push(PollFd { fd: fd as c_int, events, revents: 0 });
         }
     }
-    client::poll(&mut fds, timeout, &mut |fds, timeout| kernel_poll(fds, timeout, mask))?;
+    poll_ours(&mut fds, timeout, mask)?;
     if fds.iter().any(|entry| entry.revents & libc::POLLNVAL != 0) {
         return Err(Errno::EBADF);
     }
@@ -413,14 +429,10 @@ unsafe fn epoll_wait_masked(
     if client::is_kernel(epoll) || most <= 0 || events.is_null() {
         return kernel() as c_int;
     }
-    let mut sleep = |epoll: c_int, events: &mut [EpollEvent], timeout_ms: c_int| {
-        let most = events.len().min(c_int::MAX as usize);
-        let events = events.as_mut_ptr();
-        counted(raw!(SYS_epoll_pwait, epoll, events, most, timeout_ms, mask, SIGNAL_SET_BYTES))
-    };
     // SAFETY: the caller's promise. On x86-64 the type is packed, elsewhere libc's users align it.
     let array = unsafe { core::slice::from_raw_parts_mut(events, most as usize) };
-    settle_int(client::epoll_wait(epoll, array, timeout_ms, &mut sleep), kernel)
+    let ready = client::epoll_wait(epoll, array, timeout_ms, &mut Sleeps::new(mask));
+    settle_int(ready, kernel)
 }
 
 /// `epoll_wait(2)`.

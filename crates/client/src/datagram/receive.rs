@@ -8,7 +8,6 @@ use std::io::IoSliceMut;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use haypile_shm::messages::{DatagramError, OPTION_BYTES, RequestBody};
 use haypile_shm::stream::{RecordRead, status};
@@ -21,7 +20,8 @@ use crate::attach::Attachment;
 use crate::entry::{Pinned, flag};
 use crate::errno::{SERVICE_GONE, TO_KERNEL};
 use crate::memory::Record;
-use crate::poll;
+use crate::poll::until_readable;
+use crate::sleep::Sleeper;
 use crate::stream_io::{self, Wait};
 
 /// One receive in so many looks at the kernel's half first.
@@ -68,7 +68,7 @@ pub struct Failure {
     pub(crate) domain: i32,
 }
 
-/// recvmsg(2) and its family on a UDP socket. `sleep` is how a wait for both worlds sleeps.
+/// recvmsg(2) and its family on a UDP socket. `sleeper` is how a wait for both worlds sleeps.
 ///
 /// # Errors
 /// `TO_KERNEL` if the kernel must do it, or the errno.
@@ -77,7 +77,7 @@ pub fn receive_from(
     out: &mut [IoSliceMut<'_>],
     flags: i32,
     kernel: KernelReceive<'_>,
-    sleep: poll::Sleep<'_>,
+    sleeper: &mut dyn Sleeper,
 ) -> Result<Received, Errno> {
     let socket = stream_io::connection(fd)?;
     if socket.world() == World::Kernel {
@@ -115,7 +115,7 @@ pub fn receive_from(
         }
         if socket.world() == World::Both {
             drop(stream);
-            wait_both(fd, deadline_ns, sleep)?;
+            until_readable(fd, deadline_ns, sleeper)?;
             continue;
         }
         let waiting = match &mut wait {
@@ -194,29 +194,6 @@ fn arrival(socket: &Pinned, read: &RecordRead) -> Result<Received, Errno> {
         wants: socket.datagram.wants.load(Ordering::Relaxed),
         domain,
     }))
-}
-
-/// Waits for a datagram from either world.
-fn wait_both(fd: RawFd, deadline_ns: Option<u64>, sleep: poll::Sleep<'_>) -> Result<(), Errno> {
-    let mut fds = [sys::PollFd { fd, events: libc::POLLIN, revents: 0 }];
-    let polled = match deadline_ns {
-        None => poll::poll(&mut fds, None, sleep),
-        Some(deadline_ns) => {
-            let left_ns = deadline_ns.saturating_sub(sys::clock_monotonic_ns());
-            if left_ns == 0 {
-                return Err(Errno::EAGAIN);
-            }
-            let left = Some(Duration::from_nanos(left_ns));
-            // With a time limit every handler ends the call (signal(7)).
-            poll::poll(&mut fds, left, &mut |fds, timeout| sys::ppoll(fds, timeout))
-        }
-    };
-    match polled {
-        Ok(0) => Err(Errno::EAGAIN),
-        Ok(_) if fds[0].revents & libc::POLLNVAL != 0 => Err(Errno::EBADF),
-        Ok(_) => Ok(()),
-        Err(errno) => Err(errno),
-    }
 }
 
 /// `MSG_ERRQUEUE`

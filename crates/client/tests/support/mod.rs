@@ -949,15 +949,15 @@ impl Fake {
 
 /// poll with the kernel's own sleep.
 pub fn poll(fds: &mut [PollFd], timeout: Option<Duration>) -> Result<usize, Errno> {
-    haypile_client::poll(fds, timeout, &mut |fds, timeout| sys::ppoll(fds, timeout))
+    haypile_client::poll(fds, timeout, &mut haypile_client::Plain)
 }
 
 /// epoll_wait with the kernel's own sleep.
 pub fn epoll_wait(epoll: i32, most: usize, timeout_ms: i32) -> Vec<(u32, u64)> {
     let mut events = vec![sys::EpollEvent { events: 0, u64: 0 }; most];
-    let sleep =
-        &mut |epoll, events: &mut [_], timeout_ms| sys::epoll_wait(epoll, events, timeout_ms);
-    let count = haypile_client::epoll_wait(epoll, &mut events, timeout_ms, sleep).unwrap();
+    let count =
+        haypile_client::epoll_wait(epoll, &mut events, timeout_ms, &mut haypile_client::Plain)
+            .unwrap();
     events[..count].iter().map(|event| (event.events, event.u64)).collect()
 }
 

@@ -558,20 +558,35 @@ def in_a_blocking_call(thread):
             return
 
 
+def signal_until(over, thread, number):
+    """Sends a thread a signal, and again each second until an event is set; how many times.
+
+    Once is enough unless the call asked a server when the signal came: then it counts as one before the call.
+    """
+    times = 0
+    while times == 0 or not over.wait(1) and times < LIMIT:
+        signal.pthread_kill(thread.ident, number)
+        times += 1
+    return times
+
+
 def accept_and_signal(one, number, connects):
     """A signal comes while the main thread waits in accept; then perhaps a connection."""
     main_thread, main_number = threading.main_thread(), threading.get_native_id()
-    made = []
+    made, over = [], threading.Event()
 
     def disturb():
         in_a_blocking_call(main_number)
-        signal.pthread_kill(main_thread.ident, number)
         if connects:
+            signal.pthread_kill(main_thread.ident, number)
             made.append(socket.create_connection((ADDRESS, PORT), LIMIT))
+        else:
+            signal_until(over, main_thread, number)
 
     thread = threading.Thread(target=disturb)
     thread.start()
     result = library("accept", one.fileno(), None, None)
+    over.set()
     thread.join()
     for each in made:
         each.close()
@@ -608,6 +623,51 @@ def signals_and_a_blocking_accept():
         yield accept_and_signal(one, restart, False)
         signal.signal(restart, signal.SIG_DFL)
         one.close()
+
+
+def ends_by_signals(call, wake_for_nothing, rounds=60):
+    """Whether a waiting call ends when a signal comes just after a wake that another thread has used up."""
+    main_thread, main_number = threading.main_thread(), threading.get_native_id()
+    again = 0
+    for _ in range(rounds):
+        over = threading.Event()
+
+        def disturb():
+            nonlocal again
+            in_a_blocking_call(main_number)
+            wake_for_nothing()
+            again += signal_until(over, main_thread, signal.SIGUSR1) > 1
+
+        thread = threading.Thread(target=disturb)
+        thread.start()
+        call()
+        over.set()
+        thread.join()
+        if again * 4 > rounds:
+            return "signals are lost"
+    return "ends"
+
+
+@case
+def signals_just_after_wakes_for_nothing():
+    signal.signal(signal.SIGUSR1, lambda *_: None)
+    signal.siginterrupt(signal.SIGUSR1, True)
+    with Pair() as pair, select.epoll() as set_:
+        pair.server.setblocking(True)
+        set_.register(pair.server, select.EPOLLIN)
+        entry = struct.pack("ihh", pair.server.fileno(), 1, 0)
+        entries, events = ctypes.create_string_buffer(entry, 8), ctypes.create_string_buffer(12)
+
+        def take_a_byte():
+            pair.client.send(b"x")
+            pair.server.recv(1)
+
+        yield "poll", ends_by_signals(lambda: library("poll", entries, 1, 10_000), take_a_byte)
+        number = set_.fileno()
+        yield "epoll_wait", ends_by_signals(
+            lambda: library("epoll_wait", number, events, 1, 10_000), take_a_byte
+        )
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
 
 
 @case
