@@ -645,12 +645,7 @@ pub(crate) fn attached_again() {
     });
 }
 
-/// A forked child has attached: what its parent's watchers were told is not told to it.
+/// A forked child has attached: its parent's threads do not sleep here.
 pub(crate) fn attached_in_child() {
-    EPOLLS.for_each(|_, epoll| {
-        epoll.sleepers.store(0, Ordering::SeqCst);
-        if let Ok(mut interest) = epoll.interest.lock() {
-            interest.forget_watchers();
-        }
-    });
+    EPOLLS.for_each(|_, epoll| epoll.sleepers.store(0, Ordering::SeqCst));
 }

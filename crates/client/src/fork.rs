@@ -25,6 +25,14 @@ static MARK: OnceLock<&'static AtomicU32> = OnceLock::new();
 /// This process has made another while it was attached, or was made so.
 static HAS_FORKED: AtomicBool = AtomicBool::new(false);
 
+/// How many forks lie between this process and the one that loaded the library.
+static GENERATION: AtomicU32 = AtomicU32::new(0);
+
+/// Tells what a process made from what it has of its parent.
+pub(crate) fn generation() -> u32 {
+    GENERATION.load(Ordering::Relaxed)
+}
+
 /// Whether another process may hold copies of our own descriptors.
 pub(crate) fn has_forked() -> bool {
     HAS_FORKED.load(Ordering::Relaxed)
@@ -107,6 +115,7 @@ fn become_child() {
         word.store(1, Ordering::Relaxed);
     }
     HAS_FORKED.store(true, Ordering::Relaxed);
+    GENERATION.fetch_add(1, Ordering::Relaxed);
     placeholder::forget_spawns();
     attach::set_forked();
     SOCKETS.for_each(|_, socket| {

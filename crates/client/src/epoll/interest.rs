@@ -19,7 +19,7 @@ use super::{ALARM, MARK, mark};
 use crate::attach;
 use crate::entry::{self, Phase, Pinned, Socket, flag};
 use crate::internal::{Bell, Internal};
-use crate::{accept, datagram, following, readiness};
+use crate::{accept, datagram, following, fork, readiness};
 
 const EDGE: u32 = libc::EPOLLET as u32;
 const ONE_SHOT: u32 = libc::EPOLLONESHOT as u32;
@@ -108,6 +108,8 @@ pub(super) struct Interest {
     further: Vec<(u32, Name)>,
     alarm: Option<Alarm>,
     alarm_is_set: bool,
+    /// Whose watchers and alarm these are ([`fork::generation`]).
+    generation: u32,
 }
 
 /// A doorbell of which this process holds both ends.
@@ -122,6 +124,10 @@ impl Interest {
 
     /// Puts the watchers in order: their servers may have died, or be another process's.
     pub(super) fn ensure_watchers(&mut self, epoll: RawFd) -> Result<(), Errno> {
+        let generation = fork::generation();
+        if std::mem::replace(&mut self.generation, generation) != generation {
+            self.forget_watchers();
+        }
         if self.posts.is_empty() {
             // The home has a post even while no socket is known anywhere.
             return self.ensure_post(epoll, attach::current()?.server());
@@ -209,8 +215,8 @@ impl Interest {
         }
     }
 
-    /// In a forked child: the watchers are the parent's.
-    pub(super) fn forget_watchers(&mut self) {
+    /// In a forked child: the watchers are the parent's, and their bells stay in the kernel's set.
+    fn forget_watchers(&mut self) {
         self.posts.forget();
         self.alarm = None;
         self.alarm_is_set = false;
