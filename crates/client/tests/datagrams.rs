@@ -84,6 +84,21 @@ fn datagrams_keep_their_bounds() {
 }
 
 #[test]
+fn a_send_that_blocks_waits_for_the_next_server_as_long_as_one_is_expected() {
+    let (fake, _turn) = support::start();
+    let fd = bound("198.18.0.2:0", 0);
+    assert_eq!(send_to(fd, b"one", PEER, 0), Ok(3));
+    fake.die();
+    assert_eq!(send_to(fd, b"two", PEER, libc::MSG_DONTWAIT), Err(Errno::EAGAIN));
+    let sending = std::thread::spawn(move || send_to(fd, b"three", PEER, 0));
+    // Longer than calls that open something wait.
+    std::thread::sleep(Duration::from_millis(2_500));
+    fake.rise();
+    assert_eq!(sending.join().unwrap(), Ok(5));
+    client::close(fd).unwrap();
+}
+
+#[test]
 fn what_cannot_be_sent_is_refused_at_once() {
     let (_fake, _turn) = support::start();
     let fd = bound("198.18.0.2:0", 0);

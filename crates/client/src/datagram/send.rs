@@ -30,8 +30,6 @@ const HEADERS_V6: usize = 48;
 const SEGMENTS_MAX: usize = 128;
 /// How long the memory that there is may take to be granted, even for a call that does not block.
 const GRANT_US: u64 = 100_000;
-/// How long a call that blocks waits for another server when its own has died.
-const SERVER_WAIT_NS: u64 = 2_000_000_000;
 
 /// Data that `UDP_CORK` or `MSG_MORE` holds back.
 #[derive(Debug)]
@@ -64,8 +62,12 @@ pub fn send_to(
         match try_send(&socket, fd, data, flags, remote, control) {
             Err(SERVICE_GONE) if is_lost(&socket) => {
                 let blocking = flags & libc::MSG_DONTWAIT == 0 && !socket.has(flag::NONBLOCKING);
-                let until_ns = sys::clock_monotonic_ns() + SERVER_WAIT_NS;
-                super::come_back(&socket, fd, blocking, Some(until_ns))?;
+                // As a wait for room: the server may be given some seconds before it is started again.
+                let deadline_ns = match socket.send_timeout_us.load(Ordering::Relaxed) {
+                    0 => None,
+                    us => Some(sys::clock_monotonic_ns().saturating_add(us.saturating_mul(1000))),
+                };
+                super::come_back(&socket, fd, blocking, deadline_ns)?;
             }
             other => return other,
         }
