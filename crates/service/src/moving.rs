@@ -64,7 +64,7 @@ pub struct Moving {
     told: BTreeSet<ProcessNumber>,
     /// Peers that are told so behind the news.
     to_assure: Vec<ProcessNumber>,
-    /// Whether frames are taken yet.
+    /// Whether frames and requests are taken yet.
     entry: peers::Entry,
     counters: MoveCounters,
 }

@@ -399,7 +399,8 @@ impl<P: Port> Server<P> {
         let Server { core, link, poller, .. } = self;
         core.now = now;
         let failed = |error| Error::new("use the link", error, "look whether it was removed");
-        let received = match core.takes_frames(now) {
+        let serves = core.serves(now);
+        let received = match serves {
             true => {
                 core.mourn(now);
                 let (shard, mut inward) = core.inward();
@@ -409,9 +410,11 @@ impl<P: Port> Server<P> {
         };
         core.settle_freight(now);
         ended(Part::Receive);
-        let requests = core.handle_requests(now);
+        let requests = if serves { core.handle_requests(now) } else { 0 };
         ended(Part::Requests);
-        core.apply_what_was_noted(now, poller);
+        if serves {
+            core.apply_what_was_noted(now, poller);
+        }
         if core.shard.poll_timeout().is_some_and(|due| due <= now) {
             core.shard.handle_timers(now, &mut core.store);
         }

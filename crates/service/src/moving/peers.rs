@@ -1,9 +1,10 @@
 //! What servers tell each other of moves when one comes or goes, and how long one that comes waits for that.
 //!
 //! A server that is started knows the map of the beginning. If it took frames by that, it would answer for flows that
-//! others have: reset those that live, and admit connections that nobody sends anything any more. So it takes none,
-//! from the link or from others, before all who were there have said which moves they know ([`Core::takes_frames`]);
-//! until then they wait in rings and queues. Part of `moving`; called by `server` and `conversation`.
+//! others have: reset those that live, and admit connections that nobody sends anything any more; and connections that
+//! programs begin here would be in buckets that others have. So it takes no frame, from the link or from others, and no
+//! request before all who were there have said which moves they know ([`Core::serves`]); until then they wait in rings
+//! and queues. Part of `moving`; called by `server` and `conversation`.
 
 use haypile_engine::Instant;
 use haypile_engine::migration::protocol::Outcome;
@@ -17,12 +18,12 @@ use crate::plan::ServerSpec;
 use crate::roles::ProcessNumber;
 use crate::server::Core;
 
-/// Longest time that frames wait for the others to say what has moved: one that is stopped says nothing.
+/// Longest time that frames and requests wait for the others to say what has moved: one that is stopped says nothing.
 const ENTRY_US: u64 = 1_000_000;
 /// Messages of a dead server looked at together.
 const LAST_WORDS: usize = 64;
 
-/// How far a server is with beginning to take frames.
+/// How far a server is with beginning to serve.
 #[derive(Copy, Clone, Debug, Default)]
 pub(super) enum Entry {
     /// It has not looked who is there.
@@ -30,12 +31,12 @@ pub(super) enum Entry {
     New,
     /// It waits for those, but not for ever.
     Waits(Instant),
-    /// It takes frames.
+    /// It takes frames and requests.
     Open,
 }
 
 impl Entry {
-    /// When frames are taken at the latest.
+    /// When it serves at the latest.
     pub(super) fn due(self) -> Option<Instant> {
         match self {
             Entry::Waits(until) => Some(until),
@@ -45,9 +46,9 @@ impl Entry {
 }
 
 impl Core {
-    /// Whether frames may be taken: everybody who was there when we came has said what has moved.
+    /// Whether frames and requests may be taken: everybody who was there when we came has said what has moved.
     #[inline]
-    pub(crate) fn takes_frames(&mut self, now: Instant) -> bool {
+    pub(crate) fn serves(&mut self, now: Instant) -> bool {
         matches!(self.moving.entry, Entry::Open) || self.may_enter(now)
     }
 

@@ -282,7 +282,7 @@ fn a_server_takes_no_frame_before_it_has_heard_what_has_moved() {
         for _ in 0..10 {
             let now = service.now;
             let reborn = &mut service.servers[2];
-            assert!(!reborn.core.takes_frames(now) && !reborn.core.moving.is_idle());
+            assert!(!reborn.core.serves(now) && !reborn.core.moving.is_idle());
             reborn.step(now).unwrap();
         }
         // One that says nothing is not waited for without end.
@@ -291,7 +291,7 @@ fn a_server_takes_no_frame_before_it_has_heard_what_has_moved() {
             false => service.settle(),
         }
         let now = service.now;
-        assert!(service.servers[2].core.takes_frames(now));
+        assert!(service.servers[2].core.serves(now));
         service.settle();
         assert_eq!(service.owners()[usize::from(bucket)], 1);
         service.kill(2);

@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 
 use haypile_engine::{Freight, SocketId, SocketOptions};
+use haypile_shm::limits::NO_SLOT;
 use haypile_shm::messages::{ELSEWHERE, RequestBody, Shutdown, SocketReply, ready};
 use haypile_shm::stream::{NewPlace, status};
 use haypile_shm::sys;
@@ -11,6 +12,7 @@ use haypile_shm::sys;
 use super::harness::{App, SERVER, Sock, World};
 use crate::freight::baggage::{Arrival, Receipt};
 use crate::freight::{Busy, Hands};
+use crate::managers::wire::Incoming;
 use crate::moving::{JobId, MoveRow};
 use crate::plan::Plan;
 use crate::roles::Roles;
@@ -376,6 +378,32 @@ fn nothing_moves_while_somebody_is_in_the_middle_of_a_copy() {
     assert!(pair.move_bucket(0, bucket).moved);
     program.follow(&mut pair, &mut place);
     assert_talk(&mut pair, &program, &place, peer);
+}
+
+#[test]
+fn a_server_begins_no_connection_before_it_has_heard_what_has_moved() {
+    let plan: Plan = "TS2LS2CM2".parse().unwrap();
+    let mut world = World::at(Roles::new(&plan, 0), "", false);
+    let mut pair = peer_pair(true);
+    let (ends, bell) = pair.first.take().unwrap();
+    world.server.greet_peer(world.now, 1, ends, bell);
+    let app = world.app();
+    let remote = SocketAddr::new(super::harness::PEER.parse().unwrap(), 9_000);
+    app.say_of((NO_SLOT, 0), RequestBody::Connect { remote });
+    for _ in 0..10 {
+        world.turn();
+    }
+    assert_eq!(
+        world.server.core.shard.connection_count(),
+        0,
+        "its port would be chosen by an old map"
+    );
+    let ((mut other, _), _) = pair.second.take().unwrap();
+    assert!(other.push(&Incoming::MovesTold.encode()));
+    for _ in 0..3 {
+        world.turn();
+    }
+    assert_eq!(world.server.core.shard.connection_count(), 1);
 }
 
 #[test]

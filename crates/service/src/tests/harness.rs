@@ -544,7 +544,12 @@ impl App {
 
     /// As `tell`, without giving the server a turn.
     pub fn say(&self, socket: &Sock, body: RequestBody) {
-        let request = Request::about(socket.slot, socket.generation, body);
+        self.say_of((socket.slot, socket.generation), body);
+    }
+
+    /// As `say`, of the socket with a name.
+    pub fn say_of(&self, (slot, generation): (u32, u32), body: RequestBody) {
+        let request = Request::about(slot, generation, body);
         self.channel.sender().send_now(&request.encode()).unwrap();
     }
 
