@@ -130,6 +130,7 @@ impl Core {
 mod tests {
     use super::*;
     use crate::harness::{PEER, SERVER, World};
+    use crate::sharing::{Sharing, Step};
     use haypile_engine::Counter;
     use haypile_shm::messages::RequestBody;
     use haypile_shm::{Fd, LedgerSegment};
@@ -180,6 +181,29 @@ mod tests {
         let now = world.now;
         world.peer.close(now, peer);
         world.run_for(1_000_000);
+        assert_eq!(ports(&segment), [0; 0]);
+    }
+
+    #[test]
+    fn who_leaves_the_service_asks_to_the_end_first() {
+        let segment = LedgerSegment::create().unwrap();
+        let local = SocketAddr::new(SERVER.parse().unwrap(), 80);
+        let remote = SocketAddr::new(PEER.parse().unwrap(), 1);
+        open(&segment).0.enter(LedgerFlow { local, remote });
+        let mut world = begin(&segment);
+        let mut parting = Sharing::part(world.now, &world.server.core, 30_000_000);
+        for (us, expected) in
+            [(100_000, Step::Waiting), (3_000_000, Step::Waiting), (2_000_000, Step::Done)]
+        {
+            world.run_for(us);
+            // It looks now and then.
+            let mut step = Step::Waiting;
+            for _ in 0..3 {
+                world.run_for(10_000);
+                step = parting.step(world.now, &mut world.server.core);
+            }
+            assert_eq!(step, expected, "{us}");
+        }
         assert_eq!(ports(&segment), [0; 0]);
     }
 

@@ -157,7 +157,8 @@ impl Sharing {
         Step::Waiting
     }
 
-    /// One that gives everything looks again for what is left, and then for programs that have yet to follow.
+    /// One that gives everything looks again for what is left, and then for programs that have yet to follow and for
+    /// peers that are still asked about connections of the server before.
     fn goes_on(&mut self, now: Instant, core: &mut Core) -> bool {
         let Some(until) = self.all_until.filter(|until| now < *until) else { return false };
         if now < self.look_at {
@@ -167,7 +168,9 @@ impl Sharing {
         self.again.clear();
         self.waiting = what_is_left(core);
         if self.waiting.is_empty() {
-            return !core.moving.is_idle() || core.stubs() > 0 && now < until;
+            // Nobody else asks the peers of the server that was here before.
+            let waits = core.stubs() > 0 || core.store.obituary.mourned() > 0;
+            return !core.moving.is_idle() || waits && now < until;
         }
         true
     }
