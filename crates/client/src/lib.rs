@@ -18,6 +18,7 @@
 mod accept;
 mod addresses;
 mod attach;
+pub mod confinement;
 mod datagram;
 mod descriptors;
 mod entry;

@@ -545,6 +545,18 @@ fn give_back(lookout: Lookout) {
     }
 }
 
+/// Makes what a poll sleeps on now, for a time when it cannot be made.
+pub(crate) fn get_ready() {
+    let mut lookout = borrow();
+    for server in 0..attach::servers() {
+        if let Some(attachment) = attach::existing(server) {
+            // Without one, polls look at their sockets again and again.
+            let _: Option<&mut Post> = lookout.post(&attachment);
+        }
+    }
+    give_back(lookout);
+}
+
 /// In a forked child: the watchers are the parent's.
 pub(crate) fn forget_all() {
     if let Ok(mut lookouts) = LOOKOUTS.lock() {

@@ -6,7 +6,7 @@ use core::ffi::c_long;
 use haypile_client::Errno;
 
 use crate::raw::{finish, raw};
-use crate::{data, files, names, options, process, wait};
+use crate::{confinement, data, files, names, options, process, wait};
 
 /// `syscall(2)`. Variadic in C; one number and six arguments here, which is all the kernel takes.
 ///
@@ -39,6 +39,14 @@ pub unsafe extern "C-unwind" fn syscall(
             libc::SYS_fcntl => c_long::from(options::fcntl(a as i32, b as i32, c)),
             libc::SYS_ioctl => c_long::from(options::ioctl(a as i32, b as u64, c)),
             libc::SYS_io_uring_setup => finish(Err(Errno::ENOSYS)) as c_long,
+            libc::SYS_prctl => {
+                c_long::from(confinement::prctl(a as i32, b as u64, c as u64, d as u64, e as u64))
+            }
+            libc::SYS_seccomp => confinement::seccomp(a as u32, b as u32, c) as c_long,
+            libc::SYS_prlimit64 => {
+                c_long::from(confinement::prlimit(a as i32, b as u32, c as *const _, d as *mut _))
+            }
+            libc::SYS_setrlimit => c_long::from(confinement::setrlimit(a as u32, b as *const _)),
             libc::SYS_clone => process::raw_clone([a, b, c, d, e]) as c_long,
             libc::SYS_execve => {
                 c_long::from(process::execve(a as *const _, b as *const _, c as *const _))

@@ -15,6 +15,7 @@
 //!
 //! Read `raw.rs` first, then `start.rs`, then any of the tables of calls.
 
+mod confinement;
 mod data;
 mod datagrams;
 mod escape;

@@ -9,13 +9,15 @@ use haypile_client::{self as client, Errno};
 use haypile_shm::sys::{EpollEvent, PollFd};
 use libc::{epoll_event, fd_set, nfds_t, pollfd, sigset_t, size_t, timespec, timeval};
 
+use crate::confinement;
 use crate::raw::{finish, raw, set_errno, settle_int, unit};
 use crate::signals::Sleeps;
 
 /// Bytes of a kernel signal set.
-const SIGNAL_SET_BYTES: usize = 8;
+pub const SIGNAL_SET_BYTES: usize = 8;
 
-fn last_error() -> Errno {
+/// The calling thread's `errno`.
+pub fn last_error() -> Errno {
     // SAFETY: libc's pointer to the errno of this thread is always valid.
     Errno(unsafe { *libc::__errno_location() })
 }
@@ -39,7 +41,15 @@ pub fn kernel_poll(
 ) -> Result<usize, Errno> {
     let mut time = timeout.map(kernel_time);
     let pointer = time.as_mut().map_or(core::ptr::null_mut(), core::ptr::from_mut);
-    counted(raw!(SYS_ppoll, fds.as_mut_ptr(), fds.len(), pointer, mask, SIGNAL_SET_BYTES))
+    let polled = raw!(SYS_ppoll, fds.as_mut_ptr(), fds.len(), pointer, mask, SIGNAL_SET_BYTES);
+    match counted(polled) {
+        // A poll may name no more descriptors than the process may have, and ours come on top.
+        Err(Errno::EINVAL) if confinement::has_no_room_to_poll(fds.len()) => {
+            let mut time = timeout.map(kernel_time);
+            confinement::select(fds, time.as_mut(), mask)
+        }
+        other => other,
+    }
 }
 
 /// The kernel's epoll_pwait with a signal mask.

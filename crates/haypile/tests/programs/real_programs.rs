@@ -37,7 +37,6 @@ struct Case {
 /// its partner on the same service.
 const SERVER: &[Role] = &[Role::Server, Role::Both];
 const CLIENT: &[Role] = &[Role::Client, Role::Both];
-const CLIENT_ONLY: &[Role] = &[Role::Client];
 const EVERY: &[Role] = &[Role::Server, Role::Client, Role::Both];
 
 const fn case(
@@ -84,9 +83,8 @@ const CASES: &[Case] = &[
     case("perl", &["perl", "socat"], SERVER, shells::perl),
     case("socat", &["socat"], EVERY, shells::socat),
     case("nc", &["nc"], EVERY, shells::nc),
-    // sshd's filter of system calls for the time before the log-in refuses what a new process of ours
-    // asks the kernel for.
-    case("ssh", &["ssh", "sshd", "ssh-keygen"], CLIENT_ONLY, shells::ssh),
+    case("ssh", &["ssh", "sshd", "ssh-keygen"], EVERY, shells::ssh),
+    case("vsftpd", &["vsftpd", "curl"], EVERY, shells::vsftpd),
     case("dnsmasq, dig", &["dnsmasq", "dig"], EVERY, names::dnsmasq),
 ];
 

@@ -91,3 +91,32 @@ pub fn ssh(world: &World<'_>) -> String {
     world.echo_page(&words);
     "one page there and back, the same".to_string()
 }
+
+/// A server whose children give up their rights, further descriptors and most address space before they use the
+/// connection; data connections come to it, and go from it.
+pub fn vsftpd(world: &World<'_>) -> String {
+    let empty = world.path("empty");
+    fs::create_dir_all(&empty).expect("make an empty folder");
+    // Its filter of system calls is too narrow for today's C library, with the kernel's stack too.
+    let config = world.write(
+        "vsftpd.conf",
+        &format!(
+            "listen=YES\nlisten_address={}\nlisten_port={}\nbackground=NO\nanonymous_enable=YES\n\
+             anon_root={}\nno_anon_password=YES\nsecure_chroot_dir={}\nseccomp_sandbox=NO\n",
+            world.address(),
+            world.port,
+            world.root(),
+            empty.display(),
+        ),
+    );
+    let _server = world.serve(&["vsftpd", &config], world.port);
+    let url = format!("ftp://{}/page", world.at(world.port));
+    for way in [&["--ftp-pasv"][..], &["--ftp-port", "-"]] {
+        let mut words = vec!["curl", "--silent", "--show-error", "--output", "fetched"];
+        words.extend_from_slice(way);
+        words.push(&url);
+        world.ask(&words);
+        world.assert_page("fetched");
+    }
+    "one page each way of data connections, the same".to_string()
+}
