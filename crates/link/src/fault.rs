@@ -107,7 +107,10 @@ impl<P: Port, C: Clock> Fault<P, C> {
         Ok(Fault {
             port,
             clock,
-            description: format!("fault {spec}, seed {seed}"),
+            description: match *spec == FaultSpec::default() {
+                true => "no faults".to_string(),
+                false => format!("fault {spec}, seed {seed}"),
+            },
             incoming: Path::new(spec.incoming, seed),
             outgoing: Path::new(spec.outgoing, !seed),
             received: Vec::new(),

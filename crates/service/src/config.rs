@@ -312,7 +312,7 @@ fn parse_text(name: &str, text: &str) -> Result<File, Error> {
     toml::from_str(text).map_err(|error| {
         let start = error.span().map_or(0, |span| span.start);
         let line = 1 + text.as_bytes().iter().take(start).filter(|byte| **byte == b'\n').count();
-        Error::new(format_args!("{name} line {line}"), error.message(), "correct the file")
+        Error::usage(format_args!("{name} line {line}"), error.message(), "correct the file")
     })
 }
 
@@ -335,6 +335,7 @@ impl File {
         for gateway in gateways {
             routes.push(default_route(gateway)?);
         }
+        check_own(&addresses, &host_addresses)?;
         if !automatic.any() {
             check_gateways(&routes, &addresses)?;
         }
@@ -347,9 +348,7 @@ impl File {
         let link = flags.link.as_deref().or(self.link.as_deref()).unwrap_or("tap:");
         let link = parse_link(link, flags.wires.as_deref())?;
         let host_addresses = match host_addresses.is_empty() {
-            true if link.has_host_end() => {
-                addresses.iter().filter_map(|own| neighbour_of(own, &addresses)).collect()
-            }
+            true if link.has_host_end() => neighbours_of(&addresses),
             true => {
                 check_addresses(&link, &addresses, automatic)?;
                 Vec::new()
@@ -358,7 +357,7 @@ impl File {
                 host_addresses
             }
             false => {
-                return Err(Error::new(
+                return Err(Error::usage(
                     "host address",
                     "the link has no end of this host that could get one",
                     "leave --host-addr out",
@@ -477,7 +476,7 @@ fn within(name: &str, value: Option<u64>, default: u64, low: u64, high: u64) -> 
     if (low..=high).contains(&value) {
         return Ok(value);
     }
-    Err(Error::new(
+    Err(Error::usage(
         format_args!("limits.{name} = {value}"),
         "out of range",
         format_args!("choose {low} to {high}"),
@@ -494,7 +493,8 @@ fn choose<'a>(flags: &'a [String], file: &'a [String]) -> &'a [String] {
 /// # Errors
 /// What is wrong with the name, and what is right.
 pub fn parse_link(text: &str, wires: Option<&Path>) -> Result<LinkChoice, Error> {
-    let fail = |why: String, remedy: &str| Err(Error::new(format!("link \"{text}\""), why, remedy));
+    let fail =
+        |why: String, remedy: &str| Err(Error::usage(format!("link \"{text}\""), why, remedy));
     let Some((kind, name)) = text.split_once(':') else {
         return fail("has no kind".into(), LINK_KINDS);
     };
@@ -537,7 +537,7 @@ const LINK_KINDS: &str = "write tap:NAME, tap:, packet:INTERFACE, packet:, wire:
 /// What is wrong with the text.
 pub fn parse_fault(text: &str) -> Result<FaultSpec, Error> {
     text.parse().map_err(|why: String| {
-        Error::new(format_args!("fault \"{text}\""), why, "see haypile help serve")
+        Error::usage(format_args!("fault \"{text}\""), why, "see haypile help serve")
     })
 }
 
@@ -554,7 +554,7 @@ fn check_addresses(
     };
     match addresses.is_empty() && !automatic.any() {
         false => Ok(()),
-        true => Err(Error::new(
+        true => Err(Error::usage(
             what,
             "has no address",
             "give each end one of the same network with --addr, like 198.18.0.1/24 and .2",
@@ -572,7 +572,7 @@ pub fn parse_cidrs(what: &str, texts: &[String]) -> Result<Vec<Cidr>, Error> {
 
 fn parse_cidr(what: &str, text: &str) -> Result<Cidr, Error> {
     text.parse::<Cidr>().map_err(|_| {
-        Error::new(
+        Error::usage(
             format_args!("{what} \"{text}\""),
             "not an address with a prefix length",
             "write it like 198.18.0.1/24 or 2001:2::1/64",
@@ -600,7 +600,7 @@ fn parse_gateway(text: &str) -> Result<IpAddr, Error> {
 
 fn parse_ip(what: &str, text: &str) -> Result<IpAddr, Error> {
     text.parse().map_err(|_| {
-        Error::new(
+        Error::usage(
             format_args!("{what} \"{text}\""),
             "not an address",
             "write it like 198.18.0.254",
@@ -612,7 +612,7 @@ fn parse_route(route: &FileRoute) -> Result<Route, Error> {
     let destination = parse_cidr("route destination", &route.destination)?;
     let gateway = route.gateway.as_deref().map(parse_gateway).transpose()?;
     if gateway.is_some_and(|gateway| gateway.is_ipv4() != destination.addr.is_ipv4()) {
-        return Err(Error::new(
+        return Err(Error::usage(
             format_args!("route to {}", route.destination),
             "destination and gateway are of different families",
             "give a gateway of the destination's family",
@@ -627,12 +627,32 @@ fn default_route(gateway: &str) -> Result<Route, Error> {
     Ok(Route { destination: parse_cidr("route", everything)?, gateway: Some(gateway) })
 }
 
+/// The service's addresses are its own, and such as a host on a link can have.
+fn check_own(addresses: &[Cidr], host_addresses: &[Cidr]) -> Result<(), Error> {
+    for (at, own) in addresses.iter().enumerate() {
+        let why = if own.addr.is_loopback() {
+            "loopback addresses stay the kernel's"
+        } else if own.addr.is_multicast() || own.addr.is_unspecified() {
+            "not an address of one host"
+        } else if addresses[..at].iter().any(|before| before.addr == own.addr) {
+            "given twice"
+        } else if host_addresses.iter().any(|host| host.addr == own.addr) {
+            "is to be the service's and the host's at the same time"
+        } else {
+            continue;
+        };
+        let remedy = "choose another one, like 198.18.0.1/24 or 2001:2::1/64";
+        return Err(Error::usage(format_args!("address {own}"), why, remedy));
+    }
+    Ok(())
+}
+
 /// A gateway has to be a neighbour: inside the network of one of the service's addresses.
 fn check_gateways(routes: &[Route], addresses: &[Cidr]) -> Result<(), Error> {
     for gateway in routes.iter().filter_map(|route| route.gateway) {
         let link_local = matches!(gateway, IpAddr::V6(v6) if v6.is_unicast_link_local());
         if !link_local && !addresses.iter().any(|network| network.contains(gateway)) {
-            return Err(Error::new(
+            return Err(Error::usage(
                 format_args!("gateway {gateway}"),
                 "not in the network of any address of the service",
                 "give an address whose prefix covers the gateway",
@@ -642,9 +662,27 @@ fn check_gateways(routes: &[Route], addresses: &[Cidr]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Another host address of the network of `own`: its first one that is not the service's.
+/// One host address of each network that the service has addresses in.
+fn neighbours_of(addresses: &[Cidr]) -> Vec<Cidr> {
+    let mut neighbours: Vec<Cidr> = Vec::new();
+    for neighbour in addresses.iter().filter_map(|own| neighbour_of(own, addresses)) {
+        if neighbours.iter().all(|before| before.addr != neighbour.addr) {
+            neighbours.push(neighbour);
+        }
+    }
+    neighbours
+}
+
+/// Another host address of the network of `own`: its first one that is not the service's, or the other
+/// one of a network of two (RFC 3021, RFC 6164).
 fn neighbour_of(own: &Cidr, taken: &[Cidr]) -> Option<Cidr> {
-    let candidates = (1u8..=3).filter_map(|host| network_plus(own, host));
+    let two = match own.addr {
+        IpAddr::V4(v4) if own.prefix_len == 31 => Some(Ipv4Addr::from(u32::from(v4) ^ 1).into()),
+        IpAddr::V6(v6) if own.prefix_len == 127 => Some(Ipv6Addr::from(u128::from(v6) ^ 1).into()),
+        _ => None,
+    };
+    let other = two.map(|addr| Cidr { addr, prefix_len: own.prefix_len });
+    let candidates = (1u8..=3).filter_map(|host| network_plus(own, host)).chain(other);
     let free = |candidate: &Cidr| taken.iter().all(|address| address.addr != candidate.addr);
     candidates.into_iter().find(|candidate| free(candidate) && own.contains(candidate.addr))
 }
@@ -675,7 +713,7 @@ fn check_host_cores(cores: Vec<usize>) -> Result<Vec<usize>, Error> {
         None => Ok(cores),
         Some(core) => {
             let why = "no machine has so many cores";
-            Err(Error::new(format_args!("host core {core}"), why, "choose from those of lscpu"))
+            Err(Error::usage(format_args!("host core {core}"), why, "choose from those of lscpu"))
         }
     }
 }
@@ -685,12 +723,12 @@ fn check_queues(queues: u16) -> Result<u16, Error> {
         return Ok(queues);
     }
     let why = "not a number of queues that a TAP can have";
-    Err(Error::new(format_args!("queues {queues}"), why, format!("choose 1 to {QUEUES_MAX}")))
+    Err(Error::usage(format_args!("queues {queues}"), why, format!("choose 1 to {QUEUES_MAX}")))
 }
 
 fn check_steer(text: Option<&str>) -> Result<Rule, Error> {
     let Some(text) = text else { return Ok(Rule::default()) };
-    let fail = |_| Error::new(format_args!("steer {text}"), "unknown", "choose hash or low12");
+    let fail = |_| Error::usage(format_args!("steer {text}"), "unknown", "choose hash or low12");
     text.parse().map_err(fail)
 }
 
@@ -699,7 +737,7 @@ fn check_offload(text: Option<&str>) -> Result<Offload, Error> {
         None | Some("segmentation") => Ok(Offload::Segmentation),
         Some("checksum") => Ok(Offload::Checksum),
         Some("none") => Ok(Offload::None),
-        Some(other) => Err(Error::new(
+        Some(other) => Err(Error::usage(
             format_args!("offload {other}"),
             "unknown",
             "choose none, checksum or segmentation",
@@ -717,7 +755,7 @@ pub fn check_mtu(mtu: u16) -> Result<u16, Error> {
     }
     let why = if mtu < MTU_MIN { "smaller than IPv6 allows" } else { "larger than a frame" };
     let remedy = format!("choose {MTU_MIN} to {MTU_MAX}");
-    Err(Error::new(format_args!("mtu {mtu}"), why, remedy))
+    Err(Error::usage(format_args!("mtu {mtu}"), why, remedy))
 }
 
 pub mod balance;

@@ -12,12 +12,28 @@ pub struct Error {
     what: String,
     why: String,
     remedy: String,
+    is_usage: bool,
 }
 
 impl Error {
     /// An error of three parts; `remedy` may be empty when there is nothing to advise.
     pub fn new(what: impl fmt::Display, why: impl fmt::Display, remedy: impl fmt::Display) -> Self {
-        Error { what: one_line(what), why: one_line(why), remedy: one_line(remedy) }
+        let (what, why, remedy) = (one_line(what), one_line(why), one_line(remedy));
+        Error { what, why, remedy, is_usage: false }
+    }
+
+    /// As [`Error::new`], of a value on the command line or in a configuration that can never be right.
+    pub fn usage(
+        what: impl fmt::Display,
+        why: impl fmt::Display,
+        remedy: impl fmt::Display,
+    ) -> Self {
+        Error { is_usage: true, ..Error::new(what, why, remedy) }
+    }
+
+    /// Whether the command was given wrongly, for the exit status.
+    pub fn is_usage(&self) -> bool {
+        self.is_usage
     }
 
     /// What was attempted.
@@ -63,5 +79,8 @@ mod tests {
         let error = Error::new("open tap0", "permission\n denied", "run as root");
         assert_eq!(error.to_string(), "open tap0: permission denied; run as root");
         assert_eq!(Error::new("a", "b", "").to_string(), "a: b");
+        let usage = Error::usage("mtu 5", "too small", "choose more");
+        assert_eq!(usage.to_string(), "mtu 5: too small; choose more");
+        assert!(usage.is_usage() && !error.is_usage());
     }
 }

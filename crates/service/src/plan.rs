@@ -136,7 +136,7 @@ impl Plan {
         for component in [Component::Transport, Component::Link, Component::Manager] {
             let count = self.count(component);
             if count > RUNNING_MAX {
-                return Err(Error::new(
+                return Err(Error::usage(
                     format_args!("plan {self}"),
                     format_args!("{component}{count} is more than a service can have"),
                     format_args!("use at most {component}{RUNNING_MAX}"),
@@ -155,7 +155,7 @@ impl Plan {
         if links <= 1 || many_queues {
             return Ok(());
         }
-        Err(Error::new(
+        Err(Error::usage(
             format_args!("plan {self}"),
             format_args!("the link has one queue, which {links} link servers cannot share"),
             "use one link server (LS1), or a TAP",
@@ -168,7 +168,7 @@ impl FromStr for Plan {
 
     fn from_str(text: &str) -> Result<Plan, Error> {
         let fail = |why: String| {
-            Error::new(
+            Error::usage(
                 format_args!("plan \"{text}\""),
                 why,
                 "write TS, LS and CM each once with a number, for example TS1LS1CM1 or TS8LS8+CM2",

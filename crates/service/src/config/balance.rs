@@ -89,7 +89,7 @@ impl BalanceChange {
             return Ok(changed);
         }
         let Balance { tariff, high_watermark, low_watermark, .. } = changed;
-        Err(Error::new(
+        Err(Error::usage(
             format_args!("tariff {tariff}, watermarks {high_watermark} and {low_watermark}"),
             "out of range",
             "choose a tariff of 1 to 1000 and watermarks of 0.1 to 10, the low one not above the high",
@@ -98,5 +98,9 @@ impl BalanceChange {
 }
 
 fn unknown_word(what: &str, word: &str, names: &[&str]) -> Error {
-    Error::new(format_args!("{what} \"{word}\""), "unknown", format!("choose {}", names.join(", ")))
+    Error::usage(
+        format_args!("{what} \"{word}\""),
+        "unknown",
+        format!("choose {}", names.join(", ")),
+    )
 }

@@ -113,6 +113,35 @@ fn the_hosts_end_gets_another_address_of_each_network() {
         config.unwrap().host_addresses.iter().map(ToString::to_string).collect();
     assert_eq!(hosts, ["198.18.0.1/24", "10.0.0.2/30", "2001:2::2/64"]);
     assert!(load("addresses = [\"198.18.0.2/32\"]").unwrap().host_addresses.is_empty());
+    let two = "addresses = [\"198.18.0.2/24\", \"198.18.0.3/24\", \"198.18.0.1/24\"]";
+    let hosts = load(two).unwrap().host_addresses;
+    assert!(hosts.is_empty(), "none of the first is free: {hosts:?}");
+    let two =
+        "addresses = [\"198.18.0.2/24\", \"198.18.0.3/24\", \"2001:2::2/64\", \"2001:2::3/64\"]";
+    let hosts: Vec<String> =
+        load(two).unwrap().host_addresses.iter().map(ToString::to_string).collect();
+    assert_eq!(hosts, ["198.18.0.1/24", "2001:2::1/64"]);
+    for (own, host) in [
+        ("198.18.0.2/31", "198.18.0.3/31"),
+        ("198.18.0.3/31", "198.18.0.2/31"),
+        ("2001:2::5/127", "2001:2::4/127"),
+    ] {
+        let config = load(&format!("addresses = [\"{own}\"]")).unwrap();
+        let hosts: Vec<String> = config.host_addresses.iter().map(ToString::to_string).collect();
+        assert_eq!(hosts, [host], "{own}");
+    }
+    for (wrong, why) in [
+        (
+            "addresses = [\"198.18.0.2/24\"]\nhost_addresses = [\"198.18.0.2/24\"]",
+            "at the same time",
+        ),
+        ("addresses = [\"198.18.0.2/24\", \"198.18.0.2/16\"]", "given twice"),
+        ("addresses = [\"127.0.0.5/8\"]", "loopback"),
+        ("addresses = [\"ff02::1/64\"]", "not an address of one host"),
+    ] {
+        let error = load(wrong).unwrap_err();
+        assert!(error.is_usage() && error.to_string().contains(why), "{error}");
+    }
     let given = "addresses = [\"198.18.0.2/24\"]\nhost_addresses = [\"198.18.0.9/24\"]";
     assert_eq!(load(given).unwrap().host_addresses[0].to_string(), "198.18.0.9/24");
 }
