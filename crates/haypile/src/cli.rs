@@ -25,7 +25,8 @@ use crate::bench::{BenchArgs, BenchPartArgs};
   haypile run -- nginx                          joins that service
   haypile ss -l                                 who listens
 
-Exit status: 0 success, 1 failure, 2 wrong usage; run: that of the program."
+Exit status: 0 success, 1 failure, 2 wrong usage; run: that of the program, 127 if there is no such
+program, 126 if it cannot be executed."
 )]
 pub struct Cli {
     /// What to do.
@@ -72,7 +73,8 @@ which programs reach each other alone: the line at the start says which, and why
 
 Unless told otherwise it takes free addresses of 198.18.0.0/15 and 2001:2::/48. It ends after the
 last program that uses it; nothing is left behind, not even when it is killed. The exit status is
-the program's. HAYPILE_SHIM names another preload library than the built-in one.")]
+the program's; 127: there is none of that name, 126: it cannot be executed. A program that the preload
+library cannot reach (statically linked, set-user-id) is named in a line; it has the kernel's sockets. HAYPILE_SHIM names another preload library than the built-in one.")]
     Run(RunArgs),
     /// Run the service in the foreground, for any number of programs.
     #[command(after_help = "Examples:

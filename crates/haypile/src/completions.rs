@@ -1,7 +1,6 @@
 //! `haypile completions` and `haypile man`: both made from the definitions in `cli`, so that they
 //! cannot say anything else than `--help` does. Called by `main`.
 
-use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -9,6 +8,7 @@ use clap::CommandFactory;
 use haypile_service::error::Error;
 
 use crate::cli::{Cli, CompletionsArgs, ManArgs};
+use crate::table;
 
 const NAME: &str = "haypile";
 
@@ -19,7 +19,7 @@ const NAME: &str = "haypile";
 pub fn completions(arguments: &CompletionsArgs) -> Result<ExitCode, Error> {
     let mut script = Vec::new();
     clap_complete::generate(arguments.shell, &mut Cli::command(), NAME, &mut script);
-    drop(std::io::stdout().write_all(&script));
+    table::write(&script);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -30,7 +30,9 @@ pub fn completions(arguments: &CompletionsArgs) -> Result<ExitCode, Error> {
 pub fn man(arguments: &ManArgs) -> Result<ExitCode, Error> {
     match &arguments.dir {
         Some(directory) => write_pages(directory)?,
-        None => drop(std::io::stdout().write_all(&page(Cli::command()))),
+        None => {
+            table::write(&page(Cli::command()));
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

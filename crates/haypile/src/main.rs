@@ -20,6 +20,7 @@ mod own_namespace;
 mod place;
 mod plan;
 mod preload;
+mod reach;
 mod resolve;
 mod run;
 mod serve;
@@ -57,10 +58,10 @@ fn main() -> ExitCode {
         Command::Man(arguments) => completions::man(&arguments),
     };
     match result {
-        Ok(code) => code,
+        Ok(code) => table::end(code),
         Err(error) => {
             eprintln!("haypile: {error}");
-            ExitCode::FAILURE
+            if error.is_usage() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }

@@ -47,7 +47,7 @@ pub fn given(control: &ControlArgs) -> Result<Option<PathBuf>, Error> {
     let Some(name) = &control.name else { return Ok(control.control_dir.clone()) };
     let taken = name == WIRES || name.starts_with(PRIVATE_PREFIX);
     if taken || wire::check_name(name).is_err() {
-        return Err(Error::new(
+        return Err(Error::usage(
             format_args!("name a service \"{name}\""),
             "not a name for one",
             "use up to 32 letters, digits, dashes and underscores",
@@ -80,6 +80,11 @@ pub fn wires() -> Option<PathBuf> {
 /// As [`default_directory`].
 pub fn directory(given: Option<&Path>) -> Result<PathBuf, Error> {
     match given {
+        Some(path) if path.to_str().is_none() => Err(Error::usage(
+            format_args!("use the directory {}", path.display()),
+            "its name is not UTF-8 text",
+            "choose another one",
+        )),
         Some(path) => std::path::absolute(path).map_err(|error| fail(path, error)),
         None => default_directory(),
     }

@@ -96,7 +96,10 @@ fn set(arguments: &PlanSetArgs) -> Result<ExitCode, Error> {
     }
     match arguments.json {
         true => table::print(&state),
-        false => table::say(&format!("plan {}: {} servers run", state.plan, state.servers)),
+        false => {
+            let servers = if state.servers == 1 { "server runs" } else { "servers run" };
+            table::say(&format!("plan {}: {} {servers}", state.plan, state.servers));
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

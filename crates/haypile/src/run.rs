@@ -24,7 +24,7 @@ use haypile_shm::sys;
 
 use crate::cli::{RunArgs, ServiceArgs};
 use crate::serve::Announcement;
-use crate::{claim, own_namespace, place, preload};
+use crate::{claim, own_namespace, place, preload, reach};
 
 /// The service that the program will use.
 struct Joined {
@@ -47,6 +47,12 @@ pub fn run(arguments: &RunArgs) -> Result<ExitCode, Error> {
             [] => eprintln!("haypile: {}, which tells its addresses to its owner", joined.note),
             list => eprintln!("haypile: {}; reach it at {}", joined.note, list.join(" or ")),
         }
+    }
+    if !arguments.quiet
+        && let Some(program) = arguments.command.first()
+        && let Some(obstacle) = reach::obstacle(program)
+    {
+        eprintln!("haypile: {obstacle}");
     }
     execute(arguments, &joined)
 }
@@ -141,7 +147,10 @@ fn start_private(arguments: &RunArgs, directory: PathBuf) -> Result<Joined, Erro
             let in_own_namespace = settled.in_own_namespace;
             return Ok(Joined { directory, addresses, note, in_own_namespace });
         }
-        Ok(Announcement::Failed { what, why, remedy }) => Error::new(what, why, remedy),
+        Ok(Announcement::Failed { what, why, remedy, is_usage }) => match is_usage {
+            true => Error::usage(what, why, remedy),
+            false => Error::new(what, why, remedy),
+        },
         Err(_) => fail(format!("it ended at once, saying: {}", said(log))),
     };
     drop(child.wait());
@@ -214,9 +223,10 @@ fn execute(arguments: &RunArgs, joined: &Joined) -> Result<ExitCode, Error> {
         own_namespace::give_rights_up()?;
     }
     let error = command.exec();
-    Err(Error::new(
-        format_args!("run {}", program.to_string_lossy()),
-        error,
-        "check the name and the permissions of the program",
-    ))
+    let missing = error.kind() == std::io::ErrorKind::NotFound;
+    let what = format!("run {}", program.to_string_lossy());
+    let told = Error::new(what, error, "check the name and the permissions of the program");
+    eprintln!("haypile: {told}");
+    // As shells and env(1) have it.
+    Ok(ExitCode::from(if missing { 127 } else { 126 }))
 }

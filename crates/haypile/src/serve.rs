@@ -37,6 +37,8 @@ pub enum Announcement {
         why: String,
         /// What to do.
         remedy: String,
+        /// It was asked for what can never be.
+        is_usage: bool,
     },
 }
 
@@ -80,6 +82,7 @@ fn run_private(arguments: &ServeArgs, pid: i32) -> ExitCode {
                 what: error.what().to_string(),
                 why: error.why().to_string(),
                 remedy: error.remedy().to_string(),
+                is_usage: error.is_usage(),
             });
             return ExitCode::FAILURE;
         }

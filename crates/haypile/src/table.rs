@@ -2,15 +2,41 @@
 //! output quietly. Called by the subcommands that list something.
 
 use std::io::Write;
+use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use haypile_service::error::Error;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+/// Why output could not be written, the first time.
+static FAILURE: OnceLock<std::io::Error> = OnceLock::new();
+
 /// Prints one line.
 pub fn say(line: &str) {
+    write(format!("{line}\n").as_bytes());
+}
+
+/// Prints bytes. False: nobody reads them, or they have no room.
+pub fn write(bytes: &[u8]) -> bool {
+    let mut output = std::io::stdout().lock();
+    let written = output.write_all(bytes).and_then(|()| output.flush());
+    written.map_err(note).is_ok()
+}
+
+fn note(error: std::io::Error) {
     // A closed pipe is the reader's choice and no failure of ours.
-    drop(writeln!(std::io::stdout(), "{line}"));
+    if error.kind() != std::io::ErrorKind::BrokenPipe {
+        let _: Result<(), std::io::Error> = FAILURE.set(error);
+    }
+}
+
+/// The exit status of a command that has come to its end: failure, with a line that says so, if not all
+/// of its output could be written.
+pub fn end(code: ExitCode) -> ExitCode {
+    let Some(error) = FAILURE.get() else { return code };
+    eprintln!("haypile: write the output: {error}; what was written is not all");
+    ExitCode::FAILURE
 }
 
 /// Prints one JSON object on one line.

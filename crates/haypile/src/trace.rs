@@ -2,7 +2,6 @@
 //! the rows (its `trace.rs`), filters and words are here.
 
 use std::collections::HashMap;
-use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::process::ExitCode;
@@ -129,7 +128,7 @@ fn show(row: &TraceRow, before: Option<&str>, as_json: bool) -> bool {
         true => serde_json::to_string(row).unwrap_or_default(),
         false => line(row, before),
     };
-    writeln!(std::io::stdout(), "{line}").is_ok()
+    table::write(format!("{line}\n").as_bytes())
 }
 
 fn line(row: &TraceRow, before: Option<&str>) -> String {

@@ -349,7 +349,8 @@ pub fn ask_within(directory: &Path, request: &Request, limit: Duration) -> Resul
     if answer["ok"] == Value::Bool(true) {
         return Ok(answer);
     }
-    Err(fail(answer["error"].as_str().unwrap_or("refused without a reason").to_string()))
+    let why = answer["error"].as_str().unwrap_or("refused without a reason");
+    Err(Error::new(format_args!("the service in {}", directory.display()), why, ""))
 }
 
 #[cfg(test)]

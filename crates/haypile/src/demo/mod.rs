@@ -10,6 +10,7 @@ pub mod server;
 pub mod stage;
 
 use crate::cli::{DemoArgs, DemoServerArgs};
+use crate::table;
 use client::{Load, Mode};
 use content::{ITEMS, SMALL};
 use haypile_service::error::Error;
@@ -64,7 +65,7 @@ pub fn run(options: &Options) -> Result<bool, String> {
     let kind = server::Kind::best();
     let say = |text: &str| {
         if !options.json {
-            println!("{text}");
+            table::say(text);
         }
     };
     say(&format!("haypile demo: {} on Haypile, and the same on the kernel's stack", kind.name()));

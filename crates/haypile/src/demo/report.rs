@@ -4,6 +4,7 @@ use super::Options;
 use super::client::{Measured, Mode};
 use super::content::Item;
 use super::server::Kind;
+use crate::table;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 
@@ -96,24 +97,32 @@ impl Report {
 
     /// Prints the table.
     pub fn print_table(&self) {
-        println!(
+        table::say(&format!(
             "\n{} | {} clients on kernel sockets, {} requests of 512 bytes a run; median (lowest-highest)",
             self.kind.name(),
             self.clients,
             self.requests
-        );
-        println!("{:<34}{:>28}{:>28}{:>8}", "", "Haypile on TAP", "Linux on veth", "ratio");
+        ));
+        table::say(&format!(
+            "{:<34}{:>28}{:>28}{:>8}",
+            "", "Haypile on TAP", "Linux on veth", "ratio"
+        ));
         for (mode, name, of) in LINES {
             let (ours, linux) = (self.values("Haypile", mode, of), self.values("Linux", mode, of));
             let (Some(ours), Some(linux)) = (ours, linux) else { continue };
             let shown = |v: (f64, f64, f64)| format!("{:.0} ({:.0}-{:.0})", v.0, v.1, v.2);
-            println!("{name:<34}{:>28}{:>28}{:>8.2}", shown(ours), shown(linux), ours.0 / linux.0);
+            table::say(&format!(
+                "{name:<34}{:>28}{:>28}{:>8.2}",
+                shown(ours),
+                shown(linux),
+                ours.0 / linux.0
+            ));
         }
         for error in &self.wrong {
-            println!("WRONG: {error}");
+            table::say(&format!("WRONG: {error}"));
         }
         let verdict = if self.all_right() { "all answers were right" } else { "FAILED" };
-        println!("{verdict}");
+        table::say(verdict);
     }
 
     /// Prints one JSON object.
@@ -141,7 +150,7 @@ impl Report {
             "runs": rows,
             "all_right": self.all_right(),
         });
-        println!("{report}");
+        table::say(&report.to_string());
     }
 }
 

@@ -113,25 +113,53 @@ fn wait_for_the_end(stage: &Stage) {
 #[test]
 fn mistakes_are_told_in_one_line() {
     on_stage("mistakes_are_told_in_one_line", &[], |stage| {
-        let mistakes: [(&str, &[&str]); 5] = [
-            ("run", &["--quiet", "--", "no-such-program-anywhere"]),
-            ("run", &["--quiet", "--", "/etc/passwd"]),
-            ("ss", &[]),
-            ("serve", &["--addr", "198.18.0.999/24"]),
-            ("serve", &["--link", "tap:a-name-that-is-much-too-long"]),
+        let mistakes: [(&str, &[&str], i32); 12] = [
+            ("run", &["--quiet", "--", "no-such-program-anywhere"], 127),
+            ("run", &["--quiet", "--", "/etc/passwd"], 126),
+            ("run", &["--mtu", "5", "--", "true"], 2),
+            ("ss", &[], 1),
+            ("serve", &["--addr", "198.18.0.999/24"], 2),
+            ("serve", &["--addr", "127.0.0.5/8"], 2),
+            ("serve", &["--addr", "224.0.0.1/24"], 2),
+            ("serve", &["--addr", "10.9.0.2/24", "--host-addr", "10.9.0.2/24"], 2),
+            ("serve", &["--addr", "10.9.0.2/24", "--addr", "10.9.0.2/16"], 2),
+            ("serve", &["--link", "tap:a-name-that-is-much-too-long"], 2),
+            ("serve", &["--plan", "TS0LS1CM1"], 2),
+            ("serve", &["--config", "/no/such/file"], 1),
         ];
-        for (subcommand, words) in mistakes {
+        for (subcommand, words, code) in mistakes {
             let mut command = stage.haypile(subcommand);
             command.args(words);
             let ended = stage.start_command("mistake", command).finish(PATIENCE);
             let what = format!("{subcommand} {words:?}");
-            assert!(!ended.status.success(), "{what} succeeded");
+            assert_eq!(ended.status.code(), Some(code), "{what}: {}", ended.err);
             assert_eq!(ended.err.trim().lines().count(), 1, "{what}:\n{}", ended.err);
             assert!(!ended.err.contains("panicked"), "{what}:\n{}", ended.err);
             wait_for_the_end(stage);
         }
         let ended = stage.start_command("usage", stage.haypile("no-such-subcommand"));
         assert_eq!(ended.finish(PATIENCE).status.code(), Some(2));
+    });
+}
+
+#[test]
+fn refusals_and_lost_output_are_told() {
+    on_stage("refusals_and_lost_output_are_told", &[], |stage| {
+        let _service = stage.serve();
+        let mut refused = stage.haypile("capture");
+        refused.arg("--stop");
+        let ended = stage.start_command("refused", refused).finish(PATIENCE);
+        assert_eq!(ended.status.code(), Some(1), "{}", ended.err);
+        // The service runs: nobody is told to start one.
+        assert!(!ended.err.contains("start one with haypile serve"), "{}", ended.err);
+        for subcommand in ["status", "man", "plan"] {
+            let full = std::fs::File::options().write(true).open("/dev/full").expect("/dev/full");
+            let mut command = stage.haypile(subcommand);
+            let output = command.stdout(full).output().expect("started");
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(1), "{subcommand}: {said}");
+            assert!(said.contains("write the output"), "{subcommand}: {said}");
+        }
     });
 }
 
