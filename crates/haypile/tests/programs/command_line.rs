@@ -152,7 +152,7 @@ fn refusals_and_lost_output_are_told() {
         assert_eq!(ended.status.code(), Some(1), "{}", ended.err);
         // The service runs: nobody is told to start one.
         assert!(!ended.err.contains("start one with haypile serve"), "{}", ended.err);
-        for subcommand in ["status", "man", "plan"] {
+        for subcommand in ["status", "ss", "balance"] {
             let full = std::fs::File::options().write(true).open("/dev/full").expect("/dev/full");
             let mut command = stage.haypile(subcommand);
             let output = command.stdout(full).output().expect("started");
