@@ -73,8 +73,9 @@ which programs reach each other alone: the line at the start says which, and why
 
 Unless told otherwise it takes free addresses of 198.18.0.0/15 and 2001:2::/48. It ends after the
 last program that uses it; nothing is left behind, not even when it is killed. The exit status is
-the program's; 127: there is none of that name, 126: it cannot be executed. A program that the preload
-library cannot reach (statically linked, set-user-id) is named in a line; it has the kernel's sockets. HAYPILE_SHIM names another preload library than the built-in one.")]
+the program's; 127: there is none of that name, 126: it cannot be executed. A program that the
+preload library cannot reach (statically linked, in Go, set-user-id) is named in a line; it has the
+kernel's sockets. HAYPILE_SHIM names another preload library than the built-in one.")]
     Run(RunArgs),
     /// Run the service in the foreground, for any number of programs.
     #[command(after_help = "Examples:
