@@ -34,6 +34,7 @@ use crate::entry::{self, Phase, Pinned, Socket, flag};
 use crate::errno::{SERVICE_GONE, TO_KERNEL};
 use crate::lock::Lock;
 use crate::memory::Record;
+use crate::places::StreamRef;
 use crate::{epoll, placeholder, restore, socket};
 pub(crate) use routes::{hold_for_fork, release_after_fork};
 
@@ -335,10 +336,15 @@ pub(crate) fn come_back(
 /// another server, does so now. Else the wait would report something to read, by which a read that
 /// blocks would find nothing. What goes wrong here is the read's to tell.
 pub(crate) fn bring_back(socket: &Pinned) {
-    let past = socket.stream().is_some_and(|record| record.memory.is_past());
-    if past {
+    let past = |record: StreamRef<'_>| record.memory.is_past() || is_left_behind(socket, &record);
+    if socket.stream().is_some_and(past) {
         let _: Result<bool, Errno> = is_back(socket);
     }
+}
+
+/// Whether a record was closed by a server that leaves the service: the socket is opened at another once that is gone.
+fn is_left_behind(socket: &Socket, record: &Record) -> bool {
+    record.status() & status::CLOSED != 0 && attach::leaves(socket.server())
 }
 
 /// Whether a call that failed with [`SERVICE_GONE`] did so by the death of the server that keeps the
@@ -348,7 +354,7 @@ fn has_lost_server(socket: &Socket, record: &Record) -> bool {
         attach::existing(server)
             .is_some_and(|now| now.life() != record.memory.life() || now.is_gone())
     };
-    record.memory.is_past() || is_dying(socket.server())
+    record.memory.is_past() || is_left_behind(socket, record) || is_dying(socket.server())
 }
 
 /// Opens a socket at the server that has come after its own, once there is one.
@@ -360,6 +366,10 @@ fn is_back(socket: &Pinned) -> Result<bool, Errno> {
             Err(Errno::EAGAIN) => Ok(!attach::has_left(socket.server())),
             Err(errno) => Err(errno),
         };
+    }
+    if socket.stream().is_some_and(|record| is_left_behind(socket, &record)) {
+        // Its server is about to end.
+        return Ok(false);
     }
     let attachment = match attach::of(server) {
         // A child that has yet to attach can do so only when the server is back.
@@ -545,6 +555,9 @@ pub(crate) fn readiness(socket: &Socket, wanted: u32) -> u32 {
     }
     let Some(stream) = socket.stream() else { return IN | OUT | ERR | HUP | RDHUP };
     let state = stream.status();
+    if is_left_behind(socket, &stream) {
+        return 0;
+    }
     if state & status::CLOSED != 0 {
         return IN | OUT | ERR | HUP | RDHUP;
     }

@@ -139,3 +139,34 @@ fn servers_that_have_left_and_come_again_meanwhile_are_the_process_s_again() {
         client::close(fd).unwrap();
     }
 }
+
+#[test]
+fn nothing_can_be_read_of_a_udp_socket_because_its_server_leaves() {
+    let (fakes, _turn) = support::start_several(3, 2);
+    come_to(fakes, 3);
+    let fd = client::socket(libc::AF_INET, libc::SOCK_DGRAM, 0).unwrap();
+    client::bind(fd, "198.18.0.2:0".parse().unwrap()).unwrap();
+    let look = |time| poll(&mut [PollFd { fd, events: libc::POLLIN, revents: 0 }], Some(time));
+    assert_eq!(look(Duration::ZERO), Ok(0));
+    come_to(fakes, 1);
+    for fake in &fakes[1..] {
+        fake.close_datagrams();
+    }
+    // A read would wait for the server where it is opened next.
+    assert_eq!(look(Duration::from_millis(20)), Ok(0));
+    let data = [std::io::IoSlice::new(b"!")];
+    let peer = Some("198.18.0.9:53".parse().unwrap());
+    let sent =
+        client::send_to(fd, &data, libc::MSG_DONTWAIT, peer, &client::SendControl::default());
+    assert_eq!(sent, Err(client::Errno::EAGAIN));
+    for fake in &fakes[1..] {
+        fake.die();
+    }
+    assert_eq!(look(Duration::from_millis(20)), Ok(0));
+    assert_eq!(fakes.iter().map(|fake| fake.datagrams()).collect::<Vec<_>>(), [1, 0, 0]);
+    for fake in &fakes[1..] {
+        fake.rise();
+    }
+    come_to(fakes, 3);
+    client::close(fd).unwrap();
+}

@@ -24,8 +24,8 @@ use crate::lock::{Guard, Lock};
 use crate::memory::Memory;
 use crate::placeholder;
 
-pub(crate) use changes::{follow_changes, has_changed, has_left};
-use changes::{hear_of_changes, leaves, move_home};
+pub(crate) use changes::{follow_changes, has_changed, has_left, leaves};
+use changes::{hear_of_changes, move_home};
 
 /// Transport servers that a service may have.
 const SERVERS: usize = EPOCH_SERVERS as usize;

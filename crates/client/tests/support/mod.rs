@@ -274,6 +274,20 @@ impl Fake {
         self.poke();
     }
 
+    /// How many UDP sockets it has.
+    pub fn datagrams(&self) -> usize {
+        let state = self.settle();
+        state.sockets.values().filter(|socket| socket.kind == SocketKind::Datagram).count()
+    }
+
+    /// The server closes all UDP sockets that it has, as one that leaves does.
+    pub fn close_datagrams(&self) {
+        let mut state = self.settle();
+        let is_one = |(_, socket): &(&u32, &Socket)| socket.kind == SocketKind::Datagram;
+        let slots: Vec<u32> = state.sockets.iter().filter(is_one).map(|(slot, _)| *slot).collect();
+        slots.into_iter().for_each(|slot| state.drop_socket(slot));
+    }
+
     /// The server dies over the next request, which it does not look at, and another takes its place
     /// a moment later.
     pub fn die_over_the_next_request(&'static self) -> std::thread::JoinHandle<()> {

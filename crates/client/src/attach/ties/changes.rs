@@ -60,7 +60,7 @@ pub(super) fn hear_of_changes() {
 }
 
 /// Whether a server is one that has left, or is about to.
-pub(super) fn leaves(server: u16) -> bool {
+pub(crate) fn leaves(server: u16) -> bool {
     GROWTH.get().is_some_and(|now| (1..=server).contains(&now.servers()))
 }
 
