@@ -515,6 +515,28 @@ def buffered_streams():
 
 
 @case
+def printing_to_a_descriptor():
+    whole = [ctypes.c_int(each) for each in range(9)]
+    broken = [ctypes.c_double(each / 4) for each in range(10)]
+    texts = [b"a", b"bc", b""]
+    places = b"%d %s " + b"%d|" * 9 + b"%s %s %.2f " + b"%.1f|" * 9 + b"%%\n"
+    arguments = [7, texts[0], *whole, *texts[1:], *broken]
+    with Pair() as pair:
+        number = pair.server.fileno()
+        yield LIBRARY.dprintf(number, places, *arguments), pair.client.recv(1000)
+        yield LIBRARY.__dprintf_chk(number, 1, places, *arguments), pair.client.recv(1000)
+        yield LIBRARY.dprintf(number, b"%s", b"x" * 20_000), len(pair.client.recv(20_000, socket.MSG_WAITALL))
+        yield LIBRARY.dprintf(number, b""), LIBRARY.dprintf(number, b"no arguments"), pair.client.recv(100)
+        pair.server.shutdown(socket.SHUT_WR)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        yield LIBRARY.dprintf(number, b"%d", 5), errno.errorcode.get(ctypes.get_errno())
+    reader, writer = os.pipe()
+    yield LIBRARY.dprintf(writer, places, *arguments), os.read(reader, 1000)
+    os.close(reader)
+    os.close(writer)
+
+
+@case
 def a_stream_for_both_directions():
     with Pair() as pair:
         pair.server.setblocking(True)
