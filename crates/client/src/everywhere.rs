@@ -154,7 +154,7 @@ pub(crate) fn open(socket: &Socket, listen: RequestBody) -> Result<(), Errno> {
             // It will be asked when it is back.
             _ => continue,
         };
-        if let Err(errno) = open_at(&attachment, socket, listen) {
+        if let Err(errno) = open_soon_at(&attachment, socket, listen) {
             if errno == SERVICE_GONE && attachment.is_gone() {
                 continue;
             }
@@ -243,6 +243,24 @@ fn change(socket: &Socket, listen: RequestBody) -> Result<(), Errno> {
         }
     }
     Ok(())
+}
+
+/// As [`open_at`], at a server that may not have heard yet that the last one to have the port is gone: server 0
+/// has, or it would not have been given.
+fn open_soon_at(
+    attachment: &Attachment,
+    socket: &Socket,
+    listen: RequestBody,
+) -> Result<(), Errno> {
+    /// A fifth of a second.
+    const TRIES: u32 = 100;
+    for _ in 1..TRIES {
+        match open_at(attachment, socket, listen) {
+            Err(Errno::EADDRINUSE) => attach::sleep_ms(2),
+            other => return other,
+        }
+    }
+    open_at(attachment, socket, listen)
 }
 
 /// Binds and listens at one more server.

@@ -126,6 +126,19 @@ fn the_refusal_of_one_server_undoes_the_others() {
 }
 
 #[test]
+fn a_server_that_has_yet_to_hear_of_an_end_is_asked_again() {
+    let (fakes, _turn) = start();
+    let fd = client::socket(libc::AF_INET, libc::SOCK_STREAM, 0).unwrap();
+    client::bind(fd, "198.18.0.2:7779".parse().unwrap()).unwrap();
+    // Server 0 has given the port: whoever has it there has ended.
+    fakes[1].refuse_times(7779, 3);
+    assert_eq!(client::listen(fd, 5), Ok(()));
+    let counts: Vec<usize> = fakes.iter().map(|fake| fake.count(7779)).collect();
+    assert_eq!(counts, [1, 1, 1]);
+    client::close(fd).unwrap();
+}
+
+#[test]
 fn connections_of_all_servers_are_accepted_in_turn_and_misses_say_nothing() {
     let (fakes, _turn) = start();
     let listener = accepting(fakes, true);

@@ -93,7 +93,8 @@ pub struct State {
     /// Ports that are another server's.
     elsewhere: Vec<(u16, u16)>,
     /// Ports that cannot be listened on here.
-    refused: Vec<u16>,
+    /// Ports, and how often each is refused.
+    refused: Vec<(u16, u32)>,
     /// Programs that were said to run no more, by the names of those that run now.
     new_programs: Vec<u64>,
     /// The next request kills it.
@@ -234,7 +235,12 @@ impl Fake {
 
     /// Nobody may listen on a port from now on.
     pub fn refuse(&self, port: u16) {
-        self.settle().refused.push(port);
+        self.refuse_times(port, u32::MAX);
+    }
+
+    /// The next so many requests about a port are refused.
+    pub fn refuse_times(&self, port: u16, times: u32) {
+        self.settle().refused.push((port, times));
     }
 
     /// Names of processes in which another program was said to run.
@@ -755,7 +761,9 @@ impl State {
             RequestBody::Listen { .. } => self.socket(slot).local.map_or(0, |local| local.port()),
             _ => 0,
         };
-        if self.refused.contains(&port) {
+        let refused = self.refused.iter_mut().find(|(of, times)| *of == port && *times > 0);
+        if let Some((_, times)) = refused {
+            *times -= 1;
             return SocketReply::failure(libc::EADDRINUSE);
         }
         let slot = if slot == NO_SLOT { self.open() } else { slot };
