@@ -170,3 +170,53 @@ fn nothing_can_be_read_of_a_udp_socket_because_its_server_leaves() {
     come_to(fakes, 3);
     client::close(fd).unwrap();
 }
+
+/// A sleep in a poll, in the middle of which something happens that wakes nobody.
+struct During<F: FnMut()>(F);
+
+impl<F: FnMut()> client::Sleeper for During<F> {
+    fn hold(&mut self) {}
+    fn poll(&mut self, _: &mut [PollFd], _: Option<Duration>) -> Result<usize, client::Errno> {
+        (self.0)();
+        Ok(0)
+    }
+    fn poll_restarting(
+        &mut self,
+        fds: &mut [PollFd],
+        timeout: Option<Duration>,
+    ) -> Result<usize, client::Errno> {
+        self.poll(fds, timeout)
+    }
+    fn epoll_wait(
+        &mut self,
+        _: i32,
+        _: &mut [haypile_shm::sys::EpollEvent],
+        _: i32,
+    ) -> Result<usize, client::Errno> {
+        self.poll(&mut [], None)
+    }
+}
+
+#[test]
+fn nothing_can_be_read_of_a_udp_socket_because_its_server_has_just_left() {
+    let (fakes, _turn) = support::start_several(3, 2);
+    come_to(fakes, 3);
+    let fd = client::socket(libc::AF_INET, libc::SOCK_DGRAM, 0).unwrap();
+    client::bind(fd, "198.18.0.2:0".parse().unwrap()).unwrap();
+    let mut fds = [PollFd { fd, events: libc::POLLIN, revents: 0 }];
+    let mut left = false;
+    let mut sleeper = During(|| {
+        if !std::mem::replace(&mut left, true) {
+            come_to(fakes, 1);
+            fakes[1..].iter().for_each(|fake| fake.die());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    });
+    let looked = client::poll(&mut fds, Some(Duration::from_millis(50)), &mut sleeper);
+    assert_eq!((looked, fds[0].revents), (Ok(0), 0));
+    assert_eq!(poll(&mut fds, Some(Duration::ZERO)), Ok(0));
+    assert_eq!(fakes.iter().map(|fake| fake.datagrams()).collect::<Vec<_>>(), [1, 0, 0]);
+    fakes[1..].iter().for_each(|fake| fake.rise());
+    come_to(fakes, 3);
+    client::close(fd).unwrap();
+}
