@@ -237,7 +237,7 @@ impl<'a> Life<'a> {
 }
 
 /// Whether what is known to go wrong now and then is asked for, too.
-pub fn is_restless() -> bool {
+fn is_restless() -> bool {
     setting("HAYPILE_E2E_RESTLESS", 0) > 0
 }
 
