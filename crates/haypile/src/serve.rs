@@ -103,8 +103,25 @@ fn announce(announcement: &Announcement) {
     drop(std::io::stdout().flush());
 }
 
+/// Servers can be tied only to processors that this process may use.
+fn check_cores(cores: &[u32]) -> Result<(), Error> {
+    let allowed = sys::privilege::allowed_processors().unwrap_or_default();
+    match cores.iter().find(|core| !allowed.contains(core)) {
+        Some(core) if !allowed.is_empty() => {
+            let names: Vec<String> = allowed.iter().map(u32::to_string).collect();
+            Err(Error::usage(
+                format_args!("core {core}"),
+                format_args!("this process may use the cores {}", names.join(", ")),
+                "choose from those, or leave --core out",
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn prepare(arguments: &ServeArgs, private_for: Option<i32>) -> Result<Prepared, Error> {
     let config = load(arguments)?;
+    check_cores(&config.confine.cores)?;
     let group = arguments.group.as_deref().map(place::find_group).transpose()?;
     let path = place::directory(Some(&config.control_dir))?;
     let guardian = guard::start(&path, &config.link);

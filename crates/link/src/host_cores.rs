@@ -16,6 +16,8 @@ use crate::error::LinkError;
 use crate::sys;
 
 const SYS: &str = "/sys";
+/// The numbers of the machine's cores, as in "0-3,8-11".
+const PRESENT: &str = "/sys/devices/system/cpu/present";
 
 /// Has the host's half of an interface's work done on `cores` (numbers); an empty list means again
 /// where the frame comes from. Must be called in the interface's network namespace.
@@ -28,6 +30,11 @@ pub fn set(interface: &str, cores: &[usize]) -> Result<(), LinkError> {
     let attempt = || format!("set the cores of the host's half of {interface}");
     if interface.contains('/') {
         return Err(LinkError::from_errno(attempt(), libc::EINVAL));
+    }
+    let present = fs::read_to_string(PRESENT).unwrap_or_default();
+    if let Some(core) = cores.iter().find(|core| is_absent(&present, **core)) {
+        let why = format!("there is no core {core}, only {}", present.trim());
+        return Err(LinkError::new(attempt(), io::Error::other(why)));
     }
     std::thread::scope(|scope| {
         let worker = scope.spawn(|| {
@@ -48,6 +55,16 @@ fn write(root: &Path, interface: &str, mask: &str) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether a list of numbers and ranges is without one. A list that cannot be read lacks none.
+fn is_absent(list: &str, wanted: usize) -> bool {
+    let holds = |range: &str| -> Option<bool> {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        Some((first.parse().ok()?..=last.parse().ok()?).contains(&wanted))
+    };
+    let mut ranges = list.trim().split(',').map(holds);
+    ranges.all(|held| held == Some(false))
 }
 
 /// Groups of 32 bits in hexadecimal, the highest first, as the kernel's bitmaps are written.
@@ -72,6 +89,13 @@ mod tests {
         assert_eq!(mask(&[]), "0");
         assert_eq!(mask(&[0, 1]), "3");
         assert_eq!(mask(&[35, 0]), "8,1");
+    }
+
+    #[test]
+    fn cores_that_are_not_there_are_found() {
+        assert!(!is_absent("0-3\n", 3) && is_absent("0-3\n", 4));
+        assert!(!is_absent("0,2-3,8", 8) && is_absent("0,2-3,8", 1));
+        assert!(!is_absent("", 1) && !is_absent("many", 1));
     }
 
     #[test]

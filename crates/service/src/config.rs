@@ -647,11 +647,17 @@ fn check_own(addresses: &[Cidr], host_addresses: &[Cidr]) -> Result<(), Error> {
     Ok(())
 }
 
-/// A gateway has to be a neighbour: inside the network of one of the service's addresses.
+/// A gateway has to be a neighbour: inside the network of one of the service's addresses. An address that is
+/// alone in its network says nothing of its neighbours.
 fn check_gateways(routes: &[Route], addresses: &[Cidr]) -> Result<(), Error> {
     for gateway in routes.iter().filter_map(|route| route.gateway) {
         let link_local = matches!(gateway, IpAddr::V6(v6) if v6.is_unicast_link_local());
-        if !link_local && !addresses.iter().any(|network| network.contains(gateway)) {
+        let alone = |own: &Cidr| {
+            let bits = if own.addr.is_ipv4() { 32 } else { 128 };
+            own.prefix_len == bits && own.addr.is_ipv4() == gateway.is_ipv4()
+        };
+        let may_be = |own: &Cidr| own.contains(gateway) || alone(own);
+        if !link_local && !addresses.iter().any(may_be) {
             return Err(Error::usage(
                 format_args!("gateway {gateway}"),
                 "not in the network of any address of the service",

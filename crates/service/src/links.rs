@@ -417,7 +417,8 @@ fn set_host_cores(config: &Config, interface: &str) -> Result<(), Error> {
         return Ok(());
     }
     host_cores::set(interface, &config.host_cores).map_err(|error| {
-        Error::new("choose the host's cores", error, "run as root, or leave --host-core out")
+        let remedy = "run as root, choose cores that there are, or leave --host-core out";
+        Error::new("choose the host's cores", error, remedy)
     })
 }
 

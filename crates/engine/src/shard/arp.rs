@@ -33,23 +33,22 @@ impl Shard {
         let claimed = if message.sender.is_unspecified() { message.target } else { message.sender };
         self.find_dhcp_conflict(claimed, message.sender_mac);
         if message.sender.is_unspecified() {
-            // An address probe (RFC 5227 section 2.1.1): answered, but there is nobody to learn.
-            let asked = message.request && self.routing.is_ours(IpAddr::V4(message.target));
-            return match (asked, self.is_speaker()) {
-                (true, true) => self.reply_arp(&message),
-                (true, false) => Err(DropReason::SpeakerOnly),
-                (false, _) => Err(self.useless_copy(DropReason::ArpNotForUs)),
-            };
+            // An address probe (RFC 5227 section 2.1.1).
+            return self.answer_without_learning(&message, DropReason::ArpNotForUs);
         }
         let sender = IpAddr::V4(message.sender);
         let possible = !EthernetAddress(message.sender_mac).is_multicast()
             && message.sender_mac != [0; 6]
             && !message.sender.is_multicast()
+            && !message.sender.is_loopback()
             && !self.routing.is_broadcast(message.sender)
-            && !self.routing.is_ours(sender)
-            && self.routing.is_on_link(sender);
+            && !self.routing.is_ours(sender);
         if !possible {
             return Err(DropReason::ArpBadSender);
+        }
+        if !self.routing.is_on_link(sender) {
+            // A router asks with any of its addresses (Linux's arp_announce 0).
+            return self.answer_without_learning(&message, DropReason::ArpBadSender);
         }
         let ours = self.routing.is_ours(IpAddr::V4(message.target));
         let result = match (message.request, ours) {
@@ -68,6 +67,21 @@ impl Shard {
         };
         self.release_neighbours();
         result
+    }
+
+    /// A message whose sender is no neighbour that could be remembered: a question about us is answered, anything
+    /// else dropped.
+    fn answer_without_learning(
+        &mut self,
+        message: &Message,
+        useless: DropReason,
+    ) -> Result<(), DropReason> {
+        let asked = message.request && self.routing.is_ours(IpAddr::V4(message.target));
+        match (asked, self.is_speaker()) {
+            (true, true) => self.reply_arp(message),
+            (true, false) => Err(DropReason::SpeakerOnly),
+            (false, _) => Err(self.useless_copy(useless)),
+        }
     }
 
     fn hear_arp_answer(&mut self, sender: IpAddr, message: &Message) -> Result<(), DropReason> {

@@ -69,9 +69,22 @@ fn arp_requests_for_us_are_answered() {
 }
 
 #[test]
+fn arp_requests_with_an_address_from_elsewhere_are_answered_but_not_believed() {
+    let mut host = Host::new(config(1));
+    let request = arp_frame(BROADCAST, &arp(true, "8.8.8.8", "198.18.0.1"));
+    let frames = host.exchange(START, &request);
+    assert_eq!((frames.len(), &frames[0][..6]), (1, &THEM[..]));
+    for (asks, target) in [(true, "198.18.0.7"), (true, "8.8.8.8"), (false, "198.18.0.1")] {
+        let message = arp_frame(BROADCAST, &arp(asks, "8.8.8.8", target));
+        assert!(host.exchange(START, &message).is_empty());
+    }
+    assert_eq!(host.dropped(DropReason::ArpBadSender), 3);
+}
+
+#[test]
 fn impossible_arp_is_dropped_by_reason() {
     let mut host = Host::new(config(1));
-    for sender in ["198.18.0.1", "198.18.0.255", "224.0.0.1", "8.8.8.8"] {
+    for sender in ["198.18.0.1", "198.18.0.255", "224.0.0.1", "127.0.0.1"] {
         let _ = host.exchange(START, &arp_frame(BROADCAST, &arp(true, sender, "198.18.0.1")));
     }
     assert_eq!(host.dropped(DropReason::ArpBadSender), 4);
