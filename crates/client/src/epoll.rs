@@ -44,8 +44,6 @@ fn mark(kind: u32, process: u32) -> u64 {
     MARK | u64::from(kind | process & !KIND_MASK)
 }
 
-/// What the kernel says of a doorbell whose other end is closed.
-const HUNG: u32 = (libc::EPOLLERR | libc::EPOLLHUP) as u32;
 /// With events in hand the kernel's half is looked at one time in so many.
 const KERNEL_TURN: u32 = 16;
 /// While spinning, the kernel's half is looked at so often, in nanoseconds.
@@ -434,7 +432,7 @@ fn sift(
     }
     let mut kept = 0;
     let own = attach::current()?.process_mark() & !KIND_MASK;
-    let (mut rung, mut hung) = (false, false);
+    let mut rung = false;
     let mut interest = held.interest(epoll)?;
     for at in 0..found {
         let event = events[at];
@@ -448,16 +446,13 @@ fn sift(
             BELL | ALARM if data as u32 & !KIND_MASK != own => {
                 held.foreign_bell.store(true, Ordering::Relaxed);
             }
-            BELL => {
-                rung = true;
-                hung |= event.events & HUNG != 0;
-            }
+            BELL => rung = true,
             ALARM => interest.silence(),
             _ => interest.kernel_half_ready(data as u32, event.events),
         }
     }
     if rung {
-        interest.heard(epoll, hung);
+        interest.quiet(epoll, true);
     }
     held.kernel_lately.store(kept > 0, Ordering::Relaxed);
     if collects {
@@ -522,7 +517,7 @@ fn doze(
     if held.has_ours.load(Ordering::Acquire) {
         let mut interest = held.interest(epoll)?;
         // Who was woken for more servers finds them here, whoever has taken the message.
-        if !interest.prepare_sleep(epoll) || attach::has_changed() {
+        if !interest.prepare_sleep() || attach::has_changed() {
             return Ok(Dozed::LookAgain);
         }
         awaiting = interest.is_uncertain();
@@ -624,16 +619,6 @@ pub(crate) fn hand_to_kernel(epoll: u32, socket: u32) {
 /// A socket has got a record, or another meaning.
 pub(crate) fn socket_changed(epoll: u32, socket: u32) {
     with_interest(epoll, |interest, number| interest.socket_changed(number, socket));
-}
-
-/// This process is about to fork: the other one may wait on the same sets.
-pub(crate) fn share_with_child() {
-    EPOLLS.for_each(|_, epoll| {
-        // One that this thread holds the child shares, when it attaches.
-        if let Ok(mut interest) = epoll.interest.lock() {
-            interest.share(epoll.number.load(Ordering::Acquire));
-        }
-    });
 }
 
 pub(crate) fn hold_for_fork() {

@@ -67,7 +67,6 @@ pub fn before_fork() {
     notice_unseen();
     HAS_FORKED.store(true, Ordering::Relaxed);
     placeholder::begin_spawn(true);
-    epoll::share_with_child();
     epoll::hold_for_fork();
     poll::hold_for_fork();
     datagram::hold_for_fork();

@@ -311,25 +311,6 @@ fn sockets_added_before_they_are_anything() {
     client::close(set).unwrap();
 }
 
-/// What rang stays on the bell for a while, and the bell has room for few: each ring wakes all the same.
-#[test]
-fn a_sleeping_wait_is_woken_again_and_again() {
-    let (fake, _turn) = support::start();
-    let listener = support::listener(true);
-    let (fd, slot) = support::accepted(fake, listener, 0, b"");
-    let set = epoll();
-    control_epoll(set, EPOLL_CTL_ADD, fd, EPOLLIN, 1).unwrap();
-    for _ in 0..300 {
-        let thread = Sleeper::asleep(move || epoll_wait(set, 4, support::PATIENCE_MS));
-        fake.deliver(slot, b"x");
-        assert_eq!(thread.join().unwrap(), [(IN, 1)]);
-        drain(fd);
-    }
-    for fd in [set, fd, listener.0] {
-        client::close(fd).unwrap();
-    }
-}
-
 #[test]
 fn the_bell_of_another_process_rings_on() {
     /// As a parent has put it into the set: kind and number of the process.

@@ -126,7 +126,7 @@ impl Interest {
     pub(super) fn ensure_watchers(&mut self, epoll: RawFd) -> Result<(), Errno> {
         let generation = fork::generation();
         if std::mem::replace(&mut self.generation, generation) != generation {
-            self.forget_watchers(epoll);
+            self.forget_watchers();
         }
         if self.posts.is_empty() {
             // The home has a post even while no socket is known anywhere.
@@ -216,8 +216,7 @@ impl Interest {
     }
 
     /// In a forked child: the watchers are the parent's, and their bells stay in the kernel's set.
-    fn forget_watchers(&mut self, epoll: RawFd) {
-        self.posts.share(epoll);
+    fn forget_watchers(&mut self) {
         self.posts.forget();
         self.alarm = None;
         self.alarm_is_set = false;
@@ -229,18 +228,6 @@ impl Interest {
         if self.posts.quiet(epoll, heard) {
             self.push_all();
         }
-    }
-
-    /// The kernel says that a doorbell rings; `hung`: for ever, because a server is gone.
-    pub(super) fn heard(&mut self, epoll: RawFd, hung: bool) {
-        if hung || !self.posts.may_leave_rings() {
-            self.quiet(epoll, true);
-        }
-    }
-
-    /// Another process is about to get the set.
-    pub(super) fn share(&mut self, epoll: RawFd) {
-        self.posts.share(epoll);
     }
 
     fn push_all(&mut self) {
@@ -269,7 +256,7 @@ impl Interest {
         if !self.posts.any_watcher() {
             return;
         }
-        self.announce_sleep(epoll);
+        self.posts.prepare_sleep();
         let at_hand = self.posts.has_news() || self.is_any_ready(epoll);
         if at_hand && !self.alarm_is_set {
             self.ring_alarm(epoll);
@@ -296,15 +283,9 @@ impl Interest {
     }
 
     /// Announces sleep. False: there is something to look at first.
-    pub(super) fn prepare_sleep(&mut self, epoll: RawFd) -> bool {
-        self.announce_sleep(epoll);
+    pub(super) fn prepare_sleep(&mut self) -> bool {
+        self.posts.prepare_sleep();
         !self.posts.has_news() && self.ready.is_empty()
-    }
-
-    fn announce_sleep(&mut self, epoll: RawFd) {
-        if self.posts.prepare_sleep(epoll) {
-            self.push_all();
-        }
     }
 
     /// Whether waits are to be short: a server is dead, and what follows is not known yet, or a

@@ -1,12 +1,6 @@
 //! The watchers of an epoll set, one for each server that knows one of its sockets, and which socket
 //! each of their reports is about. Each has a doorbell in the kernel's set, whose end is also how
 //! the death of its server is heard. Used by `interest.rs`.
-//!
-//! The kernel tells of each ring once (`EPOLLET`), so that whoever is woken by one need not take it off
-//! the bell before it goes on. A server rings at most once for each announced sleep, and a bell holds some rings
-//! whatever the system's limits are: so they are taken after a few announcements. Where another process may wait
-//! on the same set it would take the one word that is meant for us: there the kernel tells of a bell as long as it
-//! rings, and rings are taken at once.
 
 use std::os::fd::RawFd;
 
@@ -63,8 +57,6 @@ struct Post {
     watcher: Option<Watcher>,
     /// Socket and generation of a record, by slot.
     by_slot: Map<u32, (u32, u32)>,
-    /// What the kernel's set says of its doorbell.
-    mark: u64,
     /// Every socket was looked at since it became clear that the server is gone for good.
     over_told: bool,
 }
@@ -76,14 +68,7 @@ pub(super) struct Posts {
     /// Sockets whose record has made room for another one before they were looked at: a report about them that is
     /// on the ring leads nowhere.
     displaced: Vec<u32>,
-    /// Sleeps announced since the bells were emptied.
-    announced: u32,
-    /// Another process may wait on the set.
-    shared: bool,
 }
-
-/// Rings that a bell is trusted to hold: with the least send buffer that Linux knows there is room for five.
-const RINGS_LEFT: u32 = 4;
 
 impl Posts {
     pub(super) fn len(&self) -> usize {
@@ -115,7 +100,7 @@ impl Posts {
     pub(super) fn expect(&mut self, server: u16) {
         if !self.has(server) {
             let by_slot = Map::default();
-            self.posts.push(Post { server, watcher: None, by_slot, mark: 0, over_told: false });
+            self.posts.push(Post { server, watcher: None, by_slot, over_told: false });
         }
     }
 
@@ -137,33 +122,11 @@ impl Posts {
         self.expect(attachment.server());
         let watcher = Watcher::new(attachment)?;
         let data = mark(BELL, attachment.process_mark());
-        self.shared |= fork::has_forked();
-        let events = if self.shared { libc::EPOLLIN } else { libc::EPOLLIN | libc::EPOLLET };
-        sys::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, watcher.bell(), events as u32, data)?;
+        sys::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, watcher.bell(), libc::EPOLLIN as u32, data)?;
         if let Some(post) = self.of_mut(attachment.server()) {
-            (post.watcher, post.mark, post.over_told) = (Some(watcher), data, false);
+            (post.watcher, post.over_told) = (Some(watcher), false);
         }
         Ok(())
-    }
-
-    /// Another process is about to get the set, or has got it: in the parent and in the child.
-    pub(super) fn share(&mut self, epoll: RawFd) {
-        if std::mem::replace(&mut self.shared, true) {
-            return;
-        }
-        for post in &self.posts {
-            // One whose number was closed is in the set no more.
-            if let Some(watcher) = post.watcher.as_ref().filter(|watcher| watcher.has_bell()) {
-                let (bell, events) = (watcher.bell(), libc::EPOLLIN as u32);
-                let _: Result<(), Errno> =
-                    sys::epoll_ctl(epoll, libc::EPOLL_CTL_MOD, bell, events, post.mark);
-            }
-        }
-    }
-
-    /// Whether a ring that the kernel has told of may stay on its bell.
-    pub(super) fn may_leave_rings(&self) -> bool {
-        !self.shared && !fork::has_forked()
     }
 
     /// The watcher's server is gone, or it is not our own.
@@ -271,7 +234,6 @@ impl Posts {
     pub(super) fn quiet(&mut self, epoll: RawFd, heard: bool) -> bool {
         // Of several it is not known which, and a copy would keep a closed one ringing.
         let known = heard && self.posts.len() == 1 && !fork::has_forked();
-        self.announced = 0;
         let mut died = false;
         for at in 0..self.posts.len() {
             let post = &self.posts[at];
@@ -303,12 +265,9 @@ impl Posts {
         self.posts.iter().filter_map(|post| post.watcher.as_ref())
     }
 
-    /// Announces sleep to all servers: look once more after this. True: as [`Posts::quiet`].
-    pub(super) fn prepare_sleep(&mut self, epoll: RawFd) -> bool {
-        let died = self.announced >= RINGS_LEFT && self.quiet(epoll, false);
-        self.announced += 1;
+    /// Announces sleep to all servers: look once more after this.
+    pub(super) fn prepare_sleep(&self) {
         self.watchers().for_each(Watcher::prepare_sleep);
-        died
     }
 
     /// The sleep is over.
