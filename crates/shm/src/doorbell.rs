@@ -2,8 +2,9 @@
 //! on the other end, across processes. Used from the application to the service (wake socket) and
 //! from the service to an application's watcher.
 //!
-//! A socket pair and not an eventfd: the other side can fill an eventfd so that a writer blocks;
-//! here a full queue means that the ring is heard already.
+//! A socket pair and not something cheaper: the other side can fill an eventfd so that a writer blocks, and can hold
+//! a pipe's lock for as long as it likes, by a write from memory that it has made slow; a futex wakes nobody
+//! who sleeps in epoll. Here a full queue means that the ring is heard already, and a closed end is heard, too.
 
 use std::os::fd::RawFd;
 
