@@ -50,6 +50,20 @@ memory_per_domain_mib = 128
 }
 
 #[test]
+fn an_address_that_is_alone_in_its_network_takes_any_gateway_of_its_family() {
+    let with = |address: &str, gateway: &str| {
+        let text = format!("addresses = [\"{address}\"]\ngateways = [\"{gateway}\"]\n");
+        load(&(text + "link = \"packet:eth1\"\n")).map(|config| config.routes.len())
+    };
+    assert_eq!(with("10.0.0.5/32", "10.0.0.1").unwrap(), 1);
+    assert_eq!(with("fd00::5/128", "fd00::1").unwrap(), 1);
+    for (address, gateway) in [("10.0.0.5/32", "fd00::1"), ("10.0.0.5/31", "10.0.0.1")] {
+        let error = with(address, gateway).unwrap_err().to_string();
+        assert!(error.contains("not in the network of any address"), "{error}");
+    }
+}
+
+#[test]
 fn flags_win_over_the_file() {
     let flags = Flags {
         addresses: vec!["198.18.9.1/24".into()],
