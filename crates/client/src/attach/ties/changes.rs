@@ -67,13 +67,8 @@ pub(crate) fn leaves(server: u16) -> bool {
 /// Whether the home has left, or its ancestor's, and the service goes on without it: another home is to be had, if not
 /// at this moment.
 pub(super) fn is_awaited() -> bool {
-    goes_on_without(home())
-}
-
-/// Whether a server leaves or has left, and the service goes on without it.
-pub(crate) fn goes_on_without(server: u16) -> bool {
     let first = GROWTH.get().and_then(|now| now.of(0));
-    leaves(server) && first.is_some_and(|first| first.get() != epoch::ENDED)
+    leaves(home()) && first.is_some_and(|first| first.get() != epoch::ENDED)
 }
 
 /// Whether a server has left for good, so that what this process had there is to be made elsewhere.
