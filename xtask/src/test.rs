@@ -8,17 +8,22 @@ use crate::steps;
 /// # Errors
 /// What failed and how to repeat it.
 pub fn run() -> Result<(), String> {
-    steps::run("build", "cargo", &["build", "--workspace", "--release", "--locked"], &[])?;
+    steps::run(
+        "build",
+        "cargo",
+        &["build", "--workspace", "--profile", "checks", "--locked"],
+        &[],
+    )?;
     steps::run(
         "unit, property, simulation, programs",
         "cargo",
-        &["test", "--workspace", "--release", "--locked"],
+        &["test", "--workspace", "--profile", "checks", "--locked"],
         &[],
     )?;
     steps::run(
         "models (loom)",
         "cargo",
-        &["test", "--package", "haypile-shm", "--release", "--lib", "--locked", "loom"],
+        &["test", "--package", "haypile-shm", "--profile", "checks", "--lib", "--locked", "loom"],
         &[("RUSTFLAGS", "--cfg loom"), ("CARGO_TARGET_DIR", "target/loom")],
     )
 }

@@ -46,9 +46,22 @@ pub fn get_ready() {
 /// Address space, in bytes, that a program's limit is to be raised by: what is mapped of the service's
 /// memory is sparse, and none of the program's use of memory.
 pub fn address_space() -> u64 {
-    /// An arena of each size and server, many times over.
-    const SHARED: u64 = 64 << 30;
-    if attach::is_attached() { SHARED } else { 0 }
+    if attach::is_attached() { MORE } else { 0 }
+}
+
+/// An arena of each size and server, many times over; and a little that is no multiple of anything, by which a limit
+/// is known that was raised, also in a program that another one has executed.
+const MORE: u64 = (64 << 30) + 679;
+/// Limits that programs set are multiples of this.
+const UNIT: u64 = 1024;
+
+/// What a program has set that has the limit `limit`, which may have been raised; `last` is what this process has
+/// set itself.
+pub fn unraised(limit: u64, mut last: impl Iterator<Item = u64>) -> u64 {
+    match limit.checked_sub(MORE) {
+        Some(given) if given.is_multiple_of(UNIT) || last.any(|one| one == given) => given,
+        _ => limit,
+    }
 }
 
 /// The beginning of a filter: allows this library's own calls, goes on behind its end with all others.

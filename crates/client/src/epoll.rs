@@ -391,34 +391,41 @@ fn look(
     if held.nested.load(Ordering::Acquire) {
         interest.quiet(epoll, false);
     }
-    let mut ready = interest.collect(epoll, out);
+    let kernel = held.has_kernel.load(Ordering::Acquire);
+    let turn = held.turn.fetch_add(1, Ordering::Relaxed);
+    let mut ready = 0;
+    if kernel && turn.is_multiple_of(KERNEL_TURN) && interest.has_news() {
+        // The kernel's events go first: our sockets may fill each answer, if it has room for few.
+        drop(interest);
+        ready = look_at_kernel(held, epoll, out, false)?;
+        interest = match held.interest(epoll) {
+            Err(_) if ready > 0 => return Ok(ready),
+            again => again?,
+        };
+    }
+    ready += interest.collect(epoll, &mut out[ready..]);
     held.settle(epoll, &mut interest);
     drop(interest);
-    let turn = held.turn.fetch_add(1, Ordering::Relaxed);
-    let kernel = held.has_kernel.load(Ordering::Acquire);
-    let due = match ready {
-        0 => !may_sleep || held.kernel_lately.load(Ordering::Relaxed),
-        _ => turn.is_multiple_of(KERNEL_TURN),
-    };
-    if ready < out.len() && kernel && due {
-        ready = look_at_kernel(held, epoll, out, ready)?;
+    let due = !may_sleep || held.kernel_lately.load(Ordering::Relaxed);
+    if ready == 0 && kernel && due {
+        ready = look_at_kernel(held, epoll, out, true)?;
     }
     Ok(ready)
 }
 
-/// Adds what the kernel's half has, and what the service's half has after that.
+/// What the kernel's half has, and, if wanted, what the service's half has after that.
 fn look_at_kernel(
     held: &Held,
     epoll: RawFd,
     out: &mut [EpollEvent],
-    ready: usize,
+    collects: bool,
 ) -> Result<usize, Errno> {
-    let found = sys::epoll_wait(epoll, &mut out[ready..], 0)?;
-    Ok(ready + sift(held, epoll, &mut out[ready..], found, ready == 0)?)
+    let found = sys::epoll_wait(epoll, out, 0)?;
+    sift(held, epoll, out, found, collects)
 }
 
 /// Takes our own entries out of what the kernel reported, and acts on them. The room that is left
-/// is filled with events of our own sockets, unless they are in the answer already.
+/// is filled with events of our own sockets, if that is wanted.
 fn sift(
     held: &Held,
     epoll: RawFd,
@@ -490,7 +497,7 @@ fn spin(
         }
         if held.has_kernel.load(Ordering::Relaxed) && spinner.is_past(kernel_ns) {
             kernel_ns += KERNEL_INTERVAL_NS;
-            let ready = look_at_kernel(held, epoll, out, 0)?;
+            let ready = look_at_kernel(held, epoll, out, true)?;
             if ready > 0 {
                 return Ok(Some(ready));
             }

@@ -39,10 +39,15 @@ pub fn socket(domain: i32, kind: i32, protocol: i32) -> Result<RawFd, Errno> {
     if !attach::is_attached() {
         return Err(TO_KERNEL);
     }
+    let base = kind & !(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC);
+    // Over one path, which RFC 8684 goes back to when the other side has no more, MPTCP is TCP.
+    let protocol = match protocol {
+        libc::IPPROTO_MPTCP if base == libc::SOCK_STREAM => libc::IPPROTO_TCP,
+        protocol => protocol,
+    };
     let made = sys::socket(domain, kind, protocol)?;
     let fd = made.into_raw();
     forget_number(fd);
-    let base = kind & !(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC);
     let stream = base == libc::SOCK_STREAM && matches!(protocol, 0 | libc::IPPROTO_TCP);
     let datagram = base == libc::SOCK_DGRAM && matches!(protocol, 0 | libc::IPPROTO_UDP);
     if (stream || datagram) && matches!(domain, libc::AF_INET | libc::AF_INET6) {

@@ -38,6 +38,7 @@ drop_reasons! {
     EthernetBadSource => "Ethernet source is a group address",
     CopyForOthers => "copy of a neighbour message that tells this server nothing",
     SpeakerOnly => "message that another server of this service answers",
+    EthernetOtherVlan => "frame of a VLAN",
     EthernetUnknownType => "Ethernet type is neither ARP, IPv4 nor IPv6",
     // ARP
     ArpMalformed => "ARP packet is malformed",
@@ -65,11 +66,11 @@ drop_reasons! {
     Ipv6TooManyExtensions => "IPv6 packet has too many extension headers",
     Ipv6UnknownOption => "IPv6 option is unknown and asks to be dropped",
     Ipv6RoutingHeader => "IPv6 routing header with segments left",
+    Ipv6IncompleteChain => "first IPv6 fragment ends before the transport header",
     Ipv6NoNextHeader => "IPv6 packet has no next header",
     // Fragments
     FragmentMalformed => "fragment is empty, unaligned or beyond the largest datagram",
     FragmentOverlap => "fragment overlaps another: the datagram is dropped (RFC 5722)",
-    FragmentSourceLimit => "too many datagrams in reassembly from one source",
     FragmentNoMemory => "memory for reassembly is used up",
     // Above IP
     ProtocolUnknown => "no such transport protocol here",
@@ -89,6 +90,7 @@ drop_reasons! {
     IcmpMalformed => "ICMP message is malformed",
     IcmpBadChecksum => "ICMP checksum is wrong",
     IcmpUnknownType => "ICMP type is not handled here",
+    IcmpMtuTooSmall => "ICMPv6 reports an MTU below 1280",
     IcmpErrorUnmatched => "ICMP error quotes no flow of ours",
     IcmpEchoLimited => "echo requests come faster than the limit",
     NdpMalformed => "neighbour discovery message is malformed",

@@ -84,7 +84,7 @@ pub struct Limits {
     pub neighbour_requests_per_second: u32,
     /// Datagrams in reassembly.
     pub reassembly_contexts: u32,
-    /// Datagrams in reassembly from one source.
+    /// Datagrams in reassembly from one source; the oldest makes room for the next.
     pub reassembly_contexts_per_source: u32,
     /// Bytes held by all datagrams in reassembly.
     pub reassembly_bytes: usize,
@@ -129,7 +129,7 @@ impl Default for Limits {
             packets_per_neighbour: 8,
             neighbour_requests_per_second: 200,
             reassembly_contexts: 256,
-            reassembly_contexts_per_source: 16,
+            reassembly_contexts_per_source: 64,
             reassembly_bytes: 4 << 20,
             replies: 1024,
             reply_bytes: 1 << 20,

@@ -23,10 +23,13 @@ use crate::time::Instant;
 const TIMEOUT_V4_US: u64 = 30_000_000;
 /// RFC 8200 section 4.5: 60 seconds.
 const TIMEOUT_V6_US: u64 = 60_000_000;
-/// Pieces of one datagram; a datagram of 64 KiB in pieces of the least MTU of IPv4 has 120.
-const PIECES_MAX: usize = 128;
-/// What a datagram is charged beyond its bytes.
+/// What a datagram is charged beyond its bytes, and for each piece.
 const OVERHEAD_BYTES: usize = 512;
+const PIECE_BYTES: usize = size_of::<Piece>();
+
+/// Where a piece starts and ends. They lie apart and start at multiples of eight, so that a datagram has 8192 of
+/// them at most.
+type Piece = (u16, u16);
 
 /// Which datagram a fragment belongs to.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -74,7 +77,9 @@ struct Datagram {
     header: Vec<u8>,
     data: Vec<u8>,
     /// Received pieces, sorted, apart.
-    pieces: Vec<(usize, usize)>,
+    pieces: Vec<Piece>,
+    /// Bytes in them.
+    received: usize,
     /// Length, once the last piece is there.
     len: Option<usize>,
     /// An overlap was seen: swallow the rest.
@@ -91,7 +96,9 @@ pub struct Reassembly {
     links: Links,
     /// By age; the families wait for different times.
     by_age: [List; 2],
-    per_source: HashMap<IpAddr, usize, foldhash::quality::FixedState>,
+    links_of_sources: Links,
+    /// By source and age.
+    per_source: HashMap<IpAddr, List, foldhash::quality::FixedState>,
     per_source_max: usize,
     bytes: usize,
     bytes_max: usize,
@@ -111,6 +118,7 @@ impl Reassembly {
             datagrams: Slab::new(datagrams_max),
             links: Links::default(),
             by_age: [List::new(); 2],
+            links_of_sources: Links::default(),
             per_source: HashMap::with_hasher(foldhash::quality::FixedState::with_seed(seed)),
             per_source_max,
             bytes: 0,
@@ -163,7 +171,7 @@ impl Reassembly {
         let has_first = datagram.pieces.first().is_some_and(|piece| piece.0 == 0);
         let quote = has_first.then(|| {
             let mut quote = datagram.header;
-            let first_len = datagram.pieces[0].1;
+            let first_len = usize::from(datagram.pieces[0].1);
             quote.extend_from_slice(&datagram.data[..first_len]);
             quote
         });
@@ -175,18 +183,19 @@ impl Reassembly {
         self.datagrams.get(self.oldest()?).map(|datagram| datagram.expires)
     }
 
-    /// Begins a datagram, in the place of the oldest if need be.
+    /// Begins a datagram, in the place of the oldest if need be: of the same source, if that has its share. What
+    /// lacks a piece for good must not keep out what comes after it.
     fn create(
         &mut self,
         now: Instant,
         key: DatagramKey,
         counters: &mut Counters,
     ) -> Result<SocketId, DropReason> {
-        let from_source = self.per_source.get(&key.source).copied().unwrap_or(0);
-        if from_source >= self.per_source_max {
-            return Err(DropReason::FragmentSourceLimit);
-        }
-        if self.datagrams.is_full() {
+        let from_source = self.per_source.get(&key.source).copied().unwrap_or_default();
+        if from_source.len() as usize >= self.per_source_max {
+            let oldest = from_source.first().and_then(|index| self.datagrams.id_at(index));
+            self.evict(oldest, counters);
+        } else if self.datagrams.is_full() {
             self.evict_oldest(counters);
         }
         let timeout_us = if key.source.is_ipv4() { TIMEOUT_V4_US } else { TIMEOUT_V6_US };
@@ -196,13 +205,15 @@ impl Reassembly {
             header: Vec::new(),
             data: Vec::new(),
             pieces: Vec::new(),
+            received: 0,
             len: None,
             poisoned: false,
             charged: 0,
         };
         let name = self.datagrams.insert_with(|_| datagram).ok_or(DropReason::FragmentNoMemory)?;
         self.links.push_back(&mut self.by_age[family(&key)], name.index());
-        *self.per_source.entry(key.source).or_insert(0) += 1;
+        let of_source = self.per_source.entry(key.source).or_default();
+        self.links_of_sources.push_back(of_source, name.index());
         let (hasher, datagrams) = (&self.hash, &self.datagrams);
         let rehash = |name: &SocketId| datagrams.get(*name).map_or(0, |d| hash(hasher, &d.key));
         let _ = self.table.insert_unique(hash(hasher, &key), name, rehash);
@@ -222,7 +233,8 @@ impl Reassembly {
         }
         let data_len = datagram.data.len().max(fragment.offset + fragment.data.len());
         let header_len = if fragment.offset == 0 { fragment.header.len() } else { 0 };
-        let wanted = OVERHEAD_BYTES + data_len + datagram.header.len().max(header_len);
+        let pieces_len = (datagram.pieces.len() + 1) * PIECE_BYTES;
+        let wanted = OVERHEAD_BYTES + data_len + pieces_len + datagram.header.len().max(header_len);
         let more = wanted.saturating_sub(datagram.charged);
         while self.bytes + more > self.bytes_max {
             if self.oldest() == Some(name) {
@@ -247,7 +259,11 @@ impl Reassembly {
     }
 
     fn evict_oldest(&mut self, counters: &mut Counters) {
-        if let Some(name) = self.oldest() {
+        self.evict(self.oldest(), counters);
+    }
+
+    fn evict(&mut self, name: Option<SocketId>, counters: &mut Counters) {
+        if let Some(name) = name {
             counters.count(Counter::ReassemblyEvicted);
             let _ = self.take(name);
         }
@@ -261,9 +277,9 @@ impl Reassembly {
         if let Ok(place) = self.table.find_entry(hash(&self.hash, &datagram.key), |o| *o == name) {
             let _ = place.remove();
         }
-        if let Some(count) = self.per_source.get_mut(&datagram.key.source) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(of_source) = self.per_source.get_mut(&datagram.key.source) {
+            self.links_of_sources.remove(of_source, name.index());
+            if of_source.is_empty() {
                 let _ = self.per_source.remove(&datagram.key.source);
             }
         }
@@ -287,18 +303,19 @@ impl Datagram {
     /// Puts a fragment in its place.
     fn place(&mut self, fragment: &Fragment<'_>) -> Result<(), DropReason> {
         let (start, end) = (fragment.offset, fragment.offset + fragment.data.len());
-        let at = self.pieces.partition_point(|piece| piece.0 < start);
-        if self.pieces.get(at) == Some(&(start, end)) && self.data[start..end] == *fragment.data {
+        let piece = (start as u16, end as u16);
+        let at = self.pieces.partition_point(|other| other.0 < piece.0);
+        if self.pieces.get(at) == Some(&piece) && self.data[start..end] == *fragment.data {
             return Ok(());
         }
-        let meets_next = self.pieces.get(at).is_some_and(|next| next.0 < end);
-        let meets_previous = at > 0 && self.pieces[at - 1].1 > start;
+        let meets_next = self.pieces.get(at).is_some_and(|next| next.0 < piece.1);
+        let meets_previous = at > 0 && self.pieces[at - 1].1 > piece.0;
         if meets_next || meets_previous {
             return Err(DropReason::FragmentOverlap);
         }
-        let last_end = self.pieces.last().map_or(0, |piece| piece.1).max(end);
+        let last_end = self.pieces.last().map_or(0, |last| usize::from(last.1)).max(end);
         let len = if fragment.more { self.len } else { Some(end) };
-        if self.pieces.len() >= PIECES_MAX || len.is_some_and(|len| last_end > len) {
+        if len.is_some_and(|len| last_end > len) {
             return Err(DropReason::FragmentMalformed);
         }
         if !fragment.more && self.len.is_some_and(|len| len != end) {
@@ -313,19 +330,14 @@ impl Datagram {
             self.data.resize(end, 0);
         }
         self.data[start..end].copy_from_slice(fragment.data);
-        self.pieces.insert(at, (start, end));
+        self.pieces.insert(at, piece);
+        self.received += fragment.data.len();
         Ok(())
     }
 
+    /// Pieces lie apart, and none beyond the end.
     fn is_complete(&self) -> bool {
-        let mut edge = 0;
-        for (start, end) in &self.pieces {
-            if *start != edge {
-                return false;
-            }
-            edge = *end;
-        }
-        self.len == Some(edge)
+        self.len == Some(self.received)
     }
 
     fn poison(&mut self) {
@@ -333,6 +345,7 @@ impl Datagram {
         self.header = Vec::new();
         self.data = Vec::new();
         self.pieces = Vec::new();
+        self.received = 0;
     }
 
     /// Joins headers and data; the lengths in the headers are made right by the IP layer.

@@ -78,7 +78,8 @@ fn find_or_start(arguments: &RunArgs) -> Result<Joined, Error> {
         None => {
             // Ours before root's, which serves everybody whom it lets.
             for path in place::default_directory().ok().into_iter().chain(place::of_root()) {
-                if let Ok(Some(joined)) = join(&path) {
+                // One that is starting just now answers soon.
+                if let Ok(Some(joined)) = claim::wait_for_answer(&path, || join(&path)) {
                     return Ok(joined);
                 }
             }

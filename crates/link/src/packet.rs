@@ -94,7 +94,7 @@ pub struct Packet {
     socket: OwnedFd,
     facts: PacketFacts,
     counters: PortCounters,
-    /// Dropped on receive: carried a VLAN tag.
+    /// Dropped on receive: frames of a VLAN.
     tagged: u64,
     /// Dropped by the kernel, because the socket had no room for it.
     overrun: Cell<u64>,
@@ -237,7 +237,7 @@ impl Packet {
         let counters = &mut self.counters;
         let counter = match parsed {
             _ if message.is_cut => &mut counters.rx_too_long,
-            _ if message.had_vlan_tag => &mut self.tagged,
+            _ if message.is_of_vlan => &mut self.tagged,
             None => &mut counters.rx_too_short,
             Some(header) => {
                 counters.rx_partial_checksum += u64::from(header.needs_checksum);

@@ -192,12 +192,22 @@ impl Core {
         if let Some(process) = self.processes.get_mut(process) {
             process.sockets.insert(key);
         }
+        let counts = served.is_some_and(|served| self.has_our_manager(served.process));
+        if let Some(served) = served.filter(|_| !counts) {
+            self.store.open.note(&served);
+        }
         if let Some(id) = id {
             let connection = self.connection_name(id);
-            self.tell_own_manager(now, ToManager::Claimed { connection });
+            self.tell_own_manager(now, ToManager::Claimed { connection, counts });
             self.shard.claimed(id);
         }
         self.touch(key);
+    }
+
+    /// The connection manager that hears of our connections is that of a process's home.
+    fn has_our_manager(&self, process: ProcessName) -> bool {
+        let manager_of = |server| self.managers.manager_of(server);
+        manager_of(self.rings.roles().home_of(process)) == manager_of(self.managers.server())
     }
 
     /// The connection that a CLAIM or REFUSE of `process` is about, if its offer word says claimed

@@ -632,7 +632,7 @@ fn check_own(addresses: &[Cidr], host_addresses: &[Cidr]) -> Result<(), Error> {
     for (at, own) in addresses.iter().enumerate() {
         let why = if own.addr.is_loopback() {
             "loopback addresses stay the kernel's"
-        } else if own.addr.is_multicast() || own.addr.is_unspecified() {
+        } else if !is_of_a_host(own.addr) {
             "not an address of one host"
         } else if addresses[..at].iter().any(|before| before.addr == own.addr) {
             "given twice"
@@ -645,6 +645,16 @@ fn check_own(addresses: &[Cidr], host_addresses: &[Cidr]) -> Result<(), Error> {
         return Err(Error::usage(format_args!("address {own}"), why, remedy));
     }
     Ok(())
+}
+
+/// Not a group, and not what stands for "this host" or "all hosts" (RFC 6890). Addresses of 240.0.0.0/4 are a host's
+/// with Linux.
+fn is_of_a_host(addr: IpAddr) -> bool {
+    let no_network = match addr {
+        IpAddr::V4(v4) => v4.octets()[0] == 0 || v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.is_unspecified(),
+    };
+    !no_network && !addr.is_multicast() && !addr.is_loopback()
 }
 
 /// A gateway has to be a neighbour: inside the network of one of the service's addresses. An address that is
@@ -680,8 +690,20 @@ fn neighbours_of(addresses: &[Cidr]) -> Vec<Cidr> {
 }
 
 /// Another host address of the network of `own`: its first one that is not the service's, or the other
-/// one of a network of two (RFC 3021, RFC 6164).
+/// one of a network of two (RFC 3021, RFC 6164). Where a network begins with what is no host's, as one of all
+/// addresses does, it is one of the network of 256 that `own` is in.
 fn neighbour_of(own: &Cidr, taken: &[Cidr]) -> Option<Cidr> {
+    let near = |addr: IpAddr| Cidr { addr, prefix_len: if addr.is_ipv4() { 24 } else { 64 } };
+    let neighbour = host_beside(own, taken);
+    match neighbour {
+        Some(host) if !is_of_a_host(host.addr) || own.prefix_len == 0 => {
+            host_beside(&near(own.addr), taken)
+        }
+        other => other,
+    }
+}
+
+fn host_beside(own: &Cidr, taken: &[Cidr]) -> Option<Cidr> {
     let two = match own.addr {
         IpAddr::V4(v4) if own.prefix_len == 31 => Some(Ipv4Addr::from(u32::from(v4) ^ 1).into()),
         IpAddr::V6(v6) if own.prefix_len == 127 => Some(Ipv6Addr::from(u128::from(v6) ^ 1).into()),

@@ -44,7 +44,7 @@ pub struct Conversation {
 }
 
 /// Every kind, with its name in `haypile status`.
-const KINDS: [(ServerMessageKind, &str); 20] = [
+const KINDS: [(ServerMessageKind, &str); 21] = [
     (ServerMessageKind::ListenerOpened, "listener_opened"),
     (ServerMessageKind::ListenerClosed, "listener_closed"),
     (ServerMessageKind::Acceptor, "acceptor"),
@@ -65,6 +65,7 @@ const KINDS: [(ServerMessageKind, &str); 20] = [
     (ServerMessageKind::FlowsMoved, "flows_moved"),
     (ServerMessageKind::MovesTold, "moves_told"),
     (ServerMessageKind::Busy, "busy"),
+    (ServerMessageKind::Open, "open"),
 ];
 
 /// The place of a message's kind in [`KINDS`].
@@ -84,6 +85,7 @@ fn place_of(message: &Incoming) -> usize {
             ToManager::Served { .. } => 10,
             ToManager::ProcessDied { .. } => 11,
             ToManager::ServerGone { .. } => 12,
+            ToManager::Open { .. } => 20,
         },
         Incoming::ToTransport(ToTransport::Offer { .. }) => 13,
         Incoming::ToTransport(ToTransport::Revoke { .. }) => 14,
@@ -115,12 +117,13 @@ fn is_its_own(roles: &Roles, from: ServerNumber, message: &ToManager) -> bool {
         ToManager::ListenerOpened { server, .. }
         | ToManager::ListenerClosed { server, .. }
         | ToManager::ServerGone { server }
-        | ToManager::Served { server, .. } => server == from,
+        | ToManager::Served { server, .. }
+        | ToManager::Open { server, .. } => server == from,
         ToManager::Acceptor { process, .. }
         | ToManager::NotAcceptor { process, .. }
         | ToManager::ProcessDied { process } => roles.home_of(process) == from,
         ToManager::Arrived { connection, .. }
-        | ToManager::Claimed { connection }
+        | ToManager::Claimed { connection, .. }
         | ToManager::Revoked { connection }
         | ToManager::Refused { connection }
         | ToManager::OfferFailed { connection }
@@ -243,6 +246,7 @@ impl Core {
         if manages && roles.manager().is_some() {
             self.manager.announce_anew();
         }
+        self.store.open.tell_anew();
         self.tell_moves_anew(peer);
     }
 }

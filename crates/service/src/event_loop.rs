@@ -30,7 +30,7 @@ use crate::resolve::{Lookup, Resolved};
 use crate::roster::Roster;
 use crate::server::Server;
 use crate::server_process::PutOff;
-use crate::sharing::{Share, Sharing, Step};
+use crate::sharing::{Sharing, Step};
 use crate::supervisor::orders::{self, Fds, ListenerRecord, Order, Report};
 use crate::trace;
 
@@ -115,6 +115,8 @@ const FRESH_TURNS: u32 = 4;
 /// Time for programs to open their listeners at a new server, before it gets buckets: what they have not
 /// opened by then is held there for them.
 const OPENING_US: u64 = 5_000_000;
+/// Buckets in one report.
+const MOVED_AT_ONCE: usize = 64;
 /// Time for resets to leave.
 const RESET_US: u64 = 50_000;
 
@@ -185,6 +187,9 @@ impl<P: Port> Service<P> {
             let end = now();
             let busy = !work.is_none();
             self.server.load.turn(start, end, busy);
+            if self.server.core.moving.has_moved() {
+                self.report_moved();
+            }
             if self.opening.is_some() || self.sharing.is_some() {
                 self.follow_plan(end);
             }
@@ -412,9 +417,6 @@ impl<P: Port> Service<P> {
         let Some(sharing) = &mut self.sharing else { return };
         match sharing.step(now, core) {
             Step::Waiting => {}
-            Step::Moved(Share { to, buckets }) => {
-                self.reports.push_back(Report::Moved { to, buckets });
-            }
             Step::Done => {
                 let report = match sharing.parts() {
                     false => Report::Shared {},
@@ -422,6 +424,19 @@ impl<P: Port> Service<P> {
                 };
                 self.sharing = None;
                 self.reports.push_back(report);
+            }
+        }
+    }
+
+    /// Buckets have moved, for whatever reason: the supervisor has the kernel bring their frames to where they are.
+    #[cold]
+    fn report_moved(&mut self) {
+        let mut moved = self.server.core.moving.take_moved();
+        moved.sort_by_key(|(to, _)| *to);
+        for of_one in moved.chunk_by(|one, other| one.0 == other.0) {
+            for some in of_one.chunks(MOVED_AT_ONCE) {
+                let buckets = some.iter().map(|(_, bucket)| *bucket).collect();
+                self.reports.push_back(Report::Moved { to: some[0].0, buckets });
             }
         }
     }

@@ -210,6 +210,7 @@ impl Hands<'_> {
             self.remove_packed(key);
         } else {
             self.store.clear_id(key);
+            self.store.clear_served(key);
             let socket = self.store.sockets.get_mut(key)?;
             debug_assert!(socket.stub.is_some(), "it was made ready");
             socket.stub.get_or_insert_default().stage = StubStage::Packed;
@@ -284,6 +285,7 @@ impl Hands<'_> {
         let positions = Positions { written: positions.tx_tail, read: positions.rx_head };
         if let Some(key) = self.own_stub(held) {
             let stub = self.store.take_back_stub(key, id);
+            self.store.set_served(key, held.served);
             self.depot.taken_back.push((key, stub));
             return positions;
         }
@@ -337,6 +339,7 @@ impl Hands<'_> {
             socket.stream = Some(stream);
         }
         self.store.set_id(key, id);
+        self.store.set_served(key, held.served);
         self.store.note_flow(key);
         if held.cookie != 0 && !held.closed {
             self.store.set_cookie(key, held.cookie);
@@ -373,7 +376,7 @@ impl Held {
         (socket.resets, socket.more) = (self.resets, self.more);
         (socket.tx_shut, socket.rx_shut) = (self.tx_shut, self.rx_shut);
         (socket.closed, socket.orphan_until) = (self.closed, self.orphan_until);
-        (socket.shared, socket.served) = (self.shared, self.served);
+        socket.shared = self.shared;
         (socket.local, socket.remote) = (self.local, self.remote);
         socket.progress = Progress {
             connected: self.connected,

@@ -31,6 +31,7 @@ pub mod links;
 pub mod managers;
 pub mod moving;
 pub mod obituary;
+pub mod open;
 pub mod options;
 pub mod plan;
 pub mod poller;

@@ -54,6 +54,8 @@ pub struct Moving {
     jobs: BTreeMap<JobId, Job>,
     jobs_seen: JobId,
     done: BTreeMap<JobId, Vec<MoveRow>>,
+    /// Buckets that are somewhere else than before, and where, of which the supervisor has not heard.
+    moved: Vec<(ServerNumber, u16)>,
     outward: Outward,
     notices: VecDeque<(ServerNumber, Vec<u8>)>,
     outcomes: Vec<(u16, Outcome)>,
@@ -276,6 +278,17 @@ impl Moving {
         self.notices.pop_front()
     }
 
+    /// Whether [`Moving::take_moved`] has something.
+    #[inline]
+    pub fn has_moved(&self) -> bool {
+        !self.moved.is_empty()
+    }
+
+    /// Buckets that have moved since the last call, with where they are: for the kernel's map of queues.
+    pub fn take_moved(&mut self) -> Vec<(ServerNumber, u16)> {
+        std::mem::take(&mut self.moved)
+    }
+
     /// What has become of each bucket, once a request for moves is done.
     pub fn take_done(&mut self, job: JobId) -> Option<Vec<MoveRow>> {
         self.done.remove(&job)
@@ -335,7 +348,10 @@ impl Moving {
                 self.left(now, own, bucket);
                 self.counters.settled += 1;
             }
-            Outcome::Unheard => self.counters.unheard += 1,
+            Outcome::Unheard => {
+                self.moved.push((own, bucket));
+                self.counters.unheard += 1;
+            }
             Outcome::TakenBack(_) => {
                 self.counters.taken_back += 1;
                 self.try_again(now, bucket);
@@ -364,6 +380,7 @@ impl Moving {
 
     fn left(&mut self, now: Instant, own: ServerNumber, bucket: u16) {
         let Some(giving) = self.given.remove(&bucket) else { return };
+        self.moved.push((giving.to, bucket));
         let us = now.since(giving.since);
         let counters = &mut self.counters;
         counters.taken += 1;

@@ -9,11 +9,14 @@ use haypile_engine::shard::{SocketState, SocketSummary};
 use haypile_engine::{AddressState, AddressSummary, Instant, Origin, SocketId, State};
 use haypile_link::port::Port;
 use haypile_shm::limits::CHUNK_SIZE;
+use haypile_shm::messages::SocketKind;
+use haypile_shm::stream::ServiceStream;
 use serde::{Deserialize, Serialize};
 
 use crate::sandbox::Confinement;
 use crate::server::{Core, Server};
 use crate::slab::Key;
+use crate::sockets::Socket;
 use crate::times::TimesRow;
 
 /// One line of `haypile ss`.
@@ -253,8 +256,8 @@ impl Core {
         SocketRow {
             protocol: protocol(summary).to_string(),
             state: state_name(summary.state, summary.remote.is_some()).to_string(),
-            recv_queue: self.waiting(summary),
-            send_queue: summary.send_queue,
+            recv_queue: self.received(summary),
+            send_queue: self.unacknowledged(summary),
             local: summary.local.to_string(),
             remote: summary.remote.map(|remote| remote.to_string()),
             pid: owner.map(|process| process.pid),
@@ -263,15 +266,25 @@ impl Core {
         }
     }
 
-    /// What waits to be read: the shard knows that of connections only.
-    fn waiting(&self, summary: &SocketSummary) -> u64 {
-        if summary.state != SocketState::Datagram {
-            return summary.receive_queue;
+    /// What waits to be read: the shard hears only now and then how far a program is.
+    fn received(&self, summary: &SocketSummary) -> u64 {
+        let Some(socket) = self.socket_of(summary) else { return summary.receive_queue };
+        match &socket.stream {
+            Some(stream) => stream.rx_waiting(),
+            None => summary.receive_queue,
         }
-        let key = summary.id.and_then(|id| self.store.key_of(id));
-        let socket = key.and_then(|key| self.store.sockets.get(key));
-        let stream = socket.and_then(|socket| socket.stream.as_ref());
-        stream.map_or(0, |stream| stream.rx_waiting())
+    }
+
+    /// What is not acknowledged, with what is written and that the shard has yet to hear of.
+    fn unacknowledged(&self, summary: &SocketSummary) -> u64 {
+        let stream = self.socket_of(summary).filter(|one| one.kind == SocketKind::Connection);
+        let unheard =
+            stream.and_then(|one| one.stream.as_ref()).map_or(0, ServiceStream::tx_unheard);
+        summary.send_queue + unheard
+    }
+
+    fn socket_of(&self, summary: &SocketSummary) -> Option<&Socket> {
+        self.store.sockets.get(self.store.key_of(summary.id?)?)
     }
 
     /// The addresses that can be used now.

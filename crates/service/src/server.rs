@@ -359,6 +359,7 @@ impl<P: Port> Server<P> {
         let Server { core, link, .. } = self;
         let Some(roles) = core.rings.roles().among(roster) else { return false };
         let staying = roles.roster().staying();
+        let managers_before = core.managers_of_open();
         core.managers.follow(&roles);
         core.manager.set_peers(roles.manager_count() > 1);
         core.manager.set_homes(staying);
@@ -375,6 +376,7 @@ impl<P: Port> Server<P> {
             link.follow(switch);
         }
         core.rings.set_roles(roles);
+        core.move_open(core.now, managers_before);
         true
     }
 
@@ -423,6 +425,7 @@ impl<P: Port> Server<P> {
         core.release_held(now, false);
         ended(Part::Events);
         let heard = core.hear_peers(now) + core.drive_moves(now);
+        core.tell_open(now);
         core.run_manager(now);
         core.expel(now);
         ended(Part::Manager);
@@ -456,7 +459,7 @@ impl<P: Port> Server<P> {
             core.inherited.due(),
             core.moving.due(),
             core.store.obituary.due(),
-            core.depot.has_news().then_some(core.now),
+            (core.depot.has_news() || core.store.open.has_changed()).then_some(core.now),
         ]
         .into_iter()
         .flatten()

@@ -52,8 +52,6 @@ pub struct Sharing {
 pub enum Step {
     /// Nothing yet.
     Waiting,
-    /// These have moved.
-    Moved(Share),
     /// All that could have.
     Done,
 }
@@ -135,12 +133,12 @@ impl Sharing {
             self.job = None;
             let Some(share) = self.waiting.pop_front() else { return Step::Waiting };
             let is_there = |bucket: &u16| rows.iter().any(|row| row.bucket == *bucket && row.moved);
-            let (moved, stayed): (Vec<u16>, Vec<u16>) =
-                share.buckets.into_iter().partition(is_there);
+            let stayed: Vec<u16> =
+                share.buckets.into_iter().filter(|bucket| !is_there(bucket)).collect();
             if !stayed.is_empty() {
                 self.again.push(Share { to: share.to, buckets: stayed });
             }
-            return Step::Moved(Share { to: share.to, buckets: moved });
+            return Step::Waiting;
         }
         if self.all_until.is_some_and(|until| until <= now) {
             return Step::Done;

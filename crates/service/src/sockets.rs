@@ -21,6 +21,7 @@ use crate::domains::Domains;
 use crate::farewell::Habit;
 use crate::freight::{Came, Stub, StubStage};
 use crate::obituary::Obituary;
+use crate::open::OpenCounts;
 use crate::ports::Binding;
 use crate::slab::{Key, OwnMap, Slab};
 use haypile_engine::control::connection_manager::ProcessId;
@@ -173,6 +174,8 @@ pub struct Store {
     pub(crate) hostile: Vec<Key>,
     /// Reads and writes of the shard for sockets that have no bytes; stays 0.
     pub misses: u64,
+    /// What applications have of them.
+    pub(crate) open: OpenCounts,
     /// The flows, for the server after this one.
     pub(crate) obituary: Obituary,
     /// Lists of sockets that are gone, for the next ones.
@@ -223,6 +226,7 @@ impl Store {
             fresh: Vec::new(),
             hostile: Vec::new(),
             misses: 0,
+            open: OpenCounts::default(),
             obituary: Obituary::default(),
             spare: Spare::default(),
         }
@@ -421,11 +425,31 @@ impl Store {
     pub fn claimed(&mut self, key: Key, owner: ProcessId, served: Option<Served>) {
         let Some(socket) = self.sockets.get_mut(key) else { return };
         if let Some(accepting) = socket.accepting.take() {
+            served.iter().for_each(|served| self.open.add(served));
             socket.served = served;
             self.unclaimed_bytes -= accepting.bytes.len() as u64;
             self.spare.keep_bytes(accepting.bytes);
         }
         socket.owner = Some(owner);
+    }
+
+    /// A connection of an application is here no more, whatever has become of it.
+    pub(crate) fn clear_served(&mut self, key: Key) {
+        let socket = self.sockets.get_mut(key);
+        if let Some(served) = socket.and_then(|socket| socket.served.take()) {
+            self.open.subtract(&served);
+            self.open.note(&served);
+        }
+    }
+
+    /// A connection of an application has come from another server, or is back.
+    pub(crate) fn set_served(&mut self, key: Key, served: Option<Served>) {
+        let Some(socket) = self.sockets.get_mut(key) else { return };
+        socket.served = served;
+        if let Some(served) = &served {
+            self.open.add(served);
+            self.open.note(served);
+        }
     }
 
     /// Forgets a socket and everything it has. Answers the record, without its lists, for whoever has to
@@ -434,6 +458,7 @@ impl Store {
         self.clear_id(key);
         self.clear_cookie(key);
         self.leave_domain(key);
+        self.clear_served(key);
         let mut socket = self.sockets.remove(key)?;
         self.obituary.strike(socket.place.take());
         self.spare.keep_watches(std::mem::take(&mut socket.watches));

@@ -241,6 +241,7 @@ impl Core {
             process.sockets.remove(&key);
         }
         if let Some(served) = served {
+            self.store.open.subtract(&served);
             self.tell_served(now, served);
         }
         let Some(socket) = self.store.sockets.get_mut(key) else { return };

@@ -20,6 +20,9 @@ const STEPS_MAX: usize = 4096;
 /// How many descriptors the program has last said that it may have: once locked in it may not ask.
 static DESCRIPTORS: AtomicU64 = AtomicU64::new(u64::MAX);
 
+/// The limits of the address space that the program has last set.
+static GIVEN: [AtomicU64; 2] = [const { AtomicU64::new(u64::MAX) }; 2];
+
 /// Whether the kernel refuses to poll so many descriptors.
 pub fn has_no_room_to_poll(count: usize) -> bool {
     count as u64 > DESCRIPTORS.load(Ordering::Relaxed)
@@ -146,7 +149,10 @@ pub unsafe extern "C-unwind" fn prlimit(
 ) -> c_int {
     // Another process's limits are changed as they are: it may have nothing to do with us.
     if process != 0 || new.is_null() {
-        return raw!(SYS_prlimit64, process, resource, new, old) as c_int;
+        let done = raw!(SYS_prlimit64, process, resource, new, old) as c_int;
+        // SAFETY: the application's pointer, which the kernel has just written to.
+        unsafe { show_as_set(resource, old, done) };
+        return done;
     }
     // SAFETY: the application's pointer.
     let mut limit = unsafe { new.read_unaligned() };
@@ -157,12 +163,15 @@ pub unsafe extern "C-unwind" fn prlimit(
     }
     if resource == libc::RLIMIT_AS {
         let more = client::confinement::address_space();
-        for value in [&mut limit.rlim_cur, &mut limit.rlim_max] {
+        for (value, given) in [&mut limit.rlim_cur, &mut limit.rlim_max].into_iter().zip(&GIVEN) {
+            given.store(*value, Ordering::Relaxed);
             // Without a limit it is the largest number, and stays that.
             *value = value.saturating_add(more);
         }
     }
     let set = raw!(SYS_prlimit64, process, resource, &raw const limit, old) as c_int;
+    // SAFETY: the application's pointer, which the kernel has just written to.
+    unsafe { show_as_set(resource, old, set) };
     if set == 0 && resource == libc::RLIMIT_NOFILE {
         DESCRIPTORS.store(limit.rlim_cur, Ordering::Relaxed);
     }
@@ -171,6 +180,44 @@ pub unsafe extern "C-unwind" fn prlimit(
         return raw!(SYS_prlimit64, process, resource, new, old) as c_int;
     }
     set
+}
+
+/// What the kernel has said of a limit, after a call that ended with `done`, becomes what the program has set.
+///
+/// # Safety
+/// `limit` is null or may be written to.
+unsafe fn show_as_set(resource: c_uint, limit: *mut rlimit, done: c_int) {
+    if done != 0 || resource != libc::RLIMIT_AS || limit.is_null() {
+        return;
+    }
+    // SAFETY: by contract.
+    let mut told = unsafe { limit.read_unaligned() };
+    for value in [&mut told.rlim_cur, &mut told.rlim_max] {
+        let last = || GIVEN.iter().map(|given| given.load(Ordering::Relaxed));
+        *value = client::confinement::unraised(*value, last());
+    }
+    // SAFETY: by contract.
+    unsafe { limit.write_unaligned(told) };
+}
+
+/// `getrlimit(2)`.
+///
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn getrlimit(resource: c_uint, limit: *mut rlimit) -> c_int {
+    // SAFETY: the application's pointer.
+    unsafe { prlimit(0, resource, core::ptr::null(), limit) }
+}
+
+/// `getrlimit(2)` under another name.
+///
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn getrlimit64(resource: c_uint, limit: *mut rlimit) -> c_int {
+    // SAFETY: the application's pointer.
+    unsafe { getrlimit(resource, limit) }
 }
 
 /// `prlimit(2)` under another name.

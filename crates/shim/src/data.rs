@@ -20,7 +20,7 @@ fn send_slices(fd: c_int, data: &[IoSlice<'_>], flags: c_int) -> Result<usize, E
 }
 
 /// Raises SIGPIPE for an error that comes with it.
-fn raise_pipe(fd: c_int, errno: Errno) -> Errno {
+pub fn raise_pipe(fd: c_int, errno: Errno) -> Errno {
     if errno == Errno::EPIPE && !client::is_datagram(fd) {
         let process = raw!(SYS_getpid);
         let thread = raw!(SYS_gettid);
@@ -672,37 +672,4 @@ pub unsafe extern "C-unwind" fn sendfile64(
 ) -> ssize_t {
     // SAFETY: the application's offset.
     unsafe { sendfile(out, input, offset, count) }
-}
-
-/// Whether a pipe call has one of our connections at an end. Programs that see EINVAL copy.
-fn refuses_pipe(first: c_int, second: c_int) -> bool {
-    client::is_haypile(first) || client::is_haypile(second)
-}
-
-/// `splice(2)`.
-///
-/// # Safety
-/// As libc's.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn splice(
-    input: c_int,
-    input_offset: *mut i64,
-    output: c_int,
-    output_offset: *mut i64,
-    len: size_t,
-    flags: c_uint,
-) -> ssize_t {
-    if refuses_pipe(input, output) {
-        return finish(Err(Errno::EINVAL));
-    }
-    raw!(SYS_splice, input, input_offset, output, output_offset, len, flags)
-}
-
-/// `tee(2)`.
-#[unsafe(no_mangle)]
-pub extern "C-unwind" fn tee(input: c_int, output: c_int, len: size_t, flags: c_uint) -> ssize_t {
-    if refuses_pipe(input, output) {
-        return finish(Err(Errno::EINVAL));
-    }
-    raw!(SYS_tee, input, output, len, flags)
 }

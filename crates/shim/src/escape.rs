@@ -5,8 +5,8 @@ use core::ffi::c_long;
 
 use haypile_client::Errno;
 
-use crate::raw::{finish, raw};
-use crate::{confinement, data, files, names, options, process, wait};
+use crate::raw::finish;
+use crate::{confinement, data, files, names, options, process, splice, wait};
 
 /// `syscall(2)`. Variadic in C; one number and six arguments here, which is all the kernel takes.
 ///
@@ -46,8 +46,10 @@ pub unsafe extern "C-unwind" fn syscall(
             libc::SYS_prlimit64 => {
                 c_long::from(confinement::prlimit(a as i32, b as u32, c as *const _, d as *mut _))
             }
+            libc::SYS_getrlimit => c_long::from(confinement::getrlimit(a as u32, b as *mut _)),
             libc::SYS_setrlimit => c_long::from(confinement::setrlimit(a as u32, b as *const _)),
             libc::SYS_clone => process::raw_clone([a, b, c, d, e]) as c_long,
+            libc::SYS_clone3 => process::raw_clone3(a as *const _, b) as c_long,
             libc::SYS_execve => {
                 c_long::from(process::execve(a as *const _, b as *const _, c as *const _))
             }
@@ -128,7 +130,35 @@ unsafe fn sockets(number: c_long, [a, b, c, d, e, f]: [usize; 6]) -> c_long {
                 d as i32,
                 e as *const _,
             )),
-            _ => old_numbers(number, [a, b, c, d, e, f]),
+            _ => pipes_and_waits(number, [a, b, c, d, e, f]),
+        }
+    }
+}
+
+/// The numbers of pipes, and of waits with a time and a mask.
+///
+/// # Safety
+/// As [`syscall`].
+unsafe fn pipes_and_waits(number: c_long, arguments: [usize; 6]) -> c_long {
+    let [a, b, c, d, e, f] = arguments;
+    // SAFETY: the caller's promise.
+    unsafe {
+        match number {
+            libc::SYS_splice => {
+                splice::splice(a as i32, b as *mut _, c as i32, d as *mut _, e, f as u32) as c_long
+            }
+            libc::SYS_tee => splice::tee(a as i32, b as i32, c, d as u32) as c_long,
+            libc::SYS_ppoll => {
+                c_long::from(wait::ppoll(a as *mut _, b as u64, c as *const _, d as *const _))
+            }
+            libc::SYS_epoll_pwait2 => c_long::from(wait::epoll_pwait2(
+                a as i32,
+                b as *mut _,
+                c as i32,
+                d as *const _,
+                e as *const _,
+            )),
+            _ => old_numbers(number, arguments),
         }
     }
 }
@@ -144,6 +174,13 @@ unsafe fn old_numbers(number: c_long, arguments: [usize; 6]) -> c_long {
     unsafe {
         match number {
             libc::SYS_dup2 => c_long::from(files::dup2(a as i32, b as i32)),
+            libc::SYS_select => c_long::from(wait::select(
+                a as i32,
+                b as *mut _,
+                c as *mut _,
+                d as *mut _,
+                arguments[4] as *mut _,
+            )),
             libc::SYS_poll => c_long::from(wait::poll(a as *mut _, b as u64, c as i32)),
             libc::SYS_epoll_create => c_long::from(wait::epoll_create(a as i32)),
             libc::SYS_epoll_wait => {
@@ -165,18 +202,4 @@ unsafe fn old_numbers(number: c_long, arguments: [usize; 6]) -> c_long {
 unsafe fn old_numbers(number: c_long, arguments: [usize; 6]) -> c_long {
     // SAFETY: the caller's promise.
     unsafe { crate::raw::call(number, arguments) as c_long }
-}
-
-/// `vmsplice(2)` on a socket is an error of the kernel's; handed on.
-///
-/// # Safety
-/// As libc's.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn vmsplice(
-    fd: i32,
-    vector: *const libc::iovec,
-    count: usize,
-    flags: u32,
-) -> isize {
-    raw!(SYS_vmsplice, fd, vector, count, flags)
 }

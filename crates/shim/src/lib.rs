@@ -27,6 +27,7 @@ mod process;
 mod raw;
 mod rights;
 mod signals;
+mod splice;
 mod start;
 mod stdio;
 mod variadic;

@@ -5,10 +5,10 @@
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use haypile_client as client;
-use libc::{FILE, pid_t, posix_spawn_file_actions_t, posix_spawnattr_t};
+use haypile_client::{self as client, Errno};
+use libc::{FILE, pid_t, posix_spawn_file_actions_t, posix_spawnattr_t, size_t};
 
-use crate::raw::raw;
+use crate::raw::{finish, raw};
 use crate::start;
 
 /// A function of libc that lies behind ours.
@@ -36,6 +36,7 @@ impl Behind {
 }
 
 static FORK_WITHOUT_HOOKS: Behind = Behind::new(c"_Fork");
+static CLONE: Behind = Behind::new(c"clone");
 static SPAWN: Behind = Behind::new(c"posix_spawn");
 static SPAWN_BY_NAME: Behind = Behind::new(c"posix_spawnp");
 static SYSTEM: Behind = Behind::new(c"system");
@@ -47,6 +48,7 @@ static CLOSE_FILE: Behind = Behind::new(c"fclose");
 pub fn resolve() {
     let all = [
         &FORK_WITHOUT_HOOKS,
+        &CLONE,
         &SPAWN,
         &SPAWN_BY_NAME,
         &SYSTEM,
@@ -112,14 +114,109 @@ pub extern "C-unwind" fn _Fork() -> pid_t {
     }) as pid_t
 }
 
+/// What of the caller's memory and table of descriptors a new process is to share.
+enum Shares {
+    /// It is a thread, or as good as one: it goes by our books.
+    Books,
+    /// It gets a copy, as by `fork`; with these flags.
+    Nothing(c_int),
+}
+
+/// What `clone(2)` with these flags is to us. A child that would run on its parent's memory until it
+/// becomes another program is a fork, as by `vfork`; so is one that would share the descriptors but
+/// not the memory, which no two books could keep.
+fn shares(flags: c_int) -> Shares {
+    const BORROWED: c_int = libc::CLONE_VM | libc::CLONE_VFORK;
+    if flags & libc::CLONE_THREAD != 0 || flags & BORROWED == libc::CLONE_VM {
+        return Shares::Books;
+    }
+    Shares::Nothing(flags & !(BORROWED | libc::CLONE_FILES))
+}
+
+type StartFunction = unsafe extern "C" fn(*mut c_void) -> c_int;
+type CloneFunction =
+    unsafe extern "C" fn(StartFunction, *mut c_void, c_int, *mut c_void, ...) -> c_int;
+
+/// What a child made by `clone` begins with.
+struct Start {
+    function: StartFunction,
+    argument: *mut c_void,
+}
+
+/// # Safety
+/// `start` is a [`Start`], of which a forked child has a copy.
+unsafe extern "C" fn begin(start: *mut c_void) -> c_int {
+    client::after_fork_in_child();
+    // SAFETY: the caller's promise, and the application's function with its argument.
+    unsafe {
+        let Start { function, argument } = *start.cast::<Start>();
+        function(argument)
+    }
+}
+
+/// `clone(2)`, libc's function. Variadic in C: up to three arguments more.
+///
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn clone(
+    function: Option<StartFunction>,
+    stack: *mut c_void,
+    flags: c_int,
+    argument: *mut c_void,
+    parent: *mut c_void,
+    tls: *mut c_void,
+    child: *mut c_void,
+) -> c_int {
+    let (address, Some(function)) = (CLONE.address(), function) else {
+        return finish(Err(Errno::EINVAL)) as c_int;
+    };
+    if address == 0 {
+        return finish(Err(Errno::ENOSYS)) as c_int;
+    }
+    // SAFETY: libc's function of this name has this type.
+    let make: CloneFunction = unsafe { core::mem::transmute(address) };
+    match shares(flags) {
+        // SAFETY: the application's own call.
+        Shares::Books => unsafe { make(function, stack, flags, argument, parent, tls, child) },
+        Shares::Nothing(flags) => {
+            let mut start = Start { function, argument };
+            let start = core::ptr::from_mut(&mut start).cast();
+            client::before_fork();
+            // SAFETY: the application's call; the child has memory of its own, with a copy of `start`.
+            let process = unsafe { make(begin, stack, flags, start, parent, tls, child) };
+            client::after_fork_in_parent();
+            process
+        }
+    }
+}
+
 /// `syscall(SYS_clone)`: with the hooks if it makes a process of its own.
 ///
 /// # Safety
 /// As the system call.
 pub unsafe fn raw_clone([flags, stack, parent, child, tls]: [usize; 5]) -> isize {
-    let shares = (libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_THREAD) as usize;
-    let make = || raw!(SYS_clone, flags, stack, parent, child, tls);
-    if flags & shares != 0 || stack != 0 { make() } else { fork_around(make) }
+    match shares(flags as c_int) {
+        Shares::Nothing(own) if stack == 0 => {
+            fork_around(|| raw!(SYS_clone, own, 0, parent, child, tls))
+        }
+        _ => raw!(SYS_clone, flags, stack, parent, child, tls),
+    }
+}
+
+/// `syscall(SYS_clone3)`: likewise. The flags stand first in the arguments, the stack at byte 40.
+///
+/// # Safety
+/// As the system call.
+pub unsafe fn raw_clone3(arguments: *const u64, len: size_t) -> isize {
+    let make = || raw!(SYS_clone3, arguments, len);
+    if arguments.is_null() || len < 64 {
+        return make();
+    }
+    // SAFETY: the application's arguments are that long.
+    let (flags, stack) = unsafe { (*arguments, *arguments.add(5)) };
+    let shared = (libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_THREAD) as u64;
+    if flags & shared != 0 || stack != 0 { make() } else { fork_around(make) }
 }
 
 /// The environment for another program: the one given, with what the library needs. Never freed:

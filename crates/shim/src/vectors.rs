@@ -61,6 +61,16 @@ fn vector_len(count: usize) -> Result<usize, Errno> {
     if count > VECTOR_MAX { Err(Errno::EINVAL) } else { Ok(count) }
 }
 
+/// Fails if an entry claims more bytes than there can be (readv(2)).
+///
+/// # Safety
+/// `vector` points to `count` entries.
+unsafe fn check_lengths(vector: *const libc::iovec, count: usize) -> Result<(), Errno> {
+    // SAFETY: the caller's promise.
+    let fits = (0..count).all(|at| unsafe { (*vector.add(at)).iov_len } <= isize::MAX as usize);
+    if fits { Ok(()) } else { Err(Errno::EINVAL) }
+}
+
 /// An `iovec` array to send from.
 ///
 /// # Safety
@@ -73,7 +83,10 @@ pub unsafe fn slices<'a>(
         0 => Ok(&[]),
         _ if vector.is_null() => Err(Errno::EFAULT),
         // SAFETY: the caller's promise; `IoSlice` has the layout of `iovec` on Unix.
-        count => Ok(unsafe { core::slice::from_raw_parts(vector.cast(), count) }),
+        count => unsafe {
+            check_lengths(vector, count)?;
+            Ok(core::slice::from_raw_parts(vector.cast(), count))
+        },
     }
 }
 
@@ -90,7 +103,10 @@ pub unsafe fn slices_mut<'a>(
         _ if vector.is_null() => Err(Errno::EFAULT),
         // SAFETY: the caller's promise; `IoSliceMut` has the layout of `iovec` on Unix. The
         // entries themselves are not written.
-        count => Ok(unsafe { core::slice::from_raw_parts_mut(vector.cast_mut().cast(), count) }),
+        count => unsafe {
+            check_lengths(vector, count)?;
+            Ok(core::slice::from_raw_parts_mut(vector.cast_mut().cast(), count))
+        },
     }
 }
 

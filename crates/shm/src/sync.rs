@@ -1,6 +1,6 @@
 //! The atomic words that the handshakes are written over. In the product they are plain atomics in
 //! mapped memory; in the loom models (`cfg(loom)`) the very same code runs over loom's words:
-//! `RUSTFLAGS="--cfg loom" cargo test -p haypile-shm --release --lib loom`.
+//! `RUSTFLAGS="--cfg loom" cargo test -p haypile-shm --profile checks --lib loom`.
 
 use core::sync::atomic::{AtomicU32, Ordering};
 

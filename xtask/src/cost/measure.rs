@@ -103,7 +103,7 @@ pub fn time(table: &mut Value) -> Result<(), String> {
 }
 
 fn build() -> Result<(), String> {
-    let arguments = ["build", "--release", "--package", "haypile-cost", "--locked"];
+    let arguments = ["build", "--profile", "checks", "--package", "haypile-cost", "--locked"];
     crate::steps::run("build the trace", "cargo", &arguments, &[])
 }
 
@@ -112,7 +112,7 @@ fn target() -> PathBuf {
 }
 
 fn program() -> PathBuf {
-    target().join("release/haypile-cost")
+    target().join("checks/haypile-cost")
 }
 
 /// One scenario under callgrind: inclusive instructions by function, and what the program said.

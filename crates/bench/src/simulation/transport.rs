@@ -61,8 +61,7 @@ impl World {
             Task::Open(number) => self.open(turn, number),
             Task::Claim(number) => {
                 let transport = self.connections[number as usize].transport;
-                let connection = self.name(number);
-                self.tell_manager(turn, transport, ToManager::Claimed { connection });
+                self.tell_claimed(turn, transport, number);
             }
             Task::Close(number) => self.close(turn, number),
             Task::Gone(number) => self.free.push(number),
@@ -164,11 +163,30 @@ impl World {
         });
     }
 
+    /// The worker has claimed: its home's manager hears of it too.
+    fn tell_claimed(&mut self, turn: &mut Turn, transport: usize, number: u32) {
+        let connection = self.name(number);
+        let Word::Claimed(worker) = self.connections[number as usize].word else { return };
+        let open = self.open.entry((worker, transport)).or_default();
+        *open += 1;
+        let open = *open;
+        let (home, shape) = (self.home(worker), &self.setup.shape);
+        let counts = shape.manager_of(home) == shape.manager_of(transport);
+        self.tell_manager(turn, transport, ToManager::Claimed { connection, counts });
+        if !counts {
+            let (listener, process, server) = (LISTENER, self.process(worker), transport as u16);
+            self.tell_manager(turn, home, ToManager::Open { listener, process, open, server });
+        }
+    }
+
     /// The worker has closed: the service time goes to the manager of its home.
     fn tell_served(&mut self, turn: &mut Turn, number: u32) {
         let connection = &self.connections[number as usize];
         let Word::Claimed(worker) = connection.word else { return };
         let service_time_us = (self.now_ns - connection.offered_ns) / 1000;
+        if let Some(open) = self.open.get_mut(&(worker, connection.transport)) {
+            *open -= 1;
+        }
         let message = ToManager::Served {
             listener: LISTENER,
             process: self.process(worker),

@@ -7,7 +7,7 @@
 //! is in `transport`.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 
 use haypile_engine::Instant;
 use haypile_engine::control::messages::{BetweenManagers, ToManager, ToTransport};
@@ -165,6 +165,8 @@ pub struct World {
     pub(super) workers: Vec<Worker>,
     pub(super) connections: Vec<Connection>,
     pub(super) free: Vec<u32>,
+    /// Connections that a worker has claimed at a transport server and not closed.
+    pub(super) open: HashMap<(usize, usize), u32>,
     pub(super) outcome: Outcome,
 }
 
@@ -214,6 +216,7 @@ impl World {
             workers: vec![Worker::default(); setup.workers],
             connections: Vec::new(),
             free: Vec::new(),
+            open: HashMap::new(),
             outcome: Outcome::new(setup.workers, shape.stations, setup.seconds),
             setup,
         };

@@ -18,7 +18,7 @@ use std::collections::{BinaryHeap, VecDeque};
 
 use super::OwnMap;
 use super::balancer::Balance;
-use super::estimator::{CLAIM_PATIENCE_MIN_US, EstimatorKind};
+use super::estimator::{CLAIM_PATIENCE_MIN_US, EstimatorKind, OpenConnections};
 use super::messages::{BetweenManagers, ToManager, ToTransport};
 use super::names::{ConnectionName, ListenerName, ProcessName, ServerNumber};
 pub use super::queue::OUTSTANDING_MAX;
@@ -65,6 +65,8 @@ pub struct ConnectionManager {
     listeners: OwnMap<ListenerName, Listener>,
     pub(super) queues: OwnMap<ListenerName, Queue>,
     pending: OwnMap<ConnectionName, Pending>,
+    /// Connections of applications that are no acceptors now, or not yet.
+    open: OwnMap<Taker, OpenConnections>,
     /// When to look at the oldest offer of an acceptor again.
     looks: BinaryHeap<Reverse<(Instant, ListenerName, Taker)>>,
     /// Acceptors that could not take more: when to try them again.
@@ -124,6 +126,7 @@ impl ConnectionManager {
             listeners: OwnMap::default(),
             queues: OwnMap::default(),
             pending: OwnMap::default(),
+            open: OwnMap::default(),
             looks: BinaryHeap::new(),
             retries: BinaryHeap::new(),
             registrations: 0,
@@ -163,13 +166,16 @@ impl ConnectionManager {
                 self.not_acceptor(Taker { listener, process });
             }
             ToManager::Arrived { listener, connection } => self.arrived(listener, connection),
-            ToManager::Claimed { connection } => self.claimed(now, connection),
+            ToManager::Claimed { connection, counts } => self.claimed(now, connection, counts),
             ToManager::Revoked { connection } => self.revoked(now, connection),
             ToManager::Refused { connection } => self.refused(connection),
             ToManager::OfferFailed { connection } => self.offer_failed(now, connection),
             ToManager::Gone { connection } => self.connection_gone(connection),
             ToManager::Served { listener, process, service_time_us, server } => {
                 self.served(now, Taker { listener, process }, service_time_us, server);
+            }
+            ToManager::Open { listener, process, open, server } => {
+                self.has_open(now, Taker { listener, process }, open, server);
             }
             ToManager::ProcessDied { process } => self.process_died(process),
             ToManager::ServerGone { server } => self.server_gone(server),
@@ -229,7 +235,7 @@ impl ConnectionManager {
             taker.listener == listener && (last || taker.process.home_among(homes) == server)
         };
         if let Some(queue) = self.queues.get_mut(&group) {
-            queue.acceptors.retain(|acceptor| !gone(acceptor.taker));
+            open::drop_from(queue, &mut self.open, |acceptor| gone(acceptor.taker));
             queue.listeners -= u32::from(last);
         }
         self.may_announce(group);
@@ -291,6 +297,9 @@ impl ConnectionManager {
             let outstanding = out.count() as u32;
             let mut acceptor = Acceptor::local(taker);
             (acceptor.outstanding, acceptor.registration) = (outstanding, registration);
+            if let Source::Local(estimator) = &mut acceptor.source {
+                estimator.open = self.open.remove(&taker).unwrap_or_default();
+            }
             queue.add(acceptor);
         }
         self.may_assign(group);
@@ -306,7 +315,7 @@ impl ConnectionManager {
         }
     }
 
-    fn claimed(&mut self, now: Instant, connection: ConnectionName) {
+    fn claimed(&mut self, now: Instant, connection: ConnectionName, counts: bool) {
         let Some(pending) = self.pending.remove(&connection) else { return };
         self.counters.claimed += 1;
         let Some(queue) = self.queues.get_mut(&pending.group) else { return };
@@ -314,19 +323,19 @@ impl ConnectionManager {
             queue.waiting_count = queue.waiting_count.saturating_sub(1);
             return;
         };
-        if let Some(acceptor) = queue.find(to) {
-            acceptor.has_claimed(now, connection);
+        let acceptor = queue.find(to).map(|acceptor| acceptor.has_claimed(now, connection, counts));
+        if counts && acceptor.is_none() {
+            self.open.entry(to).or_default().add(connection.server);
         }
         self.offer_ended(pending.group, to);
     }
 
     /// A connection has closed; `server` is its transport server.
     fn served(&mut self, now: Instant, taker: Taker, time_us: u32, server: ServerNumber) {
-        let Some(listener) = self.listeners.get(&taker.listener) else { return };
-        let (group, ours) = (listener.group, listener.servers.contains(&server));
-        let Some(acceptor) = self.find_acceptor(group, taker) else { return };
-        let Source::Local(estimator) = &mut acceptor.source else { return };
-        if estimator.served(now, time_us, ours) {
+        let Some((group, estimator)) = self.estimator_of(taker) else {
+            return self.change_open(taker, |open| open.subtract(server));
+        };
+        if estimator.served(now, time_us, server) {
             self.may_announce(group);
         } else {
             self.may_announce_soon(now, group);
@@ -408,10 +417,14 @@ impl ConnectionManager {
         for queue in self.queues.values_mut() {
             for acceptor in &mut queue.acceptors {
                 if let Source::Local(estimator) = &mut acceptor.source {
-                    estimator.forget_open();
+                    estimator.forget_open(server);
                 }
             }
         }
+        self.open.retain(|_, open| {
+            open.set(server, 0);
+            open.total() > 0
+        });
         self.revoke_where(|_, _, to| to.process.home_among(homes) == server);
         let had = |entry: &Listener| entry.servers.contains(&server);
         let names = self.listeners.iter().filter(|(_, entry)| had(entry)).map(|(name, _)| *name);
@@ -425,9 +438,7 @@ impl ConnectionManager {
     pub(super) fn drop_acceptors(&mut self, which: impl Fn(&Acceptor) -> bool) {
         let mut changed = Vec::new();
         for (&group, queue) in &mut self.queues {
-            let before = queue.acceptors.len();
-            queue.acceptors.retain(|acceptor| !which(acceptor));
-            if queue.acceptors.len() < before {
+            if open::drop_from(queue, &mut self.open, &which) {
                 changed.push(group);
             }
         }
@@ -756,6 +767,8 @@ impl Pending {
         matches!(self.stage, Stage::Offered { to, .. } if to == taker)
     }
 }
+
+mod open;
 
 #[cfg(test)]
 mod balancing_tests;

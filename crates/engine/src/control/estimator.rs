@@ -15,6 +15,7 @@
 
 use std::str::FromStr;
 
+use super::names::ServerNumber;
 use crate::time::Instant;
 
 /// Service times that the median is of.
@@ -78,13 +79,58 @@ pub struct Estimator {
     silent_since: Option<Instant>,
     /// How long it was silent before the last close, if that was clearly more than the median.
     silence_us: u64,
-    open: u32,
+    /// What it has.
+    pub open: OpenConnections,
+}
+
+/// Connections that an application has claimed and not closed, by the transport server where they
+/// are: each server says so of its own, wherever they came.
+#[derive(Debug, Default)]
+pub struct OpenConnections {
+    total: u32,
+    at: Vec<(ServerNumber, u32)>,
+}
+
+impl OpenConnections {
+    /// All of them.
+    pub fn total(&self) -> u32 {
+        self.total
+    }
+
+    /// There are so many at `server` now.
+    pub fn set(&mut self, server: ServerNumber, count: u32) {
+        let before = std::mem::replace(self.of(server), count);
+        self.total = self.total.saturating_sub(before).saturating_add(count);
+    }
+
+    /// One more at `server`.
+    pub fn add(&mut self, server: ServerNumber) {
+        let count = *self.of(server);
+        self.set(server, count.saturating_add(1));
+    }
+
+    /// One less.
+    pub fn subtract(&mut self, server: ServerNumber) {
+        let count = *self.of(server);
+        self.set(server, count.saturating_sub(1));
+    }
+
+    fn of(&mut self, server: ServerNumber) -> &mut u32 {
+        let place = match self.at.iter().position(|(other, _)| *other == server) {
+            Some(place) => place,
+            None => {
+                self.at.push((server, 0));
+                self.at.len() - 1
+            }
+        };
+        &mut self.at[place].1
+    }
 }
 
 impl Estimator {
     /// Connections claimed and not closed.
     pub fn open(&self) -> u32 {
-        self.open
+        self.open.total()
     }
 
     /// Whether any connection has closed.
@@ -92,20 +138,17 @@ impl Estimator {
         !self.window.is_empty()
     }
 
-    /// A connection is claimed.
+    /// A connection is claimed. (Whether it is one more in `open` its server says.)
     pub fn claimed(&mut self, now: Instant) {
-        self.open += 1;
         if self.silent_since.is_none() {
             self.silent_since = Some(now);
         }
     }
 
-    /// A connection has closed; `counted`: its claim was told to [`Estimator::claimed`]. True: nothing
-    /// was known before, or a silence has begun or ceased to count, so that the cost is another at once.
-    pub fn served(&mut self, now: Instant, service_time_us: u32, counted: bool) -> bool {
-        if counted {
-            self.open = self.open.saturating_sub(1);
-        }
+    /// A connection of transport server `server` has closed. True: nothing was known before, or a
+    /// silence has begun or ceased to count, so that the cost is another at once.
+    pub fn served(&mut self, now: Instant, service_time_us: u32, server: ServerNumber) -> bool {
+        self.open.subtract(server);
         let silence_us = self.silent_since.take().map_or(0, |since| now.since(since));
         let silence_us = silence_us.min(u64::from(service_time_us));
         let first = self.window.is_empty();
@@ -131,9 +174,9 @@ impl Estimator {
         u64::from(self.median_us.max(1)) * u64::from(CLEARLY)
     }
 
-    /// What was claimed will not be heard of again.
-    pub fn forget_open(&mut self) {
-        self.open = 0;
+    /// A transport server is dead: what was claimed there will not be heard of again.
+    pub fn forget_open(&mut self, server: ServerNumber) {
+        self.open.set(server, 0);
         self.silent_since = None;
         self.silence_us = 0;
     }
@@ -141,16 +184,18 @@ impl Estimator {
     /// The cost in microseconds, at least 1; `None` while no connection has closed. `unclaimed`:
     /// offers that the application has not answered.
     pub fn cost_us(&mut self, kind: EstimatorKind, now: Instant, unclaimed: u32) -> Option<u32> {
-        let connections = self.open + unclaimed;
+        let connections = self.open.total().saturating_add(unclaimed);
         match kind {
-            EstimatorKind::Outstanding => Some((connections + 1).saturating_mul(CONNECTION_US)),
+            EstimatorKind::Outstanding => {
+                Some(connections.saturating_add(1).saturating_mul(CONNECTION_US))
+            }
             _ if self.window.is_empty() => None,
             EstimatorKind::Median => Some(self.median_or_age(now)),
             EstimatorKind::PeakEwma => {
                 // Whoever has nothing to do is forgiven with time, so that it is tried again.
                 let idle_us = if connections == 0 { now.since(self.heard) } else { 0 };
                 let average = self.average_us * (-(idle_us as f64) / DECAY_US).exp();
-                let cost = average.max(1.0) * f64::from(connections + 1);
+                let cost = average.max(1.0) * (f64::from(connections) + 1.0);
                 Some(cost.min(f64::from(u32::MAX)) as u32)
             }
         }

@@ -47,6 +47,9 @@ pub enum ToManager {
     Claimed {
         /// The connection.
         connection: ConnectionName,
+        /// The process's home has this manager, which counts the connection by this; another hears
+        /// `Open`.
+        counts: bool,
     },
     /// The offer was taken back: the connection waits again.
     Revoked {
@@ -77,6 +80,18 @@ pub enum ToManager {
         /// From offered to closed, in microseconds.
         service_time_us: u32,
         /// The transport server of the connection.
+        server: ServerNumber,
+    },
+    /// How many connections a process has at a transport server, to the manager of its home: said
+    /// where neither `Claimed` nor `Served` says it.
+    Open {
+        /// The listener by which the process accepted them.
+        listener: ListenerName,
+        /// Who has them.
+        process: ProcessName,
+        /// How many there are now.
+        open: u32,
+        /// The transport server.
         server: ServerNumber,
     },
     /// A process is dead (said by its home).

@@ -28,7 +28,7 @@ const REST_US: u64 = 10_000;
 const REST_MAX_US: u64 = 1_000_000;
 
 /// Who takes a connection: a process by one of its listeners.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Taker {
     pub listener: ListenerName,
     pub process: ProcessName,
@@ -191,7 +191,8 @@ impl Acceptor {
     }
 
     /// An offer was claimed: the oldest, as a rule.
-    pub fn has_claimed(&mut self, now: Instant, connection: ConnectionName) {
+    /// `counts`: it is one more of those that it has.
+    pub fn has_claimed(&mut self, now: Instant, connection: ConnectionName, counts: bool) {
         self.saturated = false;
         if let Some(&(since, oldest)) = self.offers.front()
             && oldest == connection
@@ -202,6 +203,9 @@ impl Acceptor {
         self.rest_us = REST_US;
         if let Source::Local(estimator) = &mut self.source {
             estimator.claimed(now);
+            if counts {
+                estimator.open.add(connection.server);
+            }
         }
     }
 

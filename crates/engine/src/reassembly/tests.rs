@@ -93,12 +93,59 @@ fn one_source_cannot_take_all_places() {
     for identification in 0..4 {
         assert_eq!(give(2, identification), Ok(None));
     }
-    assert_eq!(give(2, 4), Err(DropReason::FragmentSourceLimit));
+    assert_eq!(give(2, 4), Ok(None), "the source's oldest makes room");
     for source in 3..20 {
         assert_eq!(give(source, 0), Ok(None));
     }
     assert_eq!(reassembly.datagrams.len(), 8);
-    assert_eq!(counters.get(Counter::ReassemblyEvicted), 13);
+    assert_eq!(counters.get(Counter::ReassemblyEvicted), 14);
+}
+
+#[test]
+fn what_never_becomes_whole_keeps_nothing_out() {
+    let mut reassembly = reassembly();
+    let mut counters = Counters::new();
+    let mut give = |identification, offset, more| {
+        let fragment = fragment(key(2, identification), offset, more, &[0; 8]);
+        reassembly.handle(Instant::default(), &fragment, &mut counters)
+    };
+    for identification in (0..40).step_by(2) {
+        assert_eq!(give(identification, 0, true), Ok(None), "its second half is lost");
+        assert_eq!(give(identification + 1, 0, true), Ok(None));
+        let whole = give(identification + 1, 8, false).expect("no reason to drop");
+        assert_eq!(whole.map(|packet| packet.len()), Some(HEADER.len() + 16));
+    }
+    let mut bad = |offset| give(100, offset, false);
+    assert_eq!(bad(64), Ok(None));
+    assert_eq!(bad(72), Err(DropReason::FragmentMalformed));
+    for identification in 101..120 {
+        assert_eq!(give(identification, 0, true), Ok(None));
+    }
+    assert_eq!(reassembly.datagrams.len(), 4);
+    assert!(reassembly.find(&key(2, 100)).is_none(), "what is poisoned goes as well");
+}
+
+#[test]
+fn the_least_pieces_make_the_largest_datagram() {
+    let payload: Vec<u8> = (0..65_480_u32).map(|n| (n % 251) as u8).collect();
+    for backwards in [false, true] {
+        let mut reassembly = Reassembly::new(1, 8, 4, 4 << 20);
+        let mut counters = Counters::new();
+        let mut starts: Vec<usize> = (0..payload.len()).step_by(8).collect();
+        if backwards {
+            starts.reverse();
+        }
+        let mut whole = None;
+        for start in starts {
+            assert!(whole.is_none());
+            let more = start + 8 < payload.len();
+            let piece = fragment(key(2, 7), start, more, &payload[start..start + 8]);
+            let result = reassembly.handle(Instant::default(), &piece, &mut counters);
+            whole = result.expect("no reason to drop");
+        }
+        assert!(whole.is_some_and(|packet| packet[20..] == payload));
+        assert_eq!((reassembly.bytes, reassembly.datagrams.len()), (0, 0));
+    }
 }
 
 #[test]

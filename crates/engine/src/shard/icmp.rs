@@ -50,8 +50,13 @@ impl Shard {
                 let error = unreachable_v4(message.msg_code(), mtu, self.mtu);
                 self.handle_icmp_error(packet, error)
             }
-            Icmpv4Message::TimeExceeded | Icmpv4Message::ParamProblem => {
+            // As on Linux nobody is told that fragments got lost (code 1): others may come through.
+            Icmpv4Message::TimeExceeded if message.msg_code() == 0 => {
                 let error = IcmpError::Unreachable(Unreachable::Host);
+                self.handle_icmp_error(packet, Some(error))
+            }
+            Icmpv4Message::ParamProblem => {
+                let error = IcmpError::Unreachable(Unreachable::Header);
                 self.handle_icmp_error(packet, Some(error))
             }
             _ => Err(DropReason::IcmpUnknownType),
@@ -86,12 +91,18 @@ impl Shard {
             Icmpv6Message::DstUnreachable => {
                 self.handle_icmp_error(packet, unreachable_v6(message.msg_code()))
             }
+            // RFC 8201 section 4: what is below the least MTU of IPv6 is no news of a path.
+            Icmpv6Message::PktTooBig if mtu < MTU_MIN_V6 => Err(DropReason::IcmpMtuTooSmall),
             Icmpv6Message::PktTooBig => {
                 let error = packet_too_big(mtu, MTU_MIN_V6, self.mtu, IPV6_HEADER);
                 self.handle_icmp_error(packet, Some(error))
             }
-            Icmpv6Message::TimeExceeded | Icmpv6Message::ParamProblem => {
+            Icmpv6Message::TimeExceeded => {
                 let error = IcmpError::Unreachable(Unreachable::Host);
+                self.handle_icmp_error(packet, Some(error))
+            }
+            Icmpv6Message::ParamProblem => {
+                let error = IcmpError::Unreachable(Unreachable::Header);
                 self.handle_icmp_error(packet, Some(error))
             }
             _ => Err(DropReason::IcmpUnknownType),
@@ -260,9 +271,10 @@ fn address_v6(packet: &[u8], at: usize) -> Option<IpAddr> {
 /// What an IPv4 destination unreachable means (RFC 792, RFC 1122 section 3.2.2.1).
 fn unreachable_v4(code: u8, mtu: u32, link_mtu: usize) -> Option<IcmpError> {
     Some(match code {
-        0 | 6 | 11 => IcmpError::Unreachable(Unreachable::Network),
-        1 | 5 | 7..=10 | 12 | 13 => IcmpError::Unreachable(Unreachable::Host),
-        2 | 3 => IcmpError::Unreachable(Unreachable::Port),
+        0 | 6 | 9 | 11 => IcmpError::Unreachable(Unreachable::Network),
+        1 | 5 | 7 | 8 | 10 | 12..=15 => IcmpError::Unreachable(Unreachable::Host),
+        2 => IcmpError::Unreachable(Unreachable::Protocol),
+        3 => IcmpError::Unreachable(Unreachable::Port),
         4 => packet_too_big(mtu, MTU_MIN_V4, link_mtu, IPV4_HEADER),
         _ => return None,
     })
@@ -272,7 +284,8 @@ fn unreachable_v4(code: u8, mtu: u32, link_mtu: usize) -> Option<IcmpError> {
 fn unreachable_v6(code: u8) -> Option<IcmpError> {
     Some(match code {
         0 => IcmpError::Unreachable(Unreachable::Network),
-        1..=3 | 5 | 6 => IcmpError::Unreachable(Unreachable::Host),
+        1 | 5 | 6 => IcmpError::Unreachable(Unreachable::Denied),
+        2 | 3 => IcmpError::Unreachable(Unreachable::Host),
         4 => IcmpError::Unreachable(Unreachable::Port),
         _ => return None,
     })

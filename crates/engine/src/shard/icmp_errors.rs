@@ -37,6 +37,8 @@ pub(super) enum IcmpCause {
     },
     /// IPv6: a field has an impossible value.
     BadField(usize),
+    /// IPv6: the first fragment does not hold all headers.
+    IncompleteChain,
     /// Not all fragments came in time.
     ReassemblyTimeout,
 }
@@ -49,6 +51,7 @@ impl IcmpCause {
             IcmpCause::ProtocolUnreachable => Some((3, 2, 0)),
             IcmpCause::ReassemblyTimeout => Some((11, 1, 0)),
             IcmpCause::UnknownNextHeader(_)
+            | IcmpCause::IncompleteChain
             | IcmpCause::UnknownOption { .. }
             | IcmpCause::BadField(_) => None,
         }
@@ -63,6 +66,7 @@ impl IcmpCause {
             IcmpCause::UnknownNextHeader(at) => (4, 1, at as u32),
             IcmpCause::UnknownOption { at, .. } => (4, 2, at as u32),
             IcmpCause::BadField(at) => (4, 0, at as u32),
+            IcmpCause::IncompleteChain => (4, 3, 0),
             IcmpCause::ReassemblyTimeout => (3, 1, 0),
         }
     }

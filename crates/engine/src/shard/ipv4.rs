@@ -84,7 +84,8 @@ impl Shard {
         if !ingress.wire || (source.is_unspecified() && calls) {
             return Ok(());
         }
-        if source.octets()[0] == 0 || source.is_loopback() || source.octets()[0] >= 240 {
+        // The rest of what was kept for later, 240.0.0.0/4, is taken as Linux takes it.
+        if source.octets()[0] == 0 || source.is_loopback() {
             return Err(DropReason::Ipv4MartianSource);
         }
         if self.routing.is_ours(IpAddr::V4(source)) {

@@ -19,11 +19,14 @@ use crate::counters::Counter;
 use crate::drop_reason::DropReason;
 use crate::reassembly::{DatagramKey, Fragment};
 use crate::streams::Streams;
+use crate::tcp::segment::HEADER_LEN as TCP_HEADER;
 
 /// Where the fixed header names the next one.
 const NEXT_HEADER_AT: usize = 6;
 /// Bytes of a fragment header.
 const FRAGMENT_HEADER: usize = 8;
+/// Bytes of a UDP or ICMPv6 header.
+const SHORT_HEADER: usize = 8;
 /// Extension headers that are looked at in one packet.
 const EXTENSIONS_MAX: usize = 8;
 /// Next header number of the fragment header.
@@ -209,6 +212,10 @@ impl Shard {
             self.send_error(packet, IcmpCause::BadField(4));
             return Err(DropReason::FragmentMalformed);
         }
+        if header.frag_offset() == 0 && !reaches_transport(packet.payload[0], data) {
+            self.send_error(packet, IcmpCause::IncompleteChain);
+            return Err(DropReason::Ipv6IncompleteChain);
+        }
         // The headers of the whole: without the fragment header, and with its next header named.
         let mut headers = packet.whole[..position.at].to_vec();
         headers[position.named_at] = packet.payload[0];
@@ -235,6 +242,26 @@ impl Shard {
         }
         self.handle_ipv6(Ingress::REASSEMBLED, &whole, streams)
     }
+}
+
+/// Whether the first fragment holds all headers (RFC 8200 section 4.5, RFC 7112): those in front of the transport's,
+/// and that. `next` names the first in `data`.
+fn reaches_transport(mut next: u8, mut data: &[u8]) -> bool {
+    for _ in 0..EXTENSIONS_MAX {
+        let len = match IpProtocol::from(next) {
+            IpProtocol::HopByHop | IpProtocol::Ipv6Opts | IpProtocol::Ipv6Route => {
+                data.get(1).map(|units| (usize::from(*units) + 1) * 8)
+            }
+            IpProtocol::Ipv6Frag => Some(FRAGMENT_HEADER),
+            IpProtocol::Tcp => return data.len() >= TCP_HEADER,
+            IpProtocol::Udp | IpProtocol::Icmpv6 => return data.len() >= SHORT_HEADER,
+            _ => return true,
+        };
+        let Some(rest) = len.and_then(|len| data.get(len..)) else { return false };
+        (next, data) = (data[0], rest);
+    }
+    // Too many: the whole is dropped for that.
+    true
 }
 
 /// The fields of a fragment header; smoltcp's view starts behind the two bytes that all extension

@@ -6,7 +6,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use super::Shard;
-use super::headers::{ICMPV6, IPV6_HEADER, IpHeader, group_mac, write_u16};
+use super::headers::{ICMPV6, IPV6_HEADER, IpHeader, TYPE_IPV6, group_mac, write_u16};
 use super::icmp::fill_icmp_checksum;
 use super::receive::IpPacket;
 use crate::counters::Counter;
@@ -56,7 +56,12 @@ impl Shard {
             return Err(self.useless_copy(DropReason::NdpNotForUs));
         }
         if !probe && !self.routing.is_on_link(packet.source) {
-            return Err(DropReason::NdpBadSource);
+            // Who asks with an address of another network of its own is answered, but not remembered.
+            let mac = message.mac.ok_or(DropReason::NdpBadSource)?;
+            if !self.is_speaker() {
+                return Err(DropReason::SpeakerOnly);
+            }
+            return self.queue_advertisement(message.target, source, Some(mac), true);
         }
         if let Some(mac) = message.mac {
             self.neighbours.hear_request(self.now, packet.source, mac, &mut self.counters);
@@ -66,7 +71,7 @@ impl Shard {
             return if message.mac.is_some() { Ok(()) } else { Err(DropReason::SpeakerOnly) };
         }
         let to = if probe { ALL_NODES } else { source };
-        self.queue_advertisement(message.target, to, !probe)
+        self.queue_advertisement(message.target, to, None, !probe)
     }
 
     /// A neighbour advertisement (RFC 4861 section 7.1.2 and 7.2.5).
@@ -90,10 +95,12 @@ impl Shard {
         if known { Ok(()) } else { Err(self.useless_copy(DropReason::NdpUnsolicited)) }
     }
 
+    /// To `mac`, or to wherever packets to `destination` go.
     fn queue_advertisement(
         &mut self,
         target: Ipv6Addr,
         destination: Ipv6Addr,
+        mac: Option<[u8; 6]>,
         solicited: bool,
     ) -> Result<(), DropReason> {
         let len = IPV6_HEADER + MESSAGE + ADDRESS_OPTION;
@@ -106,7 +113,11 @@ impl Shard {
         let message = Message { flags, target, mac: Some(self.mac) };
         emit(ADVERTISEMENT, OPTION_TARGET, &message, target, destination, &mut packet);
         self.counters.count(Counter::NeighbourAdvertisementsSent);
-        self.replies.push_back(Destination::Routed(IpAddr::V6(destination)), packet);
+        let to = match mac {
+            Some(mac) => Destination::Link(mac, TYPE_IPV6),
+            None => Destination::Routed(IpAddr::V6(destination)),
+        };
+        self.replies.push_back(to, packet);
         Ok(())
     }
 

@@ -15,8 +15,20 @@ use super::icmp_errors::IcmpCause;
 use crate::counters::Counter;
 use crate::drop_reason::DropReason;
 use crate::limits::{DATAGRAM_MAX, ETHERNET_HEADER};
+use crate::steering::frames::{TYPES_VLAN, VLAN_TAG_LEN};
 use crate::streams::{RxMeta, Streams};
 use crate::time::Instant;
+
+/// Ethernet type of a VLAN tag.
+const TYPE_VLAN: u16 = TYPES_VLAN[0];
+
+/// Whether a frame that is too long is so for its VLAN tag alone.
+#[cold]
+fn is_tagged(frame: &[u8], packet_max: usize) -> bool {
+    let kind = frame.get(12..14).and_then(|kind| kind.first_chunk::<2>());
+    kind.is_some_and(|kind| u16::from_be_bytes(*kind) == TYPE_VLAN)
+        && frame.len() <= packet_max + ETHERNET_HEADER + VLAN_TAG_LEN
+}
 
 /// How a packet came to us.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -121,7 +133,7 @@ impl Shard {
     ) -> Result<(), DropReason> {
         // A batch of merged segments is one packet, bounded by its length field alone.
         let packet_max = if meta.segment_size == 0 { self.mtu } else { DATAGRAM_MAX };
-        if frame.len() > packet_max + ETHERNET_HEADER {
+        if frame.len() > packet_max + ETHERNET_HEADER && !is_tagged(frame, packet_max) {
             return Err(DropReason::FrameOversized);
         }
         let frame = EthernetFrame::new_checked(frame).map_err(|_| DropReason::FrameTruncated)?;
@@ -144,6 +156,31 @@ impl Shard {
             EthernetProtocol::Arp => self.handle_arp(frame.payload()),
             EthernetProtocol::Ipv4 => self.handle_ipv4(ingress, frame.payload(), streams),
             EthernetProtocol::Ipv6 => self.handle_ipv6(ingress, frame.payload(), streams),
+            EthernetProtocol::Unknown(TYPE_VLAN) => {
+                self.handle_tagged(ingress, frame.payload(), streams)
+            }
+            EthernetProtocol::Unknown(_) => Err(DropReason::EthernetUnknownType),
+        }
+    }
+
+    /// What follows the type of a VLAN tag. One that names no VLAN but a priority alone is as none (IEEE 802.1Q
+    /// section 6.9.1: VLAN identifier 0).
+    #[cold]
+    fn handle_tagged(
+        &mut self,
+        ingress: Ingress,
+        tagged: &[u8],
+        streams: &mut impl Streams,
+    ) -> Result<(), DropReason> {
+        let (tag, payload) = tagged.split_first_chunk::<4>().ok_or(DropReason::FrameTruncated)?;
+        let vlan = u16::from_be_bytes([tag[0], tag[1]]) & 0x0fff;
+        if vlan != 0 {
+            return Err(DropReason::EthernetOtherVlan);
+        }
+        match EthernetProtocol::from(u16::from_be_bytes([tag[2], tag[3]])) {
+            EthernetProtocol::Arp => self.handle_arp(payload),
+            EthernetProtocol::Ipv4 => self.handle_ipv4(ingress, payload, streams),
+            EthernetProtocol::Ipv6 => self.handle_ipv6(ingress, payload, streams),
             EthernetProtocol::Unknown(_) => Err(DropReason::EthernetUnknownType),
         }
     }

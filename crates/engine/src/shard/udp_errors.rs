@@ -19,9 +19,8 @@ use crate::drop_reason::DropReason;
 use crate::error::SocketError;
 use crate::event::{DatagramReport, Event, QUOTED_MAX};
 
-/// Least MTU believed of a router for IPv4 (Linux's `min_pmtu`), for IPv6 (RFC 8201 section 4).
+/// Least MTU believed of a router (Linux's `min_pmtu`).
 const MTU_MIN_V4: u32 = 552;
-const MTU_MIN_V6: u32 = 1280;
 
 /// What an error means.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -64,7 +63,7 @@ impl Shard {
         let word = read_u32(packet.payload, 4);
         let mtu = match (packet.source.is_ipv4(), kind, code) {
             (true, 3, 4) => (word & 0xffff).max(MTU_MIN_V4),
-            (false, 2, _) => word.max(MTU_MIN_V6),
+            (false, 2, _) => word,
             _ => 0,
         };
         let report = Report { kind, code, mtu, offender: Some(packet.source) };
@@ -146,8 +145,8 @@ fn meaning_v6(kind: u8, code: u8, mode: PathMtu) -> Option<Meaning> {
         (1, 1 | 5 | 6) => fatal(PermissionDenied),
         (1, 2 | 3) => passing(HostUnreachable),
         (1, 4) => fatal(ConnectionRefused),
-        (2, _) if mode == PathMtu::Do => fatal(MessageTooLong),
-        (2, _) => passing(MessageTooLong),
+        (2, _) if mode == PathMtu::Dont => passing(MessageTooLong),
+        (2, _) => fatal(MessageTooLong),
         (3, _) => passing(HostUnreachable),
         (4, _) => fatal(ProtocolError),
         _ => None,

@@ -42,6 +42,8 @@ impl Connection {
             Unreachable::Host => SocketError::HostUnreachable,
             Unreachable::Port => SocketError::ConnectionRefused,
             Unreachable::Protocol => SocketError::ProtocolUnreachable,
+            Unreachable::Denied => SocketError::PermissionDenied,
+            Unreachable::Header => SocketError::ProtocolError,
         };
         if self.state == State::SynSent {
             self.finish(State::Closed, Some(error));

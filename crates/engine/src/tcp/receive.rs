@@ -15,7 +15,7 @@ use super::handshake::reset_for_ack;
 use super::loss::Phase;
 use super::seam::{Disposition, State, TcpCounters};
 use super::segment::{Flags, Segment, Timestamps};
-use super::sequence_space::{SYN_OFFSET, position};
+use super::sequence_space::{FIRST_DATA, SYN_OFFSET, position};
 use super::tail_probe::TailProbe;
 use crate::{Instant, SocketError, SocketId, Streams};
 
@@ -285,8 +285,8 @@ impl Connection {
             self.set_send_window(arrival);
             return Continue(true);
         }
-        // RFC 5961 section 5: neither from the future nor from long ago.
-        let oldest = self.send.una.saturating_sub(u64::from(self.send.window_max));
+        // RFC 5961 section 5: neither from the future nor from long ago, nor from before our SYN.
+        let oldest = self.send.una.saturating_sub(u64::from(self.send.window_max)).max(FIRST_DATA);
         if arrival.ack > self.send.nxt || arrival.ack < oldest {
             counters.drop_bad_ack += 1;
             self.challenge(now, counters);

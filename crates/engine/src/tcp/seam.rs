@@ -272,12 +272,16 @@ pub enum TimerOutcome {
 pub enum Unreachable {
     /// No route to the network.
     Network,
-    /// No route to the host, or administratively prohibited.
+    /// No route to the host; IPv4: or administratively prohibited.
     Host,
     /// Nobody listens on the port; a hard error (RFC 1122 section 4.2.3.9).
     Port,
     /// No TCP there; a hard error.
     Protocol,
+    /// IPv6: administratively prohibited.
+    Denied,
+    /// Somebody complains about a field of the header.
+    Header,
 }
 
 /// An ICMP error about a segment of ours, already matched to the connection.

@@ -180,3 +180,53 @@ fn the_doctor_finds_a_machine_that_carries_these_tests_fit() {
         assert_eq!(stage.interfaces(), before, "its trials leave nothing");
     });
 }
+
+#[test]
+fn addresses_that_were_kept_for_later_are_addresses() {
+    on_stage("addresses_that_were_kept_for_later_are_addresses", &["python3"], |stage| {
+        let _service = stage.serve_with(&["--addr", "240.1.2.3/24", "--host-addr", "240.1.2.1/24"]);
+        let words = [python(), &script("asyncio_echo.py"), "server", "plain", "0.0.0.0", "8080"];
+        let mut server = stage.run(&words);
+        stage.wait_for_listener("240.1.2.3:8080".parse().expect("an address"), &mut server);
+        // The other way: a program on Haypile connects to the host.
+        let host = std::net::TcpListener::bind("240.1.2.1:0").expect("bind");
+        let port = host.local_addr().expect("an address").port();
+        let program = format!(
+            "import socket; print(socket.create_connection(('240.1.2.1', {port}), 9).getsockname()[0])"
+        );
+        let client = stage.run(&[python(), "-c", &program]);
+        let done = client.finish(PATIENCE).expect_success("a connection");
+        assert_eq!(done.out.trim(), "240.1.2.3");
+    });
+}
+
+#[test]
+fn programs_see_the_limits_that_they_set() {
+    on_stage("programs_see_the_limits_that_they_set", &["python3"], |stage| {
+        let _service = stage.serve();
+        let program = r#"
+import os, resource, socket, sys
+server = socket.create_server(("198.18.0.2", 8123))
+if len(sys.argv) == 1:
+    print(resource.getrlimit(resource.RLIMIT_AS), resource.getrlimit(resource.RLIMIT_NOFILE))
+    for limits in [(6 << 30, 7 << 30), (5 << 30, (7 << 30) - 5), (4 << 30, 6 << 30)]:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+        print(resource.getrlimit(resource.RLIMIT_AS), resource.prlimit(0, resource.RLIMIT_AS))
+    print(resource.prlimit(0, resource.RLIMIT_AS, (3 << 30, 5 << 30)))
+    server.close()
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, sys.argv[0], "again"])
+limits = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, limits)
+print(limits, resource.getrlimit(resource.RLIMIT_AS))
+"#;
+        let file = stage.path("limits.py");
+        std::fs::write(&file, program).expect("write a program");
+        let file = file.to_str().expect("a path").to_string();
+        let seen = stage.run(&[python(), &file]).finish(PATIENCE).expect_success("on Haypile");
+        let elsewhere = program.replace("198.18.0.2", "127.0.0.1");
+        std::fs::write(&file, elsewhere).expect("write a program");
+        let kernels = stage.output(&[python(), &file], PATIENCE).expect_success("the kernel's");
+        assert_eq!(seen.out, kernels.out);
+    });
+}

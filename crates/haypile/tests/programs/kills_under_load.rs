@@ -9,13 +9,14 @@
 //!
 //! `HAYPILE_E2E_KILLS=100 HAYPILE_E2E_SEED=7` chooses how many and which, `HAYPILE_E2E_MINUTES=60` ends earlier. The
 //! load is in `kills_under_load/load.rs`, the programs are `scripts/under_fire.py`, who dies and what that explains is
-//! in `kills_under_load/victims.rs`, what is counted when all is quiet in `kills_under_load/census.rs`.
+//! in `kills_under_load/victims.rs`, how the plan changes in `kills_under_load/changes.rs`, what is counted when all is
+//! quiet in `kills_under_load/census.rs`.
 
 mod census;
+mod changes;
 pub mod load;
 mod victims;
 
-use crate::growth;
 use crate::moves::traffic::{Moved, Restless};
 use crate::support::process::{Process, send_signal};
 use crate::support::random::Random;
@@ -438,30 +439,6 @@ impl<'a> Run<'a> {
         struck
     }
 
-    /// A server more, or one less, if the plan is one of combined servers.
-    fn change_plan(&mut self, what: &str) {
-        let count = self.life.plan.count(Component::Transport);
-        let combined = |count: u16| format!("TS{count}LS{count}CM{count}");
-        if self.life.plan.to_string() != combined(count) {
-            return;
-        }
-        let grows = count < SERVERS_MAX && (count == 1 || self.random.below(2) == 0);
-        let plan = combined(if grows { count + 1 } else { count - 1 });
-        growth::set_plan(self.stage, &plan).expect_success(&format!("{what}, then {plan}"));
-        self.life.plan = plan.parse().expect("a plan");
-        self.life.quiet = None;
-        let what = format!("{what}, then {plan}");
-        self.wait_for_answers(now_us(), &what);
-        // The UDP ports of a server that leaves are nobody's for a moment.
-        self.explain(if grows { Victim::Nobody } else { Victim::DatagramServer }, &what);
-        self.changes += 1;
-        // Each of its lives is attached to the servers that there are at its start: one that begins now, to as
-        // many as any that comes.
-        let struck = self.kill_datagrams();
-        self.wait_for_answers(struck.dead_us, &what);
-        self.explain(Victim::DatagramServer, &what);
-    }
-
     /// Waits until every thread and every client was answered anew; when the last of them was.
     fn wait_for_answers(&mut self, since_us: u64, what: &str) -> u64 {
         let turns: Vec<usize> =
@@ -610,6 +587,10 @@ impl<'a> Run<'a> {
     /// Halts the load and the clients, counts what there is, compares it with the first time of this service, and
     /// goes on.
     fn take_census(&mut self, what: &str) {
+        if self.shown.take() {
+            self.renew_programs(what);
+            self.life.quiet = None;
+        }
         self.load.halt();
         self.stay();
         for client in self.life.clients.drain(..) {
@@ -624,9 +605,6 @@ impl<'a> Run<'a> {
         };
         // Supervisor, guardian, servers; nginx and its workers; prefork and its children; the datagram server.
         let processes = 2 + people.servers.len() + 3 + 1 + CHILDREN + 1;
-        if self.shown.take() {
-            self.life.quiet = None;
-        }
         let before = self.life.quiet.as_ref();
         let census = census::take(self.stage, &people, processes, before, what);
         match &self.life.quiet {

@@ -13,6 +13,7 @@ mod clients;
 mod command_line;
 mod datagrams;
 mod death;
+mod figures;
 mod following;
 mod growth;
 mod guardian;

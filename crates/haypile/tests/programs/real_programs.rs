@@ -2,7 +2,7 @@
 //! byte by byte or its own count of failures read.
 //!
 //! ```text
-//! cargo test --release -p haypile --test programs -- --nocapture real_programs
+//! cargo test --profile checks -p haypile --test programs -- --nocapture real_programs
 //! ```
 //! `HAYPILE_E2E_ONLY=nginx,iperf3` runs some of them, `HAYPILE_E2E_TOGETHER=3` so many at the same time. A
 //! program that is not installed is said to be skipped.

@@ -255,7 +255,7 @@ fn what_the_kernel_hands_over_is_judged() {
     in_namespace(|| {
         let mut bench = Bench::new(Packet::open(&config()).unwrap());
         let mut header = [0; HEADER_LEN];
-        let good = Received { len: HEADER_LEN + 60, is_cut: false, had_vlan_tag: false };
+        let good = Received { len: HEADER_LEN + 60, is_cut: false, is_of_vlan: false };
         let mut judge = |header: [u8; HEADER_LEN], message: Received| {
             let Bench { port, pool } = &mut bench;
             let mut frame = pool.alloc().unwrap();
@@ -274,7 +274,7 @@ fn what_the_kernel_hands_over_is_judged() {
         assert_eq!(judge(header, Received { len: HEADER_LEN + 13, ..good }), None);
         assert_eq!(judge(header, Received { len: 3, ..good }), None);
         assert_eq!(judge(header, Received { is_cut: true, ..good }), None);
-        assert_eq!(judge(header, Received { had_vlan_tag: true, ..good }), None);
+        assert_eq!(judge(header, Received { is_of_vlan: true, ..good }), None);
         header[..6].copy_from_slice(&[1, 4, 74, 0, 0xa8, 5]);
         assert_eq!(judge(header, good), Some((60, true, 1448)));
         header[1] = 3;

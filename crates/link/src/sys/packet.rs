@@ -15,6 +15,8 @@ pub(crate) const BURST_MAX: usize = 32;
 const ALL_TYPES: u16 = (libc::ETH_P_ALL as u16).to_be();
 /// Room for one control message with a `tpacket_auxdata`, in 8-byte words.
 const CONTROL_WORDS: usize = 6;
+/// The part of a VLAN tag that names the VLAN; the rest is a priority.
+const VLAN_BITS: u16 = 0x0fff;
 /// Length of a `tpacket_auxdata`, in bytes.
 const AUXILIARY_LEN: usize = mem::size_of::<libc::tpacket_auxdata>();
 
@@ -27,8 +29,8 @@ pub(crate) struct Received {
     pub(crate) len: usize,
     /// It was longer than the chunk.
     pub(crate) is_cut: bool,
-    /// The kernel has taken a VLAN tag out of it.
-    pub(crate) had_vlan_tag: bool,
+    /// The kernel has taken a VLAN tag out of it, which named a VLAN and not a priority alone.
+    pub(crate) is_of_vlan: bool,
 }
 
 /// A raw packet socket in the calling thread's network namespace, non-blocking, that receives
@@ -157,16 +159,15 @@ pub(crate) fn receive(
         out[index] = Received {
             len: messages[index].msg_len as usize,
             is_cut: header.msg_flags & libc::MSG_TRUNC != 0,
-            had_vlan_tag: auxiliary_status(&controls[index], header.msg_controllen as usize)
-                & libc::TP_STATUS_VLAN_VALID
-                != 0,
+            is_of_vlan: vlan(&controls[index], header.msg_controllen as usize) != 0,
         };
     }
     Ok(received)
 }
 
-/// The status word of a `tpacket_auxdata` that is the only control message; 0 without one.
-fn auxiliary_status(words: &[u64; CONTROL_WORDS], len: usize) -> u32 {
+/// The VLAN of a frame by the `tpacket_auxdata` that is its only control message; 0 without a tag, and for one that
+/// names a priority alone.
+fn vlan(words: &[u64; CONTROL_WORDS], len: usize) -> u16 {
     // A cmsghdr is a length, a level and a type; the data follow, whose first word is the status.
     let header_len = mem::size_of::<libc::cmsghdr>();
     let mut bytes = [0u8; CONTROL_WORDS * 8];
@@ -179,7 +180,11 @@ fn auxiliary_status(words: &[u64; CONTROL_WORDS], len: usize) -> u32 {
     };
     let (level, kind) = (word(header_len - 8), word(header_len - 4));
     let is_ours = level == libc::SOL_PACKET as u32 && kind == libc::PACKET_AUXDATA as u32;
-    if len >= header_len + AUXILIARY_LEN && is_ours { word(header_len) } else { 0 }
+    let tag_at = header_len + mem::offset_of!(libc::tpacket_auxdata, tp_vlan_tci);
+    let tag = bytes.get(tag_at..tag_at + 2).unwrap_or_default();
+    let tag = tag.try_into().map_or(0, u16::from_ne_bytes);
+    let has_tag = word(header_len) & libc::TP_STATUS_VLAN_VALID != 0;
+    if len >= header_len + AUXILIARY_LEN && is_ours && has_tag { tag & VLAN_BITS } else { 0 }
 }
 
 /// Sends the given messages, [`BURST_MAX`] at most; returns how many were taken. An error is that of

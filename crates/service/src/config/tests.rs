@@ -200,3 +200,24 @@ fn wires_and_faults_are_named_like_links() {
         assert!(error.contains(why), "{error}");
     }
 }
+
+#[test]
+fn hosts_of_very_large_networks_have_addresses_that_hosts_have() {
+    for (own, host) in [
+        ("11.1.2.3/0", "11.1.2.1/24"),
+        ("11.1.2.1/0", "11.1.2.2/24"),
+        ("11.1.2.3/4", "11.1.2.1/24"),
+        ("11.1.2.3/8", "11.0.0.1/8"),
+        ("250.1.2.3/3", "250.1.2.1/24"),
+        ("240.1.2.3/24", "240.1.2.1/24"),
+        ("2001:2::2/0", "2001:2::1/64"),
+    ] {
+        let config = load(&format!("addresses = [\"{own}\"]")).unwrap();
+        let hosts: Vec<String> = config.host_addresses.iter().map(ToString::to_string).collect();
+        assert_eq!(hosts, [host], "{own}");
+    }
+    for own in ["0.1.2.3/24", "255.255.255.255/24", "224.0.0.5/24"] {
+        let error = load(&format!("addresses = [\"{own}\"]")).unwrap_err().to_string();
+        assert!(error.contains("not an address of one host"), "{own}: {error}");
+    }
+}

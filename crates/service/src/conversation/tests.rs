@@ -76,7 +76,7 @@ fn nobody_speaks_for_another() {
     let foreign = ConnectionName { server: 1, id: SocketId::new(2, 3) };
     let lies = [
         Incoming::ToManager(ToManager::ServerGone { server: 1 }),
-        Incoming::ToManager(ToManager::Claimed { connection: foreign }),
+        Incoming::ToManager(ToManager::Claimed { connection: foreign, counts: true }),
         Incoming::ToManager(ToManager::ProcessDied { process: ProcessName::new(1, 5) }),
         Incoming::BetweenManagers(BetweenManagers::Nobody { group: listener }),
         Incoming::ToTransport(ToTransport::Revoke {

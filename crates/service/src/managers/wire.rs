@@ -55,12 +55,13 @@ impl Incoming {
             Kind::Acceptor => ToManager::Acceptor { listener, process },
             Kind::NotAcceptor => ToManager::NotAcceptor { listener, process },
             Kind::Arrived => ToManager::Arrived { listener, connection },
-            Kind::Claimed => ToManager::Claimed { connection },
+            Kind::Claimed => ToManager::Claimed { connection, counts: message.group != 0 },
             Kind::Revoked => ToManager::Revoked { connection },
             Kind::Refused => ToManager::Refused { connection },
             Kind::OfferFailed => ToManager::OfferFailed { connection },
             Kind::Gone => ToManager::Gone { connection },
             Kind::Served => ToManager::Served { listener, process, service_time_us, server },
+            Kind::Open => ToManager::Open { listener, process, open: index, server },
             Kind::ProcessDied => ToManager::ProcessDied { process },
             Kind::ServerGone => ToManager::ServerGone { server },
             Kind::Offer => {
@@ -135,7 +136,9 @@ fn to_manager(message: ToManager) -> ServerMessage {
         ToManager::Arrived { listener, connection } => {
             ServerMessage { listener: listener.0, ..about(Kind::Arrived, connection) }
         }
-        ToManager::Claimed { connection } => about(Kind::Claimed, connection),
+        ToManager::Claimed { connection, counts } => {
+            ServerMessage { group: u64::from(counts), ..about(Kind::Claimed, connection) }
+        }
         ToManager::Revoked { connection } => about(Kind::Revoked, connection),
         ToManager::Refused { connection } => about(Kind::Refused, connection),
         ToManager::OfferFailed { connection } => about(Kind::OfferFailed, connection),
@@ -143,6 +146,11 @@ fn to_manager(message: ToManager) -> ServerMessage {
         ToManager::Served { listener, process, service_time_us, server } => {
             let (listener, process, time_us) = (listener.0, process.word(), service_time_us);
             ServerMessage { listener, process, time_us, server, ..of(Kind::Served) }
+        }
+        ToManager::Open { listener, process, open, server } => {
+            let (listener, process) = (listener.0, process.word());
+            let connection = ServerConnection { index: open, ..ServerConnection::default() };
+            ServerMessage { listener, process, connection, server, ..of(Kind::Open) }
         }
         ToManager::ProcessDied { process } => {
             ServerMessage { process: process.word(), ..of(Kind::ProcessDied) }
@@ -212,12 +220,14 @@ mod tests {
             ToManager::Acceptor { listener, process },
             ToManager::NotAcceptor { listener, process },
             ToManager::Arrived { listener, connection },
-            ToManager::Claimed { connection },
+            ToManager::Claimed { connection, counts: true },
+            ToManager::Claimed { connection, counts: false },
             ToManager::Revoked { connection },
             ToManager::Refused { connection },
             ToManager::OfferFailed { connection },
             ToManager::Gone { connection },
             ToManager::Served { listener, process, service_time_us, server },
+            ToManager::Open { listener, process, open: u32::MAX, server },
             ToManager::ProcessDied { process },
             ToManager::ServerGone { server },
         ];

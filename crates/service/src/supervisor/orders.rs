@@ -190,7 +190,7 @@ pub enum Report {
     Known {},
     /// Programs have opened their listeners here, or had time to.
     Opened {},
-    /// These buckets have moved on order.
+    /// These buckets have moved, on order or because somebody wished it.
     Moved {
         /// To this transport server.
         to: u16,

@@ -25,7 +25,7 @@ pub enum ServerMessageKind {
     NotAcceptor,
     /// `connection` has come to `listener`.
     Arrived,
-    /// `connection` is claimed.
+    /// `connection` is claimed; `group` is 1 where that counts it.
     Claimed,
     /// The offer of `connection` is taken back.
     Revoked,
@@ -56,12 +56,14 @@ pub enum ServerMessageKind {
     MovesTold,
     /// Between managers: `process` by `listener` keeps the sender waiting, who knows nobody else for `group`.
     Busy,
+    /// `process` has `connection.index` connections of `server` that it took by `listener`.
+    Open,
 }
 
 use ServerMessageKind as Kind;
 
 /// Every kind, in the order of their numbers.
-const KINDS: [Kind; 20] = [
+const KINDS: [Kind; 21] = [
     Kind::ListenerOpened,
     Kind::ListenerClosed,
     Kind::Acceptor,
@@ -82,6 +84,7 @@ const KINDS: [Kind; 20] = [
     Kind::FlowsMoved,
     Kind::MovesTold,
     Kind::Busy,
+    Kind::Open,
 ];
 
 /// A connection, by the server that owns it and its name there.
@@ -187,7 +190,7 @@ mod tests {
         let good = ServerMessage::new(Kind::Nobody).encode();
         for (word, value) in [
             (0, pair(Kind::Nobody as u32, SERVER_MESSAGE_VERSION + 1)),
-            (0, pair(Kind::Busy as u32 + 1, SERVER_MESSAGE_VERSION)),
+            (0, pair(Kind::Open as u32 + 1, SERVER_MESSAGE_VERSION)),
             (0, pair(FIRST_KIND - 1, SERVER_MESSAGE_VERSION)),
             (6, 1),
             (7, 1 << 63),

@@ -383,6 +383,12 @@ impl ServiceStream {
         self.rx.tail - seen.clamp(self.rx.head, self.rx.tail)
     }
 
+    /// Bytes written that [`ServiceStream::observe_tx_tail`] has not seen yet.
+    pub fn tx_unheard(&self) -> u64 {
+        let seen = self.block().application.tx_tail.load(Ordering::Acquire);
+        seen.clamp(self.tx.tail, self.tx.limit.max(self.tx.tail)) - self.tx.tail
+    }
+
     /// Bytes the application may read up to.
     pub fn rx_tail(&self) -> u64 {
         self.rx.tail

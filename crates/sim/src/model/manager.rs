@@ -142,7 +142,7 @@ impl Manager for AnyManager {
                 }
                 self.set(connection_of(connection), Stage::Waiting(connection.server as u8));
             }
-            ToManager::Claimed { connection } => {
+            ToManager::Claimed { connection, .. } => {
                 if let Some((process, _)) = self.offered_to(connection_of(connection)) {
                     self.full &= !(1 << process);
                 }
@@ -152,7 +152,7 @@ impl Manager for AnyManager {
             ToManager::Refused { connection } => self.refused(connection_of(connection)),
             ToManager::OfferFailed { connection } => self.failed(connection_of(connection)),
             ToManager::Gone { connection } => self.set(connection_of(connection), Stage::Unknown),
-            ToManager::Served { .. } => {}
+            ToManager::Served { .. } | ToManager::Open { .. } => {}
             ToManager::ServerGone { server } => self.server_gone(server as u8),
         }
         self.say_best(false);
@@ -292,7 +292,7 @@ impl AnyManager {
 
     /// The end of a connection that has been moved may be told after its arrival at the new server.
     fn is_of_another_life(&self, message: &ToManager) -> bool {
-        let (ToManager::Claimed { connection }
+        let (ToManager::Claimed { connection, .. }
         | ToManager::Revoked { connection }
         | ToManager::Refused { connection }
         | ToManager::OfferFailed { connection }

@@ -102,7 +102,7 @@ impl<M: Manager> Scene<'_, M> {
     fn settle(&mut self, transport: u8, connection: u8, process: u8) {
         self.set_hold(connection, Hold::Owned(process));
         let connection = connection_name(transport, connection);
-        self.tell(transport, ToManager::Claimed { connection });
+        self.tell(transport, ToManager::Claimed { connection, counts: true });
     }
 
     fn revoke(&mut self, transport: u8, connection: u8, process: u8) {

@@ -120,7 +120,7 @@ impl World {
             match later {
                 Later::Claims(connection, process) => {
                     let manager = &mut self.managers[usize::from(connection.server)];
-                    manager.handle(self.now, ToManager::Claimed { connection });
+                    manager.handle(self.now, ToManager::Claimed { connection, counts: true });
                     self.claimed[usize::from(process.home())] += 1;
                 }
                 Later::Closes(connection, process, service_time_us) => {
@@ -335,7 +335,7 @@ fn an_offer_may_come_before_its_queue_is_known() {
     manager.handle(now, ToManager::Arrived { listener, connection });
     let expected = ToTransport::Offer { listener, connection, process };
     assert_eq!(manager.poll_action(now), Some(expected));
-    manager.handle(now, ToManager::Claimed { connection });
+    manager.handle(now, ToManager::Claimed { connection, counts: true });
     manager.handle(now, ToManager::ListenerClosed { listener, server: 0 });
     manager.handle_offer(now, 1, BetweenManagers::Nobody { group });
     assert!(manager.is_empty());
@@ -367,7 +367,7 @@ fn local_counts(kind: EstimatorKind, delays: [u32; 3], connections: u32) -> [u32
         let Some(ToTransport::Offer { process, .. }) = manager.poll_action(now) else {
             panic!("not offered");
         };
-        manager.handle(now, ToManager::Claimed { connection });
+        manager.handle(now, ToManager::Claimed { connection, counts: true });
         let place = process.number() as usize - 1;
         counts[place] += 1;
         let delay = delays[place];
@@ -511,7 +511,7 @@ fn a_manager_that_knows_one_application_of_another_asks_for_the_next() {
         now = now.plus_us(500);
     }
     assert_eq!(tried.len(), 3, "{tried:?}");
-    managers[1].handle(now, ToManager::Claimed { connection });
+    managers[1].handle(now, ToManager::Claimed { connection, counts: true });
     assert_eq!(talk(&mut managers, now), []);
 }
 

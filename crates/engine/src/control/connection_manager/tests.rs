@@ -42,7 +42,7 @@ impl ConnectionManager {
     }
 
     fn is_claimed(&mut self, connection: ConnectionName) {
-        self.handle(at(0), ToManager::Claimed { connection });
+        self.handle(at(0), ToManager::Claimed { connection, counts: true });
     }
 
     fn is_revoked(&mut self, connection: ConnectionName) {
@@ -444,7 +444,7 @@ fn who_is_at_home_elsewhere_by_now_registers_there() {
     assert_eq!(offered, [offer(1, 1), to_it]);
     // Server 3 leaves: its home is server 1 now, and another manager's to speak of.
     manager.set_homes(2);
-    manager.handle(at(0), ToManager::Claimed { connection: second });
+    manager.handle(at(0), ToManager::Claimed { connection: second, counts: true });
     manager.is_claimed(connection(1));
     manager.arrives(LISTENER, connection(3));
     manager.arrives(LISTENER, connection(4));
@@ -456,4 +456,45 @@ fn who_is_at_home_elsewhere_by_now_registers_there() {
     let next =
         ToTransport::Offer { listener, connection: connection(5), process: at_home_in_the_last };
     assert_eq!(actions(&mut manager, at(0)), [next]);
+}
+
+/// Connections that the acceptor at home at server 0 has, as the manager knows.
+fn open_of(manager: &mut ConnectionManager) -> u32 {
+    let queues = manager.summaries(at(0));
+    let acceptors = queues.iter().flat_map(|queue| &queue.acceptors);
+    acceptors.filter(|one| one.offered_by.is_none()).map(|one| one.open).sum()
+}
+
+#[test]
+fn an_application_has_what_it_has_wherever_that_has_gone() {
+    let (listener, process, service_time_us) = (LISTENER, process(1), 5);
+    let open = |open, server| ToManager::Open { listener, process, open, server };
+    let served = |server| ToManager::Served { listener, process, service_time_us, server };
+    let mut manager = manager_of(&[1]);
+    for number in 0..4 {
+        manager.arrives(LISTENER, connection(number));
+        actions(&mut manager, at(0));
+        manager.is_claimed(connection(number));
+    }
+    // Another manager gave it three at server 1.
+    manager.handle(at(0), open(3, 1));
+    assert_eq!(open_of(&mut manager), 7);
+    // Two move from server 0 to server 2, of which nobody has heard before; one closes there.
+    manager.handle(at(0), open(2, 2));
+    manager.handle(at(0), served(2));
+    manager.handle(at(0), open(2, 0));
+    assert_eq!(open_of(&mut manager), 6);
+    // What it had is known when it comes back, with what came meanwhile.
+    manager.dies(1);
+    assert_eq!(open_of(&mut manager), 0);
+    manager.handle(at(0), served(0));
+    manager.handle(at(0), open(4, 1));
+    manager.accepts(1, LISTENER);
+    assert_eq!(open_of(&mut manager), 6);
+    // Those of a server that dies are gone, and no others.
+    manager.handle(at(0), ToManager::ServerGone { server: 1 });
+    assert_eq!(open_of(&mut manager), 2);
+    manager.handle(at(0), served(0));
+    manager.handle(at(0), served(2));
+    assert_eq!(open_of(&mut manager), 0);
 }

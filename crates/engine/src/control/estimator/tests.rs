@@ -39,7 +39,7 @@ fn an_estimate_follows_the_delay_within_128_connections() {
             now = now.plus_us(u64::from(time));
             // Up to 5 % more or less.
             let time = time - time / 20 + (time / 10) * (jitter % 11) / 10;
-            estimator.served(now, time, true);
+            estimator.served(now, time, 0);
             now
         };
         for number in 0..300 {
@@ -59,9 +59,9 @@ fn an_estimate_follows_the_delay_within_128_connections() {
 fn the_median_is_looked_at_now_and_then() {
     let mut estimator = Estimator::default();
     assert_eq!(estimator.cost_us(EstimatorKind::Median, at(0), 0), None);
-    estimator.served(at(1000), 100, true);
+    estimator.served(at(1000), 100, 0);
     assert_eq!(estimator.cost_us(EstimatorKind::Median, at(1000), 0), Some(100));
-    estimator.served(at(1001), 300, true);
+    estimator.served(at(1001), 300, 0);
     assert_eq!(estimator.cost_us(EstimatorKind::Median, at(1499), 0), Some(100));
     assert_eq!(estimator.cost_us(EstimatorKind::Median, at(1500), 0), Some(200));
 }
@@ -71,16 +71,17 @@ fn a_connection_that_stays_open_counts_with_its_age_once_it_is_clearly_longer() 
     let mut estimator = Estimator::default();
     for number in 0..100 {
         estimator.claimed(at(number * 1000));
-        estimator.served(at(number * 1000 + 1000), 1000, true);
+        estimator.served(at(number * 1000 + 1000), 1000, 0);
     }
     let kind = EstimatorKind::Median;
     estimator.claimed(at(200_000));
     assert_eq!(estimator.cost_us(kind, at(207_999), 0), Some(1000));
     assert_eq!(estimator.cost_us(kind, at(208_000), 0), Some(8000));
     assert_eq!(estimator.cost_us(kind, at(900_000), 0), Some(32_000), "and not for ever more");
+    estimator.open.set(0, 2);
     // Another one closes: it lives.
     estimator.claimed(at(900_000));
-    estimator.served(at(901_000), 1000, true);
+    estimator.served(at(901_000), 1000, 0);
     assert_eq!(estimator.cost_us(kind, at(902_000), 0), Some(1000));
     assert_eq!(estimator.open(), 1);
 }
@@ -93,7 +94,7 @@ fn a_silence_counts_until_a_close_comes_sooner() {
     let mut serve = |estimator: &mut Estimator, time: u32| {
         estimator.claimed(now);
         now = now.plus_us(u64::from(time));
-        let changed = estimator.served(now, time, true);
+        let changed = estimator.served(now, time, 0);
         (estimator.cost_us(kind, now.plus_us(SAMPLE_INTERVAL_US), 0).unwrap(), changed)
     };
     assert_eq!(serve(&mut estimator, 1000), (1000, true));
@@ -117,16 +118,16 @@ fn outstanding_counts_connections_and_peak_ewma_rises_at_once() {
     let mut estimator = Estimator::default();
     let kind = EstimatorKind::Outstanding;
     assert_eq!(estimator.cost_us(kind, at(0), 0), Some(CONNECTION_US));
-    estimator.claimed(at(0));
+    estimator.open.add(0);
     assert_eq!(estimator.cost_us(kind, at(0), 2), Some(4 * CONNECTION_US));
     let kind = EstimatorKind::PeakEwma;
     assert_eq!(estimator.cost_us(kind, at(0), 0), None);
-    estimator.served(at(0), 100, true);
-    estimator.served(at(10), 5000, false);
+    estimator.served(at(0), 100, 0);
+    estimator.served(at(10), 5000, 1);
     assert_eq!(estimator.cost_us(kind, at(10), 0), Some(5000));
     assert_eq!(estimator.cost_us(kind, at(10), 1), Some(10_000));
     for number in 1..60 {
-        estimator.served(at(number * 100_000), 100, false);
+        estimator.served(at(number * 100_000), 100, 1);
     }
     let cost = estimator.cost_us(kind, at(6_000_000), 0).unwrap();
     assert!((100..130).contains(&cost), "{cost}: forgotten after some seconds");
@@ -149,4 +150,23 @@ fn patience_follows_the_claims() {
         claims.add(10_000_000);
     }
     assert_eq!(claims.patience_us(200_000), 200_000, "the limit holds");
+}
+
+#[test]
+fn connections_count_where_they_are() {
+    let mut open = OpenConnections::default();
+    open.add(0);
+    open.add(0);
+    open.set(3, 5);
+    assert_eq!(open.total(), 7);
+    // One has moved from server 0 to server 1: both say what they have, in any order.
+    open.set(1, 1);
+    open.set(0, 1);
+    assert_eq!(open.total(), 7);
+    open.subtract(1);
+    open.subtract(1);
+    open.subtract(0);
+    assert_eq!(open.total(), 5, "what one server says too often takes nothing from another");
+    open.set(3, 0);
+    assert_eq!(open.total(), 0);
 }

@@ -35,7 +35,7 @@ fn ipv4() {
     for (source, destination, reason) in [
         ("127.0.0.1", ours, DropReason::Ipv4MartianSource),
         ("0.1.2.3", ours, DropReason::Ipv4MartianSource),
-        ("250.0.0.1", ours, DropReason::Ipv4MartianSource),
+        ("255.255.255.255", ours, DropReason::Ipv4BroadcastSource),
         ("255.255.255.255", ours, DropReason::Ipv4BroadcastSource),
         ("198.18.0.255", ours, DropReason::Ipv4BroadcastSource),
         ("224.0.0.5", ours, DropReason::Ipv4BroadcastSource),

@@ -262,3 +262,100 @@ fn a_smaller_path_mtu_makes_smaller_segments() {
         assert_eq!(pair.hosts[1].progress(server).rx_end, 20_000, "{to}");
     }
 }
+
+/// The packet of an error about `quoted` for host 1.
+fn error_about(quoted: &[u8], kind: u8, code: u8, word: u32) -> Vec<u8> {
+    let mut message = vec![kind, code, 0, 0];
+    message.extend(word.to_be_bytes());
+    message.extend(quoted);
+    match quoted[0] >> 4 {
+        4 => icmpv4("198.18.0.9", "198.18.0.1", message),
+        _ => icmpv6("2001:db8::9", "2001:db8::1", message),
+    }
+}
+
+#[test]
+fn each_error_fails_an_opening_for_its_own_reason() {
+    use SocketError::*;
+    let cases = [
+        (4, 3, 0, Some(NetworkUnreachable)),
+        (4, 3, 1, Some(HostUnreachable)),
+        (4, 3, 2, Some(ProtocolUnreachable)),
+        (4, 3, 3, Some(ConnectionRefused)),
+        (4, 3, 9, Some(NetworkUnreachable)),
+        (4, 3, 13, Some(HostUnreachable)),
+        (4, 11, 0, Some(HostUnreachable)),
+        (4, 11, 1, None),
+        (4, 12, 0, Some(ProtocolError)),
+        (6, 1, 0, Some(NetworkUnreachable)),
+        (6, 1, 1, Some(PermissionDenied)),
+        (6, 1, 3, Some(HostUnreachable)),
+        (6, 1, 4, Some(ConnectionRefused)),
+        (6, 3, 0, Some(HostUnreachable)),
+        (6, 4, 1, Some(ProtocolError)),
+    ];
+    for (family, kind, code, expected) in cases {
+        let mut host = Host::new(config(1));
+        let to = if family == 4 { "198.18.0.9:80" } else { "[2001:db8::9]:80" };
+        let (id, syn) = syn_to(&mut host, to);
+        let error = error_about(&syn, kind, code, 0);
+        let _ = host.exchange(START, &frame(US, &error));
+        assert_eq!(host.progress(id).error, expected, "IPv{family} type {kind} code {code}");
+    }
+}
+
+#[test]
+fn an_mtu_below_the_least_of_ipv6_is_no_news() {
+    let mut host = Host::new(config(1));
+    let (id, syn) = syn_to(&mut host, "[2001:db8::9]:80");
+    let before = host.shard.tcp_info(id).expect("info").send_mss;
+    for mtu in [0, 68, 1279] {
+        let _ = host.exchange(START, &frame(US, &error_about(&syn, 2, 0, mtu)));
+    }
+    assert_eq!(host.dropped(DropReason::IcmpMtuTooSmall), 3);
+    assert_eq!(host.shard.tcp_info(id).expect("info").send_mss, before);
+}
+
+#[test]
+fn a_first_fragment_holds_all_headers() {
+    let mut host = Host::new(config(1));
+    introduce(&mut host);
+    let mut identification = 0;
+    let mut give = |next: u8, data: &[u8]| {
+        identification += 1;
+        let payload = [&[next, 0, 0, 1, 0, 0, 0, identification], data].concat();
+        let packet = packet("2001:db8::9", "2001:db8::1", 44, &payload);
+        let frames = host.exchange(START, &frame(US, &packet));
+        frames.first().map(|frame| (frame[54], frame[55], frame[61]))
+    };
+    let incomplete = Some((4, 3, 0));
+    let options = [17, 0, 1, 4, 0, 0, 0, 0];
+    let too_long = [17, 9, 1, 4, 0, 0, 0, 0];
+    assert_eq!(give(6, &[0; 16]), incomplete, "a part of a TCP header");
+    assert_eq!(give(60, &options), incomplete, "options alone");
+    assert_eq!(give(60, &too_long), incomplete, "a part of the options");
+    assert_eq!(give(6, &[0; 24]), None);
+    assert_eq!(give(17, &[0; 8]), None);
+    assert_eq!(give(60, &[options, [0; 8]].concat()), None);
+    assert_eq!(give(200, &[0; 8]), None, "who knows how long it is");
+    assert_eq!(host.dropped(DropReason::Ipv6IncompleteChain), 3);
+}
+
+#[test]
+fn a_tag_that_names_a_priority_alone_is_as_none() {
+    let mut host = Host::new(config(1));
+    introduce(&mut host);
+    let mut give = |tag: u16, len: usize| {
+        let request = icmpv4("198.18.0.9", "198.18.0.1", echo(8, len));
+        let mut bytes = frame(US, &request);
+        let tag = tag.to_be_bytes();
+        let _ = bytes.splice(12..12, [0x81, 0, tag[0], tag[1]]);
+        host.exchange(START, &bytes).len()
+    };
+    assert_eq!(give(0xe000, 56), 1);
+    assert_eq!(give(0, 1500 - 28), 1, "the tag is none of the MTU's business");
+    assert_eq!(give(0, 1500 - 27), 0);
+    assert_eq!((give(5, 56), give(0xe005, 56)), (0, 0));
+    assert_eq!(host.dropped(DropReason::EthernetOtherVlan), 2);
+    assert_eq!(host.dropped(DropReason::FrameOversized), 1);
+}

@@ -33,6 +33,13 @@ fn acknowledgements_of_the_future_and_of_long_ago_are_challenged() {
     pair.run_for(2 * DELAY_US);
     assert_eq!(pair.b.counters.drop_bad_ack, 2);
     assert_eq!(pair.from(Side::B).len(), 2);
+    // Within a window of what is acknowledged, but B never sent it.
+    pair.run_for(200_000);
+    let first = pair.b.tcp().time_wait_record().snd_nxt;
+    let before = SeqNumber::new(first.value().wrapping_sub(2));
+    pair.put_on_wire(Side::A, &Outgoing { ack: before, ..segment });
+    pair.run_for(2 * DELAY_US);
+    assert_eq!(pair.b.counters.drop_bad_ack, 3);
     assert_eq!(pair.b.state(), State::Established);
 }
 

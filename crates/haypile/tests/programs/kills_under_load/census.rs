@@ -33,6 +33,8 @@ pub struct Census {
     exact: BTreeMap<String, String>,
     /// Must not grow by more than their slack.
     counts: BTreeMap<String, (u64, u64)>,
+    /// What the descriptors of the service are, and who is attached: to understand a growth.
+    kinds: BTreeMap<String, String>,
 }
 
 impl Census {
@@ -48,6 +50,14 @@ impl Census {
         let grown = grown
             .map(|(name, (before, _))| format!("{name}: {before} before, {} now", after(name)));
         exact.chain(grown).collect()
+    }
+
+    /// What has become of what the descriptors are, and of who is attached.
+    fn show_kinds(&self, stage: &Stage, later: &Census) {
+        for (name, before) in &self.kinds {
+            let now = later.kinds.get(name).map_or("-", String::as_str);
+            stage.say(&format!("{name}:\n  before {before}\n  now    {now}"));
+        }
     }
 
     /// Both in a line.
@@ -88,8 +98,8 @@ pub fn take(
         if started.elapsed() > QUIET && quiet {
             let leaks = before.map(|before| before.leaks(&now)).unwrap_or_default();
             stage.say(&format!("status: {:?}", stage.ask("status", &[])));
-            for pid in people.servers.iter().chain([&people.supervisor]) {
-                stage.say(&format!("{}: {:?}", inspect::describe(*pid), links(*pid)));
+            if let Some(before) = before {
+                before.show_kinds(stage, &now);
             }
             stage.say(&format!("sockets: {:?}", inspect::sockets(stage)));
             panic!("{what}: after {QUIET:?} still {}", leaks.join(", "));
@@ -123,6 +133,7 @@ fn count(stage: &Stage, people: &People) -> Census {
     };
     exact("sockets", of_state(&|state| state == "LISTEN" || state == "UNCONN"));
     exact("connections", of_state(&|state| !["LISTEN", "UNCONN", "TIME-WAIT"].contains(&state)));
+    let mut kinds = BTreeMap::new();
     let mut add = |name: String, count: u64, slack: u64| {
         census.counts.insert(name, (count, slack));
     };
@@ -134,8 +145,18 @@ fn count(stage: &Stage, people: &People) -> Census {
     add("attached processes".into(), attached, 0);
     for (number, pid) in people.servers.iter().enumerate() {
         add(format!("server {number} descriptors"), descriptors(*pid), 0);
+        kinds.insert(format!("server {number}"), format!("{:?}", links(*pid)));
         add(format!("server {number} memory KiB"), resident_kib(*pid), MEMORY_SLACK_KIB);
     }
+    let programs: BTreeMap<u32, BTreeMap<String, u64>> = status["processes"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|row| u32::try_from(row["pid"].as_u64()?).ok())
+        .map(|pid| (pid, links(pid)))
+        .collect();
+    kinds.insert("attached".to_string(), format!("{programs:?}"));
+    kinds.insert("supervisor".to_string(), format!("{:?}", links(people.supervisor)));
     add("supervisor descriptors".into(), descriptors(people.supervisor), 0);
     add("supervisor memory KiB".into(), resident_kib(people.supervisor), MEMORY_SLACK_KIB);
     for pid in &people.lasting {
@@ -144,17 +165,20 @@ fn count(stage: &Stage, people: &People) -> Census {
         add(format!("{name} mappings"), mappings(*pid), MAPPINGS_SLACK);
         add(format!("{name} memory KiB"), resident_kib(*pid), MEMORY_SLACK_KIB);
     }
+    census.kinds = kinds;
     census
 }
 
-/// What the descriptors of a process are.
-fn links(pid: u32) -> Vec<String> {
-    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    let link = |path: std::path::PathBuf| {
-        let target = fs::read_link(&path).unwrap_or_default();
-        format!("{}={}", path.file_name().unwrap_or_default().display(), target.display())
-    };
-    entries.map(|entry| link(entry.path())).collect()
+/// What the descriptors of a process are, and how many of each kind.
+fn links(pid: u32) -> BTreeMap<String, u64> {
+    let mut kinds = BTreeMap::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
+        let target = fs::read_link(entry.path()).unwrap_or_default().display().to_string();
+        // Without the number of this one.
+        let kind = target.split(":[").next().unwrap_or_default().to_string();
+        *kinds.entry(kind).or_default() += 1;
+    }
+    kinds
 }
 
 fn descriptors(pid: u32) -> u64 {

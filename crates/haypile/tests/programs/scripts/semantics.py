@@ -918,6 +918,22 @@ def level_and_edge():
 
 
 @case
+def a_short_answer_has_room_for_both_worlds():
+    with Pair() as pair:
+        one = select.epoll()
+        reader, writer = os.pipe()
+        one.register(reader, select.EPOLLIN)
+        one.register(pair.server, select.EPOLLIN)
+        os.write(writer, b"x")
+        pair.client.sendall(b"x")
+        has_arrived(pair.server, 1)
+        seen = [number for _ in range(100) for number, _ in one.poll(LIMIT, 1)]
+        yield reader in seen, pair.server.fileno() in seen, len(seen)
+        os.close(reader)
+        os.close(writer)
+
+
+@case
 def nested_epoll():
     with Pair() as pair:
         inner, outer = select.epoll(), select.epoll()

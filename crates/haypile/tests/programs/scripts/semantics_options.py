@@ -349,6 +349,9 @@ def many_buffers():
         for count in (-1, 0, 1025):
             yield count, library("writev", pair.client.fileno(), vector, count), library("readv", pair.server.fileno(), vector, count)
         yield answer(pair.client.sendmsg, [b"x"] * 1025)
+        # An entry that claims more than there can be.
+        vector = (ctypes.c_size_t * 4)(ctypes.addressof(vector), 1, ctypes.addressof(vector), 1 << 63)
+        yield library("writev", pair.client.fileno(), vector, 2), library("readv", pair.server.fileno(), vector, 2)
 
 
 @case
@@ -436,6 +439,87 @@ def from_a_pipe_and_to_one():
         yield sent == "14" or sent == "EINVAL"
         for each in (reader, writer):
             os.close(each)
+
+
+def splice(source, sink, most=1 << 20):
+    return library("splice", source, None, sink, None, ctypes.c_size_t(most), 2)
+
+
+@case
+def spliced():
+    # Older kernels do not say whether a pipe would make a call wait: there the answer is EINVAL.
+    if tuple(int(word) for word in os.uname().release.split("-")[0].split(".")[:2]) < (6, 4):
+        return
+    with Pair() as pair:
+        reader, writer = os.pipe()
+        client, server = pair.client.fileno(), pair.server.fileno()
+        os.set_blocking(server, False)
+        os.write(writer, b"through a pipe")
+        yield splice(reader, client, 7), splice(reader, client), splice(reader, client)
+        has_arrived(pair.server, 14)
+        yield splice(server, writer, 7), splice(server, writer), splice(server, writer), os.read(reader, 100)
+        yield splice(client, server), splice(client, 999), splice(999, client), splice(client, writer, 0)
+        sent, got, moved = os.urandom(300_000), b"", 0
+        while len(got) < len(sent):
+            if moved < len(sent):
+                os.write(writer, sent[moved : moved + 30_000])
+                while select.select([reader], [], [], 0)[0]:
+                    moved += splice(reader, client)
+            while select.select([server], [], [], 0.01)[0] and (count := splice(server, writer, 10_000)) > 0:
+                got += os.read(reader, count)
+        yield got == sent
+        # A full pipe takes nothing from the connection.
+        os.set_blocking(reader, False)
+        os.set_blocking(writer, False)
+        while answer(os.write, writer, b"x" * 4096) != "EAGAIN":
+            pass
+        pair.client.sendall(b"kept")
+        has_arrived(pair.server, 4)
+        yield splice(server, writer), pair.server.recv(10)
+        while answer(os.read, reader, 1 << 16) != "EAGAIN":
+            pass
+        pair.client.shutdown(socket.SHUT_WR)
+        wait(pair.server, 0x2000)
+        yield splice(server, writer), library("tee", server, writer, ctypes.c_size_t(1), 2)
+        os.close(writer)
+        yield splice(reader, server)
+        os.close(reader)
+
+
+@case
+def a_cloned_child_closes_its_own():
+    # clone(2) as libc has it, of all of a process (SIGCHLD alone) and as vfork(2) does it.
+    for flags in (0, 0x100 | 0x4000):
+        with Pair() as pair:
+            stack = ctypes.create_string_buffer(1 << 17)
+            top = ctypes.c_void_p((ctypes.addressof(stack) + (1 << 17)) & ~15)
+            close = ctypes.cast(LIBRARY.close, ctypes.c_void_p)
+            number = ctypes.c_void_p(pair.server.fileno())
+            child = LIBRARY.clone(close, top, flags | signal.SIGCHLD, number)
+            yield flags, os.waitpid(child, 0)[1], answer(pair.server.send, b"still here")
+            has_arrived(pair.client, 10)
+            yield pair.client.recv(100)
+
+
+@case
+def several_paths():
+    # IPPROTO_MPTCP: one path is enough.
+    made = answer(socket.socket, FAMILY, socket.SOCK_STREAM, 262)
+    if "socket" not in made:
+        yield "done"
+        return
+    accepting = socket.socket(FAMILY, socket.SOCK_STREAM, 262)
+    accepting.setsockopt(SOCKET, socket.SO_REUSEADDR, 1)
+    accepting.bind((ADDRESS, PORT))
+    accepting.listen(5)
+    one = socket.socket(FAMILY, socket.SOCK_STREAM, 262)
+    one.connect((ADDRESS, PORT))
+    other, _ = accepting.accept()
+    one.sendall(b"done")
+    other.settimeout(LIMIT)
+    yield other.recv(10).decode()
+    for each in (one, other, accepting):
+        each.close()
 
 
 @case
