@@ -70,6 +70,8 @@ pub(crate) struct Attachment {
     gone_ms: AtomicU64,
     /// When the server's life was last looked at.
     looked_ms: AtomicU64,
+    /// The supervisor held the attach socket when that was last looked at.
+    reached: AtomicBool,
     /// When the service was last tried, and how often.
     tried_ms: AtomicU64,
     tries: AtomicU32,
@@ -178,8 +180,10 @@ impl Attachment {
 
     /// What the epoch means to whose server is dead.
     fn fate_in(&self, epoch: u32) -> Fate {
-        /// Time for the supervisor to find a server dead, when it cannot be asked.
+        /// Time for the supervisor to find a server dead, when nobody can tell whether it lives.
         const DEATH_MS: u64 = 2_000;
+        /// And when it can be reached: it may be stopped, or have much to do.
+        const LATE_DEATH_MS: u64 = 30_000;
         /// Until it is asked whether it lives: one that does has found it dead long before, and the
         /// next server is there soon after that.
         const NOTICE_MS: u64 = 50;
@@ -191,9 +195,11 @@ impl Attachment {
             return Fate::Over;
         }
         if epoch == self.epoch() {
+            let gone = self.is_supervisor_gone(NOTICE_MS);
+            let reached = self.reached.load(Ordering::Relaxed);
+            let limit_ms = if reached { LATE_DEATH_MS } else { DEATH_MS };
             let since_ms = now_ms().saturating_sub(self.gone_ms.load(Ordering::Relaxed));
-            let over = since_ms >= DEATH_MS || self.is_supervisor_gone(NOTICE_MS);
-            return if over { Fate::Over } else { Fate::Awaited };
+            return if gone || since_ms >= limit_ms { Fate::Over } else { Fate::Awaited };
         }
         if epoch::is_up(epoch) {
             let tried = self.tries.load(Ordering::Relaxed) >= TRIES;
@@ -212,7 +218,8 @@ impl Attachment {
             return false;
         }
         self.tried_ms.store(now_ms, Ordering::Relaxed);
-        let reached = ties::path(self.server).map(|path| sys::unix_connect_seqpacket(&path));
+        let reached = ties::path(self.server).map(|path| sys::unix_reach_seqpacket(&path));
+        self.reached.store(matches!(reached, Some(Ok(()))), Ordering::Relaxed);
         matches!(reached, Some(Err(Errno::ECONNREFUSED | Errno::ENOENT)))
     }
 

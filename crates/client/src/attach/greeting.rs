@@ -144,6 +144,7 @@ fn enter(
         gone: AtomicBool::new(false),
         gone_ms: AtomicU64::new(0),
         looked_ms: AtomicU64::new(0),
+        reached: AtomicBool::new(false),
         tried_ms: AtomicU64::new(0),
         tries: AtomicU32::new(0),
         lost: AtomicBool::new(false),

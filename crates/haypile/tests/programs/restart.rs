@@ -9,6 +9,7 @@ use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// Echoes what clients of port 8081 say, one after the other, in blocking calls.
@@ -235,6 +236,31 @@ fn sockets_of_datagrams_outlive_their_server() {
         wait_until("the sockets end with their programs", PATIENCE, || {
             inspect::sockets(stage).is_empty().then_some(())
         });
+    });
+}
+
+#[test]
+fn a_death_that_is_noticed_late_ends_nobody() {
+    on_stage("a_death_that_is_noticed_late_ends_nobody", &["python3"], |stage| {
+        // Longer than programs wait for a supervisor that cannot be asked.
+        const LATE: Duration = Duration::from_millis(3_500);
+        let service_process = stage.serve_with(&["--plan", "TS2LS2CM2"]);
+        let mut programs =
+            [BLOCKING, EPOLL, DATAGRAMS].map(|text| stage.run(&[python(), "-c", text]));
+        programs.iter_mut().for_each(|program| program.wait_for_output("ready"));
+        let streams = [8081, 8082].map(service);
+        let datagrams = [8083, 8084, 8085, 8086].map(service);
+        streams.iter().for_each(|address| drop(wait_for_echo(*address)));
+        datagrams.iter().for_each(|address| wait_for_answer(*address));
+        let servers = inspect::children_of(service_process.pid());
+        send_signal("STOP", &service_process.pid().to_string());
+        servers.iter().for_each(|server| send_signal("KILL", &server.to_string()));
+        thread::sleep(LATE);
+        programs.iter_mut().for_each(crate::support::process::Process::assert_alive);
+        send_signal("CONT", &service_process.pid().to_string());
+        streams.iter().for_each(|address| drop(wait_for_echo(*address)));
+        datagrams.iter().for_each(|address| wait_for_answer(*address));
+        programs.iter_mut().for_each(crate::support::process::Process::assert_alive);
     });
 }
 

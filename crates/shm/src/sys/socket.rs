@@ -381,3 +381,16 @@ pub fn unix_connect_seqpacket(path: &[u8]) -> Result<Fd> {
     unix_connect(fd.raw(), path)?;
     Ok(fd)
 }
+
+/// Whether a `SOCK_SEQPACKET` listener is at a path, without waiting for room in its queue.
+///
+/// # Errors
+/// `ECONNREFUSED` and `ENOENT` when none is; others when it cannot be told.
+pub fn unix_reach_seqpacket(path: &[u8]) -> Result<()> {
+    let kind = libc::SOCK_SEQPACKET | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    let fd = socket(libc::AF_UNIX, kind, 0)?;
+    match unix_connect(fd.raw(), path) {
+        Err(Errno::EAGAIN) => Ok(()),
+        reached => reached,
+    }
+}

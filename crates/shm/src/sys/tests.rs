@@ -126,6 +126,12 @@ fn unix_paths_connect() {
     assert_eq!(shutdown(client.raw(), libc::SHUT_RDWR), Ok(()));
     assert!(unix_connect_seqpacket(&[b'x'; 200]).is_err());
     assert!(unix_connect_seqpacket(b"").is_err());
+    // A full queue is somebody, too.
+    for _ in 0..8 {
+        assert_eq!(unix_reach_seqpacket(name.as_bytes()), Ok(()));
+    }
+    drop(listener);
+    assert_eq!(unix_reach_seqpacket(name.as_bytes()), Err(Errno::ECONNREFUSED));
 }
 
 #[test]
