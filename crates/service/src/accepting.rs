@@ -397,14 +397,13 @@ impl Core {
                 self.accepts(id, key);
             }
         }
-        for (listener, key) in listeners {
+        for (_, key) in listeners {
             let id = self.store.sockets.get(key).and_then(|socket| socket.id);
             for unclaimed in id.map(|id| self.shard.unclaimed(id)).unwrap_or_default() {
                 let Some(key) = self.store.key_of(unclaimed) else { continue };
                 let known = self.store.sockets.get(key).is_some_and(|s| s.came_to.is_some());
                 if known && self.take_back(now, key) {
-                    let connection = self.connection_name(unclaimed);
-                    self.tell_own_manager(now, ToManager::Arrived { listener, connection });
+                    self.tell_of(now, key);
                 }
             }
         }

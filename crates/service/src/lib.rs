@@ -57,6 +57,7 @@ pub mod switch;
 pub mod times;
 pub mod trace;
 pub mod transport_server;
+pub mod welcome;
 
 #[cfg(any(test, feature = "harness"))]
 #[path = "tests/harness.rs"]

@@ -38,6 +38,7 @@ use crate::sockets::Store;
 use crate::stats::{Counters, Load};
 use crate::switch::{Switch, Switching};
 use crate::times::Times;
+use crate::welcome::Silent;
 use haypile_engine::control::connection_manager::{ConnectionManager, ProcessId};
 use haypile_engine::control::names::ListenerNames;
 
@@ -69,6 +70,8 @@ pub struct Core {
     pub(crate) held: Held,
     /// Whether writes wait at all: only a service that polls hears of the close in time.
     pub(crate) holds_writes: bool,
+    /// Connections that wait for their peers' first words.
+    pub(crate) silent: Silent,
     /// Sockets whose memory may be taken back.
     pub(crate) active: VecDeque<Key>,
     /// Closed sockets with unsent data, by the time they are given up.
@@ -311,6 +314,7 @@ impl<P: Port> Server<P> {
             now,
             held: Held::default(),
             holds_writes: false,
+            silent: Silent::default(),
             active: VecDeque::new(),
             orphans: VecDeque::new(),
             sending: VecDeque::new(),
@@ -423,6 +427,7 @@ impl<P: Port> Server<P> {
         ended(Part::Timers);
         let events = core.handle_events(now);
         core.release_held(now, false);
+        core.welcome_silent(now);
         ended(Part::Events);
         let heard = core.hear_peers(now) + core.drive_moves(now);
         core.tell_open(now);
@@ -453,6 +458,7 @@ impl<P: Port> Server<P> {
             core.manager.poll_timeout(),
             core.witness_due(),
             core.held.due(),
+            core.silent.due(),
             housekeeping.then_some(core.housekeeping_due),
             // The shard had no room for all of them.
             (!core.sending.is_empty()).then(|| core.now.plus_us(SEND_AGAIN_US)),

@@ -14,7 +14,6 @@ use haypile_engine::{Datagram, Instant, Progress, SocketId, SocketOptions, Strea
 use haypile_shm::ServiceStream;
 use haypile_shm::messages::{SocketKind, ready};
 use haypile_shm::stream::{NewPlace, status};
-use haypile_shm::sys::cycle_counter;
 
 use crate::datagrams::DatagramState;
 use crate::domains::Domains;
@@ -24,6 +23,7 @@ use crate::obituary::Obituary;
 use crate::open::OpenCounts;
 use crate::ports::Binding;
 use crate::slab::{Key, OwnMap, Slab};
+use crate::welcome::Openings;
 use haypile_engine::control::connection_manager::ProcessId;
 use haypile_engine::control::names::{ListenerName, ProcessName};
 
@@ -92,6 +92,8 @@ pub struct Socket {
     pub came: Option<Box<Came>>,
     /// Of a listener: how its connections end.
     pub habit: Habit,
+    /// Of a listener: how its connections begin.
+    pub openings: Openings,
     /// The place of its flow in the ledger.
     pub(crate) place: Option<u32>,
 }
@@ -103,7 +105,9 @@ pub struct Accepting {
     pub listener: Key,
     /// To whom it is offered now.
     pub offered: Option<Offered>,
-    /// The processor's counter when it came, until it is offered first.
+    /// The connection manager is to hear of it with its peer's first words.
+    pub silent: bool,
+    /// The processor's counter when the manager was told, until it is offered first.
     pub came: Option<NonZeroU64>,
     /// All bytes received so far, from position 0, kept until the claim.
     bytes: Vec<u8>,
@@ -338,7 +342,6 @@ impl Store {
             (socket.options, socket.resets) = inherited.unwrap_or_default();
             if let Some(accepting) = &mut socket.accepting {
                 accepting.listener = listener;
-                accepting.came = NonZeroU64::new(cycle_counter());
             }
         }
         key
@@ -358,7 +361,8 @@ impl Store {
         let bytes = self.spare.bytes.pop().unwrap_or_default();
         if let Some(socket) = self.sockets.get_mut(key) {
             socket.kind = SocketKind::Connection;
-            socket.accepting = Some(Accepting { listener: key, offered: None, came: None, bytes });
+            socket.accepting =
+                Some(Accepting { listener: key, offered: None, silent: false, came: None, bytes });
         }
         self.set_id(key, id);
         key
@@ -586,6 +590,7 @@ impl Socket {
             stub: None,
             came: None,
             habit: Habit::default(),
+            openings: Openings::default(),
             place: None,
         }
     }

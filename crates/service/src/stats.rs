@@ -26,6 +26,8 @@ pub struct Counters {
     pub ends_by_witness: u64,
     /// Small writes that waited for a close which did not come.
     pub held_in_vain: u64,
+    /// Connections that waited for their peers' first words, which did not come.
+    pub silent_in_vain: u64,
     /// Connections that their processes have followed here from another server.
     pub followed: u64,
     /// What was said about connections after they had moved from here, passed on.
@@ -42,7 +44,7 @@ pub struct Counters {
 
 impl Counters {
     /// Names, texts and values, for display.
-    pub fn rows(&self) -> [(&'static str, &'static str, u64); 16] {
+    pub fn rows(&self) -> [(&'static str, &'static str, u64); 17] {
         let Counters {
             requests,
             acceptors,
@@ -54,6 +56,7 @@ impl Counters {
             refused_attaches,
             ends_by_witness,
             held_in_vain,
+            silent_in_vain,
             followed,
             late_sent,
             late_heard,
@@ -72,6 +75,7 @@ impl Counters {
             ("refused_attaches", "processes refused at attach", refused_attaches),
             ("ends_by_witness", "ends of shared sockets found late", ends_by_witness),
             ("held_in_vain", "small writes that waited for a close in vain", held_in_vain),
+            ("silent_in_vain", "connections offered late, and silent still", silent_in_vain),
             ("moved_followed", "connections that processes followed here", followed),
             ("moved_late_sent", "late notices passed on to where a connection is", late_sent),
             ("moved_late_heard", "late notices about connections that have come", late_heard),

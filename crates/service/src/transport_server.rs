@@ -63,11 +63,7 @@ impl Core {
             socket.came_to = Some(listener_key);
         }
         self.store.note_flow(key);
-        let name = self.store.sockets.get(listener_key).and_then(|socket| socket.listener);
-        if let Some(listener) = name {
-            let connection = self.connection_name(id);
-            self.tell_own_manager(now, ToManager::Arrived { listener, connection });
-        }
+        self.has_come(now, key);
     }
 
     /// Publishes how far a connection has come and tells whom it concerns.
@@ -88,6 +84,11 @@ impl Core {
         }
         let bits = changes(&before, &progress, writable);
         let silent = socket.closed || bits == 0;
+        if before.rx_end == 0
+            && (progress.rx_end > 0 || progress.rx_fin || progress.error.is_some())
+        {
+            self.hear_first(key, progress.rx_end > 0);
+        }
         if progress.rx_end > before.rx_end {
             self.heard_after_write(key);
         }

@@ -50,6 +50,8 @@ struct Pending {
     /// The listener it came to.
     listener: ListenerName,
     group: ListenerName,
+    /// How many had come before.
+    number: u64,
     stage: Stage,
 }
 
@@ -254,13 +256,14 @@ impl ConnectionManager {
     fn arrived(&mut self, listener: ListenerName, connection: ConnectionName) {
         let Some(group) = self.group_of(listener) else { return };
         let Some(queue) = self.queues.get_mut(&group) else { return };
+        let number = self.counters.arrived;
         self.counters.arrived += 1;
         queue.waiting.push_back(connection);
         queue.waiting_count += 1;
         if !std::mem::replace(&mut queue.assigning, true) {
             self.to_assign.push_back(group);
         }
-        self.pending.insert(connection, Pending { listener, group, stage: Stage::Waiting });
+        self.pending.insert(connection, Pending { listener, group, number, stage: Stage::Waiting });
     }
 
     fn connection_gone(&mut self, connection: ConnectionName) {
@@ -666,17 +669,23 @@ impl ConnectionManager {
         });
     }
 
-    /// Back to the front of its queue, as it has waited longer than the others; forgotten if its
-    /// server has closed the listener, which resets it.
+    /// Back to its place in the queue, before those that have come later; forgotten if its server has
+    /// closed the listener, which resets it.
     fn return_to_queue(&mut self, connection: ConnectionName) {
         let Some((group, to)) = self.offer_of(connection) else { return };
         let Some(pending) = self.pending.get_mut(&connection) else { return };
-        let listener = pending.listener;
+        let (listener, number) = (pending.listener, pending.number);
         let open = |entry: &Listener| entry.servers.contains(&connection.server);
         if self.listeners.get(&listener).is_some_and(open) {
             pending.stage = Stage::Waiting;
             if let Some(queue) = self.queues.get_mut(&group) {
-                queue.waiting.push_front(connection);
+                // As a rule the first is one of those.
+                let pending = &self.pending;
+                let later = |other: &ConnectionName| {
+                    pending.get(other).is_some_and(|other| other.number > number)
+                };
+                let place = queue.waiting.iter().position(later).unwrap_or(queue.waiting.len());
+                queue.waiting.insert(place, connection);
                 queue.waiting_count += 1;
             }
         } else {

@@ -103,10 +103,11 @@ impl OpenConnections {
         self.total = self.total.saturating_sub(before).saturating_add(count);
     }
 
-    /// One more at `server`.
-    pub fn add(&mut self, server: ServerNumber) {
-        let count = *self.of(server);
-        self.set(server, count.saturating_add(1));
+    /// One more at `server`; how many there are there now.
+    pub fn add(&mut self, server: ServerNumber) -> u32 {
+        let count = self.of(server).saturating_add(1);
+        self.set(server, count);
+        count
     }
 
     /// One less.

@@ -9,6 +9,9 @@
 //! it gets little. Whoever has no estimate yet and no connection is tried first; with a connection out
 //! it counts as the best.
 //!
+//! **Who serves one connection after the other** comes to the next when it is done with the one it has, so
+//! that one counts like an unanswered offer. Whoever was seen with two connections is not asked how many it has.
+//!
 //! **Offers** compete as `balancer` says. A queue without local applications passes all
 //! its connections on, under every scheme.
 
@@ -52,6 +55,8 @@ pub(super) struct Acceptor {
     pub listed: bool,
     /// Offers out.
     pub outstanding: u32,
+    /// It was seen with two connections at a time.
+    pub takes_several: bool,
     /// Which registration this is: what is late to tell of an earlier one does not concern it.
     pub registration: u64,
     /// An offer could not be delivered. Cleared by a claim, a registration or time: nobody says
@@ -136,6 +141,7 @@ impl Acceptor {
             source,
             listed: true,
             outstanding: 0,
+            takes_several: false,
             registration: 0,
             saturated: false,
             late: false,
@@ -159,6 +165,11 @@ impl Acceptor {
     pub fn can_take(&self, now: Instant) -> bool {
         let able = self.listed && !self.saturated && !self.late && now >= self.rests_until;
         able && self.outstanding < OUTSTANDING_MAX
+    }
+
+    /// How many it comes to before the next one.
+    fn before_next(&self) -> u32 {
+        self.outstanding + u32::from(!self.takes_several && self.open() > 0)
     }
 
     /// Whether it is ours and has closed a connection.
@@ -204,7 +215,8 @@ impl Acceptor {
         if let Source::Local(estimator) = &mut self.source {
             estimator.claimed(now);
             if counts {
-                estimator.open.add(connection.server);
+                // Of one server, because two would say so in any order.
+                self.takes_several |= estimator.open.add(connection.server) > 1;
             }
         }
     }
@@ -283,7 +295,7 @@ impl Queue {
     /// who owes no answer. Offers of other managers count where nobody local is left.
     pub fn would_take(&self, now: Instant, taker: Taker, scheme: Scheme, idle: bool) -> bool {
         let others = || self.acceptors.iter().filter(|other| other.taker != taker);
-        let room = |other: &Acceptor| other.can_take(now) && (!idle || other.outstanding == 0);
+        let room = |other: &Acceptor| other.can_take(now) && (!idle || other.before_next() == 0);
         others().any(|other| room(other) && (other.is_local() || scheme != Scheme::Naive))
     }
 
@@ -389,7 +401,7 @@ impl Queue {
         let (kind, clock, locals) = (balance.estimator, self.clock, self.locals());
         let any_known = self.acceptors[..locals].iter().any(Acceptor::is_known);
         let (mut best_us, mut weight) = (None, 0.0);
-        let mut winner: Option<(usize, (u32, u32, u64))> = None;
+        let mut winner: Option<(usize, (u32, u32, u32, u64))> = None;
         let mut untried: Option<(usize, u64)> = None;
         let mut soonest: Option<(u64, usize)> = None;
         for (place, acceptor) in self.acceptors[..locals].iter_mut().enumerate() {
@@ -408,10 +420,11 @@ impl Queue {
                 soonest = soonest.filter(|best| best.0 <= done_us).or(Some((done_us, place)));
             }
             let turn = acceptor.tag.max(clock);
+            let (before, owes) = (acceptor.before_next(), acceptor.outstanding);
             let rank = match kind {
-                EstimatorKind::Median if any_known => (acceptor.outstanding, 0, turn),
-                EstimatorKind::Median => (acceptor.outstanding, acceptor.open(), turn),
-                EstimatorKind::Outstanding | EstimatorKind::PeakEwma => (0, out, turn),
+                EstimatorKind::Median if any_known => (before, owes, 0, turn),
+                EstimatorKind::Median => (before, owes, acceptor.open(), turn),
+                EstimatorKind::Outstanding | EstimatorKind::PeakEwma => (0, 0, out, turn),
             };
             if winner.is_none_or(|(_, best)| rank < best) {
                 winner = Some((place, rank));

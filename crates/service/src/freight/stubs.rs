@@ -109,13 +109,7 @@ impl Core {
         let ids = self.shard.connections_in_bucket(bucket);
         let keys: Vec<Key> = ids.iter().filter_map(|id| self.store.key_of(*id)).collect();
         for key in &keys {
-            let Some(socket) = self.store.sockets.get(*key) else { continue };
-            let listener = socket.came_to.filter(|_| socket.accepting.is_some());
-            let listener = listener.and_then(|key| self.store.sockets.get(key)?.listener);
-            if let Some((listener, id)) = listener.zip(socket.id) {
-                let connection = self.connection_name(id);
-                self.tell_own_manager(now, ToManager::Arrived { listener, connection });
-            }
+            self.tell_of(now, *key);
         }
         self.thaw(now, &keys);
     }

@@ -14,5 +14,6 @@ mod inherited;
 mod life;
 mod sockets;
 mod streams;
+mod welcome;
 
 use crate::harness;

@@ -16,6 +16,11 @@ impl ConnectionManager {
             return self.change_open(taker, |entry| entry.set(server, open));
         };
         estimator.open.set(server, open);
+        if open > 1
+            && let Some(acceptor) = self.find_acceptor(group, taker)
+        {
+            acceptor.takes_several = true;
+        }
         self.may_announce_soon(now, group);
     }
 

@@ -53,6 +53,12 @@ impl ConnectionManager {
         self.handle(at(0), ToManager::Refused { connection });
     }
 
+    fn is_served(&mut self, number: ProcessId) {
+        let (listener, process) = (LISTENER, process(number));
+        let served = ToManager::Served { listener, process, service_time_us: 100, server: 0 };
+        self.handle(at(0), served);
+    }
+
     fn dies(&mut self, number: ProcessId) {
         self.handle(at(0), ToManager::ProcessDied { process: process(number) });
     }
@@ -134,6 +140,79 @@ fn equals_take_turns_and_the_least_loaded_goes_first() {
     manager.is_claimed(connection(1));
     manager.arrives(LISTENER, connection(5));
     assert_eq!(actions(&mut manager, at(0)), [offer(5, 2)]);
+}
+
+#[test]
+fn who_serves_one_after_the_other_is_busy_with_it() {
+    let mut manager = manager_of(&[1, 2]);
+    for number in 0..2 {
+        manager.arrives(LISTENER, connection(number));
+    }
+    assert_eq!(actions(&mut manager, at(0)), [offer(0, 1), offer(1, 2)]);
+    manager.is_claimed(connection(0));
+    manager.is_claimed(connection(1));
+    manager.is_served(2);
+    // It would be the turn of the first.
+    manager.arrives(LISTENER, connection(2));
+    assert_eq!(actions(&mut manager, at(0)), [offer(2, 2)]);
+}
+
+#[test]
+fn who_was_seen_with_several_is_not_asked_how_many_it_has() {
+    let mut manager = manager_of(&[1]);
+    for number in 0..3 {
+        manager.arrives(LISTENER, connection(number));
+    }
+    actions(&mut manager, at(0));
+    (0..3).for_each(|number| manager.is_claimed(connection(number)));
+    manager.accepts(2, LISTENER);
+    manager.arrives(LISTENER, connection(3));
+    assert_eq!(actions(&mut manager, at(0)), [offer(3, 2)]);
+    manager.is_claimed(connection(3));
+    manager.is_served(2);
+    // Both have claimed what they were offered: the first is next, though it has three.
+    manager.arrives(LISTENER, connection(4));
+    assert_eq!(actions(&mut manager, at(0)), [offer(4, 1)]);
+}
+
+#[test]
+fn what_waits_behind_one_connection_is_not_moved_behind_another() {
+    let mut manager = manager_of(&[1, 2]);
+    for number in 0..2 {
+        manager.arrives(LISTENER, connection(number));
+    }
+    actions(&mut manager, at(0));
+    manager.is_claimed(connection(0));
+    manager.is_claimed(connection(1));
+    assert_eq!(at_time_out(&mut manager), []);
+    manager.arrives(LISTENER, connection(2));
+    assert_eq!(actions(&mut manager, at(TIMEOUT_US)), [offer(2, 1)]);
+    // Longer than its claims take, but the other is no sooner done.
+    let later = at(TIMEOUT_US + TIMEOUT_US / 2);
+    manager.handle_timers(later);
+    assert_eq!(actions(&mut manager, later), []);
+    manager.is_served(2);
+    let later = at(2 * TIMEOUT_US - 1);
+    manager.handle_timers(later);
+    assert_eq!(actions(&mut manager, later), [revoke(2, 1)]);
+}
+
+#[test]
+fn what_was_taken_back_keeps_its_place() {
+    let mut manager = manager_of(&[1]);
+    for number in 0..3 {
+        manager.arrives(LISTENER, connection(number));
+    }
+    actions(&mut manager, at(0));
+    manager.accepts(2, LISTENER);
+    assert_eq!(at_time_out(&mut manager), [revoke(0, 1), revoke(1, 1), revoke(2, 1)]);
+    manager.arrives(LISTENER, connection(3));
+    // The answers of several servers come in any order.
+    for number in [1, 0, 2] {
+        manager.is_revoked(connection(number));
+    }
+    let expected = [offer(0, 2), offer(1, 2), offer(2, 2), offer(3, 2)];
+    assert_eq!(actions(&mut manager, at(TIMEOUT_US)), expected);
 }
 
 #[test]
