@@ -291,6 +291,11 @@ impl Trace {
             .collect();
         self.world.peer.step(now);
         self.world.settle();
+        if self.scenario.is_short() {
+            // A client does not wait to be accepted.
+            self.peer_writes(peers.iter().copied(), REQUEST);
+            self.world.settle();
+        }
         let mut lines = Vec::with_capacity(count);
         for peer in peers {
             let socket = self.app.accept_now().expect("an offer");
@@ -301,11 +306,6 @@ impl Trace {
             };
             self.app.say(&socket, watch);
             lines.push(Line { socket, peer });
-        }
-        if self.scenario.is_short() {
-            // A client does not wait for the claim: its request comes just before it.
-            self.peer_writes(&lines, REQUEST);
-            self.world.peer.step(now);
         }
         self.world.settle();
         lines
@@ -332,7 +332,7 @@ impl Trace {
 
     fn requests(&mut self) {
         let lines = std::mem::take(&mut self.lines);
-        self.peer_writes(&lines, REQUEST);
+        self.peer_writes(peers_of(&lines), REQUEST);
         self.world.settle();
         self.answer(&lines);
         self.peer_reads(&lines, ANSWER);
@@ -352,7 +352,7 @@ impl Trace {
     /// The peer sends `bytes` on each connection.
     fn receive(&mut self, bytes: usize) {
         let lines = std::mem::take(&mut self.lines);
-        self.peer_writes(&lines, bytes);
+        self.peer_writes(peers_of(&lines), bytes);
         let mut left = bytes * lines.len();
         while left > 0 {
             self.world.settle();
@@ -414,13 +414,13 @@ impl Trace {
     }
 
     /// The peer writes, each connection's bytes for a frame of their own.
-    fn peer_writes(&mut self, lines: &[Line], bytes: usize) {
+    fn peer_writes(&mut self, peers: impl Iterator<Item = SocketId>, bytes: usize) {
         let world = &mut self.world;
-        for line in lines {
-            let written = world.peer.streams.sent.entry(line.peer).or_default();
+        for peer in peers {
+            let written = world.peer.streams.sent.entry(peer).or_default();
             written.resize(written.len() + bytes, 0xa5);
             let tail = written.len() as u64;
-            world.peer.shard.send_ready(world.now, line.peer, tail);
+            world.peer.shard.send_ready(world.now, peer, tail);
         }
     }
 
@@ -440,4 +440,8 @@ impl Trace {
         let counters = self.world.server.link.port().counters();
         [counters.rx_frames, counters.tx_frames]
     }
+}
+
+fn peers_of(lines: &[Line]) -> impl Iterator<Item = SocketId> + '_ {
+    lines.iter().map(|line| line.peer)
 }
