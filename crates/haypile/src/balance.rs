@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use haypile_service::balance::{AcceptorRow, BalanceReport, ManagerRow, QueueRow};
 use haypile_service::config::BalanceChange;
-use haypile_service::control::{Request, ask};
+use haypile_service::control::Request;
 use haypile_service::error::Error;
 use haypile_service::times::TimesRow;
 
+use crate::asking::ask;
 use crate::cli::BalanceArgs;
 use crate::{place, table};
 

@@ -3,9 +3,10 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use haypile_service::control::{Request, ask};
+use haypile_service::control::Request;
 use haypile_service::error::Error;
 
+use crate::asking::ask;
 use crate::cli::CaptureArgs;
 use crate::{place, table};
 

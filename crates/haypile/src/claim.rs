@@ -17,11 +17,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use haypile_service::attach::ATTACH_SOCKET;
-use haypile_service::control::{CONTROL_SOCKET, Request, ask};
+use haypile_service::control::{CONTROL_SOCKET, Request};
 use haypile_service::error::Error;
 use haypile_shm::control::attach_path;
 use haypile_shm::epoch::EPOCH_SERVERS;
 
+use crate::asking::{ask, stopped};
 use crate::place;
 use crate::preload;
 
@@ -34,9 +35,15 @@ const LOG: &str = "service.log";
 const MADE: &str = "directory";
 /// Word of the lock file: we made the log.
 const LOGGED: &str = "log";
+/// Word of the lock file, before a process and its namespace of processes: whoever has locked it.
+const HOLDER: &str = "process";
+/// Longest text of a lock file.
+const TEXT_MAX: u64 = 256;
 /// Time for a service that is dying to be dead, and for a turn to come: milliseconds, unless others
 /// want the cores more.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Nobody's stop and start of a process takes longer, unless it is meant.
+const STILLNESS: Duration = Duration::from_secs(1);
 /// Pause between two looks at a lock.
 const PAUSE: Duration = Duration::from_millis(2);
 
@@ -77,14 +84,11 @@ pub fn claim(path: &Path, private: bool) -> Result<OwnedDirectory, Error> {
             Ok(Some(directory)) => return Ok(directory),
             // A service that was killed holds its lock, and even takes connections, until it is
             // dead; but it does not answer.
-            Ok(None) if Instant::now() > deadline || ask(path, &Request::Version {}).is_ok() => {
-                return Err(Error::new(
-                    format_args!("use the control directory {}", path.display()),
-                    "a service already runs there",
-                    "stop it, or choose another directory with --control-dir",
-                ));
-            }
-            Ok(None) => std::thread::sleep(PAUSE),
+            Ok(None) => match ask(path, &Request::Version {}) {
+                Err(error) if error.is_silence() => return Err(silent(path, &error)),
+                Err(_) if Instant::now() <= deadline => std::thread::sleep(PAUSE),
+                Ok(_) | Err(_) => return Err(fail_busy(path)),
+            },
             // By the guardian of the service before, under our hands.
             Err(error) if error.kind() == ErrorKind::NotFound && Instant::now() < deadline => {
                 std::thread::sleep(PAUSE);
@@ -98,18 +102,30 @@ pub fn claim(path: &Path, private: bool) -> Result<OwnedDirectory, Error> {
 /// dies, and will let go. What `look` has found at last.
 ///
 /// # Errors
-/// Of `look`.
+/// Of `look`. [`Error::is_silence`] when the service does neither: 1 s after it was stopped, else after 10 s.
 pub fn wait_for_answer<T>(
     path: &Path,
     mut look: impl FnMut() -> Result<Option<T>, Error>,
 ) -> Result<Option<T>, Error> {
-    let deadline = Instant::now() + PATIENCE;
+    let begun = Instant::now();
+    let what = format!("ask the service in {}", path.display());
     loop {
         // Before the look: a service answers until it lets go.
         let held = is_held(path);
         let found = look()?;
-        if found.is_some() || !held || Instant::now() > deadline {
+        if found.is_some() || !held {
             return Ok(found);
+        }
+        let waited = begun.elapsed();
+        if waited > STILLNESS
+            && let Some((why, remedy)) = stopped(path)
+        {
+            return Err(Error::silence(what, why, remedy));
+        }
+        if waited > PATIENCE {
+            let why = format!("it holds the directory, and has not begun in {PATIENCE:?}");
+            let remedy = "look at what haypile serve says, or end that one";
+            return Err(Error::silence(what, why, remedy));
         }
         std::thread::sleep(PAUSE);
     }
@@ -120,6 +136,29 @@ fn is_held(path: &Path) -> bool {
     // Shared with others who look, not with owners.
     File::open(path.join(LOCK))
         .is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
+}
+
+/// The process that holds the lock, if it is one of this namespace of processes.
+pub fn holder(path: &Path) -> Option<u32> {
+    if !is_held(path) {
+        return None;
+    }
+    let text = read_words(&File::open(path.join(LOCK)).ok()?);
+    let words = text.lines().find_map(|line| line.strip_prefix(HOLDER));
+    let (process, namespace) = words?.trim().split_once(' ')?;
+    (namespace == process_namespace()).then(|| process.parse().ok())?
+}
+
+/// The namespace that numbers of processes are of.
+fn process_namespace() -> String {
+    fs::read_link("/proc/self/ns/pid").unwrap_or_default().display().to_string()
+}
+
+fn read_words(lock: &File) -> String {
+    let mut text = String::new();
+    // What cannot be read is not ours.
+    drop(lock.take(TEXT_MAX).read_to_string(&mut text));
+    text
 }
 
 /// `None` while somebody else holds the lock.
@@ -240,6 +279,23 @@ fn not_given(path: &Path, group: u32, why: io::Error) -> Error {
     )
 }
 
+fn fail_busy(path: &Path) -> Error {
+    Error::new(
+        format_args!("use the control directory {}", path.display()),
+        "a service already runs there",
+        "stop it, or choose another directory with --control-dir",
+    )
+}
+
+/// A service has the directory, and does not answer.
+fn silent(path: &Path, error: &Error) -> Error {
+    Error::silence(
+        format_args!("use the control directory {}", path.display()),
+        format_args!("a service already runs there, but does not answer: {}", error.why()),
+        error.remedy(),
+    )
+}
+
 fn fail(path: &Path, why: impl std::fmt::Display) -> Error {
     Error::new(
         format_args!("use the control directory {}", path.display()),
@@ -277,9 +333,7 @@ impl Turn {
 
 impl Leavings {
     fn read(path: &Path, lock: &File) -> Leavings {
-        let mut text = String::new();
-        // What cannot be read is not ours.
-        drop(lock.take(64).read_to_string(&mut text));
+        let text = read_words(lock);
         let says = |word| text.lines().any(|line| line == word);
         Leavings { path: path.to_path_buf(), made: says(MADE), log: says(LOGGED) }
     }
@@ -287,8 +341,9 @@ impl Leavings {
     fn write(&self, lock: &File) -> io::Result<()> {
         let words = [(self.made, MADE), (self.log, LOGGED)];
         let lines = words.iter().filter(|(said, _)| *said).map(|(_, word)| format!("{word}\n"));
+        let holder = format!("{HOLDER} {} {}\n", std::process::id(), process_namespace());
         lock.set_len(0)?;
-        lock.write_all_at(lines.collect::<String>().as_bytes(), 0)
+        lock.write_all_at((lines.collect::<String>() + &holder).as_bytes(), 0)
     }
 
     /// Removes the sockets and the preload library, also one that was only half written.

@@ -118,7 +118,11 @@ the files.")]
     /// Show servers, load, drops, memory and processes.
     #[command(after_help = "Examples:
   haypile status
-  haypile status --json | jq .drops")]
+  haypile status --json | jq .drops
+
+A service that does not answer is said so, with exit status 1: after 1 or 2 s if a process of it is
+stopped (which one, and how to let it go on or end it), else after 10 s. haypile run and all other
+commands that ask a service do the same.")]
     Status(StatusArgs),
     /// Show how connections are shared among applications, and change the rules while they come.
     #[command(after_help = "Examples:

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+mod asking;
 mod balance;
 mod bench;
 mod capture;

@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use haypile_service::control::{PlanState, Request, ask};
+use haypile_service::control::{PlanState, Request};
 use haypile_service::error::Error;
 use haypile_service::plan::{Component, Plan, ServerSpec};
 use haypile_service::sandbox;
@@ -13,6 +13,7 @@ use haypile_shm::sys::privilege;
 use serde::Serialize;
 use serde_json::json;
 
+use crate::asking::ask;
 use crate::cli::{PlanArgs, PlanChange, PlanSetArgs};
 use crate::{place, table};
 

@@ -1,13 +1,18 @@
 //! `haypile resolve`: a name looked up by a service's own resolver. Called by `main`.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
-use haypile_service::control::{Request, ask};
+use haypile_service::control::Request;
 use haypile_service::error::Error;
 use haypile_service::resolve::Resolved;
 
+use crate::asking::ask_within;
 use crate::cli::ResolveArgs;
 use crate::{place, table};
+
+/// Time for the name servers to be asked, each more than once.
+const ANSWER: Duration = Duration::from_secs(30);
 
 /// Prints addresses or names, one a line.
 ///
@@ -15,7 +20,8 @@ use crate::{place, table};
 /// When no service answers, or nothing was found.
 pub fn run(arguments: &ResolveArgs) -> Result<ExitCode, Error> {
     let directory = place::directory_of(&arguments.control)?;
-    let answer = ask(&directory, &Request::Resolve { name: arguments.wanted.clone() })?;
+    let request = Request::Resolve { name: arguments.wanted.clone() };
+    let answer = ask_within(&directory, &request, ANSWER)?;
     let resolved: Resolved = table::parse(answer)?;
     if arguments.json {
         table::print(&resolved);

@@ -16,7 +16,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 
 use haypile_service::attach::ATTACH_SOCKET;
 use haypile_service::config::{self, LinkChoice};
-use haypile_service::control::{Request, ask};
+use haypile_service::control::Request;
 use haypile_service::error::Error;
 use haypile_shm::Errno;
 use haypile_shm::control::{ATTACH_VARIABLE, DOMAIN_VARIABLE};
@@ -24,7 +24,7 @@ use haypile_shm::sys;
 
 use crate::cli::{RunArgs, ServiceArgs};
 use crate::serve::Announcement;
-use crate::{claim, own_namespace, place, preload, reach};
+use crate::{asking, claim, own_namespace, place, preload, reach};
 
 /// The service that the program will use.
 struct Joined {
@@ -79,8 +79,11 @@ fn find_or_start(arguments: &RunArgs) -> Result<Joined, Error> {
             // Ours before root's, which serves everybody whom it lets.
             for path in place::default_directory().ok().into_iter().chain(place::of_root()) {
                 // One that is starting just now answers soon.
-                if let Ok(Some(joined)) = claim::wait_for_answer(&path, || join(&path)) {
-                    return Ok(joined);
+                match claim::wait_for_answer(&path, || join(&path)) {
+                    Ok(Some(joined)) => return Ok(joined),
+                    // A program that was meant for it would be on another network.
+                    Err(error) if error.is_silence() => return Err(error),
+                    Ok(None) | Err(_) => {}
                 }
             }
             start_private(arguments, place::private_directory()?)
@@ -91,7 +94,7 @@ fn find_or_start(arguments: &RunArgs) -> Result<Joined, Error> {
 /// The service in a directory, if one answers.
 ///
 /// # Errors
-/// When one is there that does not let us in.
+/// When one is there that does not let us in, or does not answer.
 fn join(directory: &Path) -> Result<Option<Joined>, Error> {
     let note = format!("joined the service in {}", directory.display());
     let joined = |addresses| Joined {
@@ -100,7 +103,18 @@ fn join(directory: &Path) -> Result<Option<Joined>, Error> {
         note: note.clone(),
         in_own_namespace: false,
     };
-    if let Ok(answer) = ask(directory, &Request::Version {}) {
+    let asked = asking::ask(directory, &Request::Version {});
+    if let Err(error) = &asked
+        && error.is_silence()
+    {
+        return Err(error.clone());
+    }
+    if let Ok(answer) = asked {
+        // The program would be stopped with it.
+        if let Some((why, remedy)) = asking::stays_stopped(directory) {
+            let what = format_args!("join the service in {}", directory.display());
+            return Err(Error::silence(what, why, remedy));
+        }
         let Some(addresses) = answer["addresses"].as_array() else { return Ok(None) };
         let addresses = addresses.iter().filter_map(|address| address.as_str());
         let addresses = addresses.map(|text| text.split('/').next().unwrap_or(text).to_string());

@@ -2,10 +2,11 @@
 
 use std::process::ExitCode;
 
-use haypile_service::control::{Request, ask};
+use haypile_service::control::Request;
 use haypile_service::error::Error;
 use haypile_service::report::{SocketRow, Sockets};
 
+use crate::asking::ask;
 use crate::cli::SsArgs;
 use crate::{place, table};
 

@@ -2,10 +2,11 @@
 
 use std::process::ExitCode;
 
-use haypile_service::control::{Request, ask};
+use haypile_service::control::Request;
 use haypile_service::error::Error;
 use haypile_service::report::{CountRow, Network, Status};
 
+use crate::asking::ask;
 use crate::cli::StatusArgs;
 use crate::{place, table};
 

@@ -4,10 +4,11 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use haypile_service::control::{Request, ask, ask_within};
+use haypile_service::control::Request;
 use haypile_service::error::Error;
 use haypile_service::moving::{MoveReport, MoveRow, Selection, SteerReport, SteerRow};
 
+use crate::asking::{ask, ask_within};
 use crate::cli::{SteerAction, SteerArgs, SteerMoveArgs};
 use crate::{place, table};
 

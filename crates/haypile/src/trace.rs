@@ -7,10 +7,11 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use haypile_service::control::{Request, ask};
+use haypile_service::control::Request;
 use haypile_service::error::Error;
 use haypile_service::trace::{TracePart, TraceRow};
 
+use crate::asking::ask;
 use crate::cli::TraceArgs;
 use crate::{place, table};
 

@@ -6,12 +6,12 @@
 
 use std::collections::HashMap;
 use std::fs::Permissions;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{BufRead, ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -147,6 +147,8 @@ pub const CONTROL_SOCKET: &str = "control.sock";
 const CLIENTS_MAX: usize = 32;
 const LINE_MAX: usize = 64 * 1024;
 const OUTPUT_MAX: usize = 256 << 20;
+/// Without an answer for so long somebody looks why.
+const SILENCE: Duration = Duration::from_secs(1);
 
 impl ControlSocket {
     /// Makes the socket with mode 0660.
@@ -311,40 +313,58 @@ pub fn acceptance(body: impl Serialize) -> Value {
     answer
 }
 
-/// Asks a running service; for the command line.
+/// Why a service is silent and what to do, in words, once that is known.
+pub type Reason = (String, String);
+
+/// Asks a running service, which begins to answer within 30 s; for tests and tools.
 ///
 /// # Errors
 /// When no service answers at that directory, or it refuses.
 pub fn ask(directory: &Path, request: &Request) -> Result<Value, Error> {
-    ask_within(directory, request, Duration::from_secs(30))
+    ask_within(directory, request, Duration::from_secs(30), &mut || None)
 }
 
-/// As [`ask`], of what takes longer.
+/// As [`ask`], with another limit. Every second without an answer `reason` is asked why; with one there is no more
+/// to wait for.
 ///
 /// # Errors
-/// As [`ask`].
-pub fn ask_within(directory: &Path, request: &Request, limit: Duration) -> Result<Value, Error> {
+/// As [`ask`]. [`Error::is_silence`] when somebody listens there and does not answer.
+pub fn ask_within(
+    directory: &Path,
+    request: &Request,
+    limit: Duration,
+    reason: &mut dyn FnMut() -> Option<Reason>,
+) -> Result<Value, Error> {
     let path = directory.join(CONTROL_SOCKET);
+    let what = format!("ask the service at {}", path.display());
     let fail = |why: String| {
-        Error::new(
-            format_args!("ask the service at {}", path.display()),
-            why,
-            "start one with haypile serve, or name its directory with --control-dir",
-        )
+        let remedy = "start one with haypile serve, or name its directory with --control-dir";
+        Error::new(&what, why, remedy)
     };
     let mut stream = UnixStream::connect(&path).map_err(|error| fail(error.to_string()))?;
-    let timeouts = stream.set_read_timeout(Some(limit)).and(stream.set_write_timeout(Some(limit)));
+    let timeouts =
+        stream.set_read_timeout(Some(SILENCE)).and(stream.set_write_timeout(Some(limit)));
     timeouts.map_err(|error| fail(error.to_string()))?;
     let mut line = serde_json::to_vec(request).map_err(|error| fail(error.to_string()))?;
     line.push(b'\n');
     stream.write_all(&line).map_err(|error| fail(error.to_string()))?;
     let mut reader = std::io::BufReader::new(stream);
-    let mut answer = String::new();
-    std::io::BufRead::read_line(&mut reader, &mut answer).map_err(|error| {
-        let silent = error.kind() == std::io::ErrorKind::WouldBlock;
-        fail(if silent { format!("no answer in {} s", limit.as_secs()) } else { error.to_string() })
-    })?;
-    let answer: Value = serde_json::from_str(&answer)
+    let mut answer = Vec::new();
+    let until = Instant::now() + limit;
+    // What has come stays in `answer` when the time for one look is over.
+    while let Err(error) = reader.read_until(b'\n', &mut answer) {
+        if error.kind() != ErrorKind::WouldBlock {
+            return Err(fail(error.to_string()));
+        }
+        if let Some((why, remedy)) = reason() {
+            return Err(Error::silence(&what, why, remedy));
+        }
+        if Instant::now() >= until {
+            let why = format!("no answer in {} s", limit.as_secs());
+            return Err(Error::silence(&what, why, "ask again later, or end it and start another"));
+        }
+    }
+    let answer: Value = serde_json::from_slice(&answer)
         .map_err(|_| fail("it closed the connection without an answer".into()))?;
     if answer["ok"] == Value::Bool(true) {
         return Ok(answer);

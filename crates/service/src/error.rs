@@ -12,14 +12,22 @@ pub struct Error {
     what: String,
     why: String,
     remedy: String,
-    is_usage: bool,
+    kind: Kind,
+}
+
+/// What callers have to tell apart.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+enum Kind {
+    Failure,
+    Usage,
+    Silence,
 }
 
 impl Error {
     /// An error of three parts; `remedy` may be empty when there is nothing to advise.
     pub fn new(what: impl fmt::Display, why: impl fmt::Display, remedy: impl fmt::Display) -> Self {
         let (what, why, remedy) = (one_line(what), one_line(why), one_line(remedy));
-        Error { what, why, remedy, is_usage: false }
+        Error { what, why, remedy, kind: Kind::Failure }
     }
 
     /// As [`Error::new`], of a value on the command line or in a configuration that can never be right.
@@ -28,12 +36,26 @@ impl Error {
         why: impl fmt::Display,
         remedy: impl fmt::Display,
     ) -> Self {
-        Error { is_usage: true, ..Error::new(what, why, remedy) }
+        Error { kind: Kind::Usage, ..Error::new(what, why, remedy) }
     }
 
     /// Whether the command was given wrongly, for the exit status.
     pub fn is_usage(&self) -> bool {
-        self.is_usage
+        self.kind == Kind::Usage
+    }
+
+    /// As [`Error::new`], of somebody who is there and does not answer.
+    pub fn silence(
+        what: impl fmt::Display,
+        why: impl fmt::Display,
+        remedy: impl fmt::Display,
+    ) -> Self {
+        Error { kind: Kind::Silence, ..Error::new(what, why, remedy) }
+    }
+
+    /// Whether somebody is there and does not answer.
+    pub fn is_silence(&self) -> bool {
+        self.kind == Kind::Silence
     }
 
     /// What was attempted.
@@ -82,5 +104,7 @@ mod tests {
         let usage = Error::usage("mtu 5", "too small", "choose more");
         assert_eq!(usage.to_string(), "mtu 5: too small; choose more");
         assert!(usage.is_usage() && !error.is_usage());
+        let silence = Error::silence("a", "b", "c");
+        assert!(silence.is_silence() && !silence.is_usage() && !usage.is_silence());
     }
 }

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use haypile_service::control::{Request, ask};
+use haypile_service::control::Request;
 
 use super::{Check, Verdict};
+use crate::asking::ask;
 use crate::{place, preload};
 
 /// All of them.
@@ -81,6 +82,10 @@ fn service(directory: Option<&Path>) -> Check {
             }
             Check::new(NAME, Verdict::Limited, found)
                 .advise("it is not of this command's version: restart it")
+        }
+        Err(error) if error.is_silence() => {
+            let found = format!("one at {} is silent: {}", directory.display(), error.why());
+            Check::new(NAME, Verdict::Limited, found).advise(error.remedy())
         }
         Err(_) => {
             let found = format!("none at {}", directory.display());

@@ -1,7 +1,7 @@
 //! The command itself: services that stay, programs that join them, exit statuses, errors, ends.
 
-use crate::support::process::ended_by;
-use crate::support::stage::{Stage, on_stage, service};
+use crate::support::process::{ended_by, send_signal};
+use crate::support::stage::{INTERFACE, Stage, on_stage, service};
 use crate::support::{PATIENCE, content, http, inspect, nginx, python, script, wait_until};
 use std::time::Instant;
 
@@ -28,6 +28,68 @@ fn sigterm_ends_a_service_cleanly() {
             assert_eq!(sockets, Vec::<String>::new());
             server.terminate();
         }
+    });
+}
+
+/// Commands about a service of which `process` is stopped: the same line and status from all, soon.
+#[track_caller]
+fn assert_told_of(stage: &Stage, process: u32, which: &str, stopped_at: &str) {
+    let other = ["--link", "tap:haypile1"];
+    let wanted: [(&str, &[&str]); 4] =
+        [("status", &[]), ("ss", &["--json"]), ("run", &["--", "true"]), ("serve", &other)];
+    for (subcommand, words) in wanted {
+        // What a stopped server has to do with another service of the directory nobody asks.
+        if subcommand == "serve" && which != "its supervisor" {
+            continue;
+        }
+        let mut command = stage.haypile(subcommand);
+        command.args(words);
+        let asked = Instant::now();
+        let told = stage.start_command(subcommand, command).finish(PATIENCE);
+        let seconds = asked.elapsed().as_secs_f64();
+        assert!(seconds < 6.0, "{subcommand}, {stopped_at}: {seconds:.1} s, {}", told.err);
+        assert_eq!(told.status.code(), Some(1), "{subcommand}, {stopped_at}: {}", told.err);
+        assert_eq!(told.err.lines().count(), 1, "{subcommand}, {stopped_at}: {}", told.err);
+        let reason = format!("process {process}, {which}, is stopped");
+        for text in [&reason, &format!("kill -CONT {process}"), &format!("kill -KILL {process}")] {
+            assert!(told.err.contains(text.as_str()), "{subcommand}, {stopped_at}: {}", told.err);
+        }
+        stage.say(&format!("{stopped_at}: {subcommand} after {seconds:.1} s: {}", told.err.trim()));
+    }
+}
+
+#[test]
+fn a_stopped_service_is_named_soon() {
+    on_stage("a_stopped_service_is_named_soon", &[], |stage| {
+        let service = stage.serve_with(&["--plan", "TS2LS2CM2"]);
+        service.signal("STOP");
+        assert_told_of(stage, service.pid(), "its supervisor", "while it runs");
+        service.signal("CONT");
+        stage.ask("status", &[]).expect("it goes on");
+        let is_server = |pid: &u32| inspect::describe(*pid).ends_with(" server)");
+        let servers: Vec<u32> =
+            inspect::children_of(service.pid()).into_iter().filter(is_server).collect();
+        assert_eq!(servers.len(), 2, "{servers:?}");
+        for server in servers {
+            send_signal("STOP", &server.to_string());
+            assert_told_of(stage, server, "one of its servers", "a server");
+            send_signal("CONT", &server.to_string());
+            stage.ask("status", &[]).expect("it goes on");
+        }
+        service.terminate();
+        // Wherever in its start it is then.
+        let mut command = stage.haypile("serve");
+        command.args(["--link", &format!("tap:{INTERFACE}")]);
+        let service = stage.start_command("serve", command);
+        wait_until("it has the directory", PATIENCE, || {
+            let text = std::fs::read_to_string(stage.control().join("lock")).ok()?;
+            (!text.is_empty()).then_some(())
+        });
+        service.signal("STOP");
+        assert_told_of(stage, service.pid(), "its supervisor", "while it starts");
+        service.signal("CONT");
+        wait_until("it has started after all", PATIENCE, || stage.ask("status", &[]).ok());
+        service.terminate();
     });
 }
 
