@@ -400,8 +400,21 @@ impl Core {
             let domain = socket.domain.filter(|_| socket.shared);
             if let Some(domain) = domain.and_then(|domain| self.store.domains.get_mut(domain)) {
                 domain.unheard = true;
+                self.hear_for_a_member(key);
             }
         }
+    }
+
+    /// Sees to it that the end of a shared socket is heard, if a process of its domain is here: any of them may
+    /// have it. False: none is.
+    fn hear_for_a_member(&mut self, key: Key) -> bool {
+        let domain = self.store.sockets.get(key).and_then(|socket| socket.domain);
+        let mut processes = self.processes.iter();
+        let member = processes.find(|(_, one)| Some(one.domain) == domain).map(|(id, _)| id);
+        let Some(member) = member else { return false };
+        drop(processes);
+        self.hear_end_of(member, key);
+        true
     }
 
     /// Connections that have left and that their program, which has them alone, has yet to follow.
@@ -439,6 +452,11 @@ impl Core {
             self.depot.strays.pop_front();
             let Some(socket) = self.store.sockets.get_mut(key) else { continue };
             let Some(came) = socket.came.as_deref().copied() else { continue };
+            // It ends with its placeholder, or with the last process of the domain.
+            if socket.shared && !came.arrived && self.hear_for_a_member(key) {
+                continue;
+            }
+            let Some(socket) = self.store.sockets.get_mut(key) else { continue };
             let awaited = came.awaits.and_then(|name| self.processes.named(name));
             let awaited = awaited.and_then(|id| Some((id, self.processes.get_mut(id)?)));
             let awaited = awaited.filter(|(_, one)| Some(one.domain) == socket.domain);

@@ -719,6 +719,34 @@ fn who_does_not_follow_before_the_old_server_dies_has_a_while() {
     }
 }
 
+/// Nobody looks at a connection that several processes have, when the server that it came from leaves: it lives as
+/// long as its placeholder, or as a process that may have it.
+#[test]
+fn a_shared_connection_that_nobody_follows_lives_as_long_as_its_placeholder() {
+    for by_placeholder in [true, false] {
+        let (mut pair, program, place, peer, bucket) = connected();
+        let (fd, cookie) = placeholder();
+        program.tell(&mut pair, &place, RequestBody::Shared { cookie });
+        assert!(pair.move_bucket(0, bucket).moved);
+        let now = pair.worlds[1].now;
+        pair.worlds[1].server.leave_peer(now, 0);
+        pair.run_for(200_000_000);
+        let state = pair.worlds[0].peer.progress(peer);
+        assert!(state.error.is_none() && !state.rx_fin, "{:?}", state.error);
+        assert_eq!(pair.core(1).counters.strays, 0);
+        if by_placeholder {
+            drop(fd);
+        } else {
+            program.ends_at(&mut pair, 1);
+        }
+        let start = std::time::Instant::now();
+        while !pair.worlds[0].peer.progress(peer).rx_fin {
+            assert!(start.elapsed().as_secs() < 60, "{by_placeholder}: nobody has ended it");
+            pair.settle();
+        }
+    }
+}
+
 /// The old server dies when the new one has the connection and it has not heard so: its process is told that the
 /// connection is lost, and so it is.
 #[test]
