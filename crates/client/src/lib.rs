@@ -67,7 +67,9 @@ pub use socket::{
     forget_number, listen, local_address, remote_address, set_nonblocking, set_status_flags,
     shutdown, socket, status_flags,
 };
-pub use stream_io::{discard, readable_bytes, receive, send, send_file, unsent_bytes};
+pub use stream_io::{
+    discard, readable_bytes, receive, receive_control, send, send_file, unsent_bytes,
+};
 
 use std::os::fd::RawFd;
 

@@ -42,7 +42,7 @@ const ANY: i32 = i32::MAX;
 
 /// The options with an integer value that are kept here. Names that libc does not have carry their
 /// number from the kernel's headers.
-const TABLE: [(i32, i32, Effect); 43] = [
+const TABLE: [(i32, i32, Effect); 45] = [
     (SOL_SOCKET, libc::SO_REUSEADDR, Local),
     (SOL_SOCKET, libc::SO_REUSEPORT, Local),
     (SOL_SOCKET, libc::SO_LINGER, Local),
@@ -70,6 +70,8 @@ const TABLE: [(i32, i32, Effect); 43] = [
     (SOL_SOCKET, libc::SO_PRIORITY, Kept),
     (SOL_SOCKET, libc::SO_DONTROUTE, Kept),
     (SOL_SOCKET, libc::SO_RCVLOWAT, Local),
+    (SOL_SOCKET, libc::SO_PEEK_OFF, Local),
+    (IPPROTO_TCP, TCP_INQ, Local),
     (SOL_SOCKET, libc::SO_TIMESTAMP, Kept),
     (SOL_SOCKET, libc::SO_BUSY_POLL, Kept),
     (SOL_SOCKET, libc::SO_INCOMING_CPU, Kept),
@@ -102,6 +104,9 @@ const REFUSED: [(i32, i32); 7] = [
     (SOL_SOCKET, libc::SO_ATTACH_BPF),
 ];
 const TCP_ZEROCOPY_RECEIVE: i32 = 35;
+const TCP_INQ: i32 = 36;
+/// In `TCP_INFO`: the MTU of the path.
+const PATH_MTU_OFFSET: usize = 60;
 
 /// `SO_LINGER` as kept: the time plus one; negative if it is off, when Linux remembers the time.
 fn kept_linger(on: bool, time_s: i32, before: i32) -> i32 {
@@ -110,6 +115,15 @@ fn kept_linger(on: bool, time_s: i32, before: i32) -> i32 {
 
 fn place(level: i32, name: i32) -> Option<usize> {
     TABLE.iter().position(|(of, known, _)| (*of, *known) == (level, name))
+}
+
+/// As [`place`], of an option that the table has.
+const fn place_of(level: i32, name: i32) -> usize {
+    let mut place = 0;
+    while TABLE[place].0 != level || TABLE[place].1 != name {
+        place += 1;
+    }
+    place
 }
 
 /// The number of an option in messages: level in the high byte, name in the low.
@@ -206,6 +220,27 @@ impl Stored {
     fn linger_word(&self) -> i32 {
         let place = place(SOL_SOCKET, libc::SO_LINGER);
         place.and_then(|place| self.get(place)).unwrap_or(0)
+    }
+
+    /// `SO_PEEK_OFF`: how many bytes the next look skips; `None` if it is off.
+    pub(crate) fn peek_offset(&self) -> Option<u32> {
+        const PLACE: usize = place_of(SOL_SOCKET, libc::SO_PEEK_OFF);
+        self.get(PLACE).and_then(|offset| u32::try_from(offset).ok())
+    }
+
+    /// So many bytes were looked at, or taken: the next look begins where the last one ended.
+    pub(crate) fn move_peek_offset(&self, peeked: bool, bytes: usize) {
+        const PLACE: usize = place_of(SOL_SOCKET, libc::SO_PEEK_OFF);
+        let Some(offset) = self.peek_offset() else { return };
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let offset =
+            if peeked { offset.saturating_add(bytes) } else { offset.saturating_sub(bytes) };
+        self.values[PLACE].store(offset.min(i32::MAX as u32) as i32, Ordering::Relaxed);
+    }
+
+    /// `TCP_INQ`
+    pub(crate) fn tells_rest(&self) -> bool {
+        self.get(const { place_of(IPPROTO_TCP, TCP_INQ) }) == Some(1)
     }
 
     /// Whether an option was set that the service must know before the SYN.
@@ -335,7 +370,12 @@ pub fn setsockopt(fd: RawFd, level: i32, name: i32, value: &[u8]) -> Result<(), 
         Service(low, high) | ServiceEarly(low, high) => (low, high),
         Local | Kept => (i32::MIN, i32::MAX),
     };
-    if !(low..=high).contains(&value) || (level, name, value) == (IPPROTO_IP, libc::IP_TTL, 0) {
+    let refused = match (level, name) {
+        (IPPROTO_IP, libc::IP_TTL) => value == 0,
+        (IPPROTO_TCP, TCP_INQ) => !matches!(value, 0 | 1),
+        _ => false,
+    };
+    if refused || !(low..=high).contains(&value) {
         return Err(Errno::EINVAL);
     }
     socket.stored.put(place, value);
@@ -498,9 +538,9 @@ pub fn getsockopt(fd: RawFd, level: i32, name: i32, out: &mut [u8]) -> Result<us
         (IPPROTO_IP, libc::IP_MTU) | (IPPROTO_IPV6, libc::IPV6_MTU)
             if socket.phase() == Phase::Stream =>
         {
-            let segment = ask_integer(&socket, number(IPPROTO_TCP, libc::TCP_MAXSEG))?;
-            let headers = if level == IPPROTO_IP { 40 } else { 60 };
-            give_integer(segment + headers, out)
+            let mut info = [0; PATH_MTU_OFFSET + 4];
+            tcp_info(&socket, &mut info)?;
+            give(&info[PATH_MTU_OFFSET..], out)
         }
         _ => get_known(&socket, fd, level, name, out),
     }

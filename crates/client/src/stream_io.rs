@@ -291,7 +291,7 @@ pub fn receive(fd: RawFd, out: &mut [IoSliceMut<'_>], flags: i32) -> Result<usiz
     receive_with(fd, want, flags, |stream, done| {
         if peek {
             // A peek starts over each time, so that it is whole when it is enough.
-            return stream.peek_vectored(out, 0, &*stream.memory);
+            return stream.peek_vectored(out, done as u64, &*stream.memory);
         }
         match done {
             0 => stream.read_vectored(out, &*stream.memory),
@@ -324,6 +324,25 @@ pub fn discard(fd: RawFd, want: usize, flags: i32) -> Result<usize, Errno> {
     receive_with(fd, want, flags, |stream, done| stream.discard((want - done) as u64))
 }
 
+/// What `TCP_INQ` tells after a receive: bytes left, and one more for the end of the stream, so that the program
+/// goes on reading. `None` unless it was asked for.
+fn rest(socket: &Pinned) -> Option<i32> {
+    let left = |stream: &Record| {
+        let end = u64::from(stream.status() & status::RX_FIN != 0);
+        i32::try_from(stream.readable() + end).unwrap_or(i32::MAX)
+    };
+    socket.stored.tells_rest().then(|| socket.observe(left).unwrap_or(0))
+}
+
+/// Writes the control data that a connection wants after a receive into `out`: bytes used, and whether something
+/// did not fit.
+pub fn receive_control(fd: RawFd, out: &mut [u8]) -> (usize, bool) {
+    let rest = entry::ours(fd).ok().and_then(|socket| rest(&socket));
+    rest.map_or((0, false), |rest| datagram::control::put_rest(out, rest))
+}
+
+/// `step` looks at a record from so many bytes on: those that this call has taken, or for a peek those that it
+/// skips.
 fn receive_with(
     fd: RawFd,
     want: usize,
@@ -349,6 +368,11 @@ fn receive_with(
         _ => want,
     };
     let peek = flags & libc::MSG_PEEK != 0;
+    let skip = if peek { socket.stored.peek_offset().unwrap_or(0) as usize } else { 0 };
+    let finish = |done: usize| {
+        socket.stored.move_peek_offset(peek, done);
+        Ok(done)
+    };
     let mut wait: Option<Wait<'_>> = None;
     let mut done = 0;
     loop {
@@ -356,20 +380,20 @@ fn receive_with(
             return Ok(0);
         }
         let started = if peek { 0 } else { done };
-        match look(&socket, &view, || step(&view.stream, started)) {
+        match look(&socket, &view, || step(&view.stream, skip + started)) {
             Ok(Look::Bytes(bytes)) => {
                 done = started + bytes;
                 if done >= target {
-                    return Ok(done);
+                    return finish(done);
                 }
             }
-            Ok(Look::End) => return Ok(done),
+            Ok(Look::End) => return finish(done),
             Ok(Look::Nothing) if !blocking => return Err(Errno::EAGAIN),
             Ok(Look::Nothing) => {}
             Err(failure) => {
                 view = match look_again(&mut wait, limit, &socket, view, failure) {
                     Ok(view) => view,
-                    Err(errno) => return if done > 0 { Ok(done) } else { Err(errno) },
+                    Err(errno) => return if done > 0 { finish(done) } else { Err(errno) },
                 };
                 continue;
             }
@@ -380,11 +404,11 @@ fn receive_with(
             None => wait.insert(Wait::new(&socket, fd, &socket.receive_timeout_us)?),
         }
         .once(stream, || {
-            let enough = if peek { done as u64 } else { 0 };
+            let enough = if peek { (skip + done) as u64 } else { 0 };
             stream.readable() > enough || stream.status() & (READ_END | status::MOVED) != 0
         });
         if let Err(errno) = slept {
-            return if done > 0 { Ok(done) } else { Err(errno) };
+            return if done > 0 { finish(done) } else { Err(errno) };
         }
     }
 }

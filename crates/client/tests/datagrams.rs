@@ -61,6 +61,19 @@ fn datagram(fd: i32, room: usize, flags: i32) -> (Arrival, Vec<u8>) {
     }
 }
 
+/// As kernels before 4.7: programs that ask do without.
+#[test]
+fn looks_that_go_on_are_refused() {
+    let (_fake, _turn) = support::start();
+    let fd = socket(0);
+    let set = |value: i32| {
+        client::setsockopt(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, &value.to_ne_bytes())
+    };
+    assert_eq!((set(0), set(7)), (Err(Errno::EOPNOTSUPP), Err(Errno::EOPNOTSUPP)));
+    assert_eq!(set(-1), Ok(()));
+    client::close(fd).unwrap();
+}
+
 #[test]
 fn datagrams_keep_their_bounds() {
     let (_fake, _turn) = support::start();

@@ -189,6 +189,7 @@ pub fn tcp_info(info: &TcpInfo) -> [u8; TCP_INFO_BYTES] {
         (36, in_segments(info.retransmitted)),
         (44, since(info.last_data_sent_us)),
         (52, since(info.last_data_received_us)),
+        (60, info.path_mtu),
         (64, u32::from(info.send_mss)),
         (68, info.srtt_us),
         (72, info.rttvar_us),

@@ -297,14 +297,14 @@ pub unsafe extern "C-unwind" fn recvmsg(fd: c_int, message: *mut msghdr, flags: 
     let received = unsafe { vectors::slices_mut((*message).msg_iov, (*message).msg_iovlen) }
         .map_err(too_long)
         .and_then(|out| client::receive(fd, out, flags));
-    if received.is_ok() {
-        // SAFETY: the application's message: no name, no ancillary data, no flags.
-        unsafe {
-            (*message).msg_namelen = 0;
-            (*message).msg_controllen = 0;
-            (*message).msg_flags = 0;
-        }
-    }
+    // SAFETY: the application's message.
+    let received = received.and_then(|len| unsafe {
+        let (used, truncated) = client::receive_control(fd, datagrams::room(message)?);
+        (*message).msg_namelen = 0;
+        (*message).msg_controllen = used as _;
+        (*message).msg_flags = if truncated { libc::MSG_CTRUNC } else { 0 };
+        Ok(len)
+    });
     settle(received, kernel)
 }
 

@@ -173,7 +173,7 @@ pub unsafe fn receive_message(
 ///
 /// # Safety
 /// `message` is a valid message.
-unsafe fn room<'a>(message: *mut msghdr) -> Result<&'a mut [u8], Errno> {
+pub unsafe fn room<'a>(message: *mut msghdr) -> Result<&'a mut [u8], Errno> {
     // SAFETY: the caller's promise.
     unsafe {
         match (*message).msg_control.is_null() {

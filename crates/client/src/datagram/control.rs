@@ -154,6 +154,16 @@ impl Writer<'_> {
     }
 }
 
+/// Writes `TCP_CM_INQ`: bytes used, and whether something did not fit.
+pub(crate) fn put_rest(out: &mut [u8], rest: i32) -> (usize, bool) {
+    let mut writer = Writer { out, used: 0, truncated: false };
+    writer.put(libc::IPPROTO_TCP, TCP_CM_INQ, &rest.to_ne_bytes());
+    writer.done()
+}
+
+/// Of linux/tcp.h.
+const TCP_CM_INQ: i32 = 36;
+
 fn mapped(ip: IpAddr) -> Ipv6Addr {
     match ip {
         IpAddr::V4(v4) => v4.to_ipv6_mapped(),

@@ -113,6 +113,12 @@ pub(crate) fn set(
     {
         return crate::options::set_timeout(socket, name, value);
     }
+    // Refused as by kernels before 4.7, as long as it may become ours: programs do without. Off it is anyway.
+    let looks_on = (level, name) == (SOL_SOCKET, libc::SO_PEEK_OFF)
+        && value.last().is_some_and(|byte| *byte < 0x80);
+    if looks_on && socket.phase() != Phase::Kernel && !socket.has(flag::KERNEL_PEER) {
+        return Err(Errno::EOPNOTSUPP);
+    }
     sys::setsockopt(fd, level, name, value)?;
     if (level, name) == (SOL_SOCKET, libc::SO_BINDTODEVICE) && value.iter().any(|byte| *byte != 0) {
         // Devices are the kernel's, and so is a socket that is bound to one.

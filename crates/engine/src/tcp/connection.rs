@@ -52,6 +52,8 @@ pub(super) struct SendSpace {
     pub(super) wl2: u32,
     /// Largest payload without options.
     pub(super) mss: u16,
+    /// The same as far as only the path matters: what our link carries, or less by what a router said.
+    pub(super) path_mss: u16,
     /// Shift of the windows that the peer sends.
     pub(super) shift: u8,
 }
@@ -71,6 +73,7 @@ impl SendSpace {
             wl1: 0,
             wl2: 0,
             mss,
+            path_mss: mss,
             shift: 0,
         }
     }
@@ -259,6 +262,7 @@ carried!(struct SendSpace {
     wl1,
     wl2,
     mss,
+    path_mss,
     shift,
 });
 carried!(struct ReceiveSpace {
@@ -527,6 +531,7 @@ impl Connection {
             min_rtt_us: self.rtt.min_us,
             send_mss: self.segment_payload_max() as u16,
             receive_mss: self.receive.mss,
+            path_mtu: u32::from(self.send.path_mss) + if self.ipv6 { 60 } else { 40 },
             cwnd: self.congestion.cwnd,
             ssthresh: self.congestion.ssthresh,
             send_window: self.send.window,

@@ -428,6 +428,8 @@ pub struct TcpInfo {
     pub send_mss: u16,
     /// Estimate of the payload of a full segment of the peer.
     pub receive_mss: u16,
+    /// MTU of the path in bytes: the link's, or less by what a router said.
+    pub path_mtu: u32,
     /// Congestion window in bytes.
     pub cwnd: u32,
     /// Slow start threshold in bytes; `u32::MAX` before the first loss.

@@ -182,13 +182,15 @@ fn icmp_counts_only_when_it_quotes_what_is_in_flight() {
     let too_big = IcmpError::PacketTooBig { mss: 1000 };
     let stray = pair.a.iss + 500_000;
     assert!(!pair.a.tcp().handle_icmp(now, too_big, stray, &mut counters));
+    assert_eq!(pair.a.tcp().info(now).path_mtu, 1500);
     assert_eq!((pair.a.tcp().info(now).send_mss, counters.drop_bad_icmp), (1448, 1));
     let quoted = pair.a.iss + 1;
     assert!(pair.a.tcp().handle_icmp(now, too_big, quoted, &mut counters));
-    assert_eq!(pair.a.tcp().info(now).send_mss, 988);
+    let told = |pair: &mut Pair| (pair.a.tcp().info(now).send_mss, pair.a.tcp().info(now).path_mtu);
+    assert_eq!(told(&mut pair), (988, 1040));
     let tiny = IcmpError::PacketTooBig { mss: 1 };
     assert!(pair.a.tcp().handle_icmp(now, tiny, quoted, &mut counters));
-    assert_eq!(pair.a.tcp().info(now).send_mss, 512 - 12);
+    assert_eq!(told(&mut pair), (512 - 12, 552));
 }
 
 #[test]

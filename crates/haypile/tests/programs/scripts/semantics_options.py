@@ -46,6 +46,7 @@ NUMBERS = {
     "SO_MAX_PACING_RATE": (SOCKET, 47, [100_000_000]),
     "SO_INCOMING_NAPI_ID": (SOCKET, 56, [1]),
     "SO_TIMESTAMP": (SOCKET, 29, [1, 0]),
+    "SO_PEEK_OFF": (SOCKET, 42, [3, 0, -5, -1]),
     "SO_LOCK_FILTER": (SOCKET, 44, []),
     "TCP_NODELAY": (TCP, 1, [1, 9, 0]),
     "TCP_CORK": (TCP, 3, [1, 2, 0]),
@@ -207,6 +208,81 @@ def information():
         wait(pair.client, 0x2000)
         # The state: CLOSE_WAIT.
         yield pair.client.getsockopt(TCP, socket.TCP_INFO, 1)
+
+
+@case
+def mtu_of_the_path():
+    with Pair() as pair, socket.socket(FAMILY) as fresh:
+        told = lambda one: struct.unpack_from("I", one.getsockopt(TCP, socket.TCP_INFO, 104), 60)[0]
+        yield told(fresh), told(pair.listener)
+        name = (IP, 14) if FAMILY == socket.AF_INET else (IP6, 24)
+        for one in (pair.client, pair.server):
+            yield told(one) > 1279, told(one) == one.getsockopt(*name)
+
+
+@case
+def looks_that_go_on():
+    with Pair() as pair:
+        one = pair.server
+        one.settimeout(0)
+        place = lambda: one.getsockopt(SOCKET, 42)
+        yield place()
+        one.setsockopt(SOCKET, 42, 2)
+        pair.client.sendall(b"0123456789")
+        has_arrived(one, 10)
+        for _ in range(5):
+            yield answer(one.recv, 3, socket.MSG_PEEK), place()
+        yield answer(one.recv, 4), place()
+        yield answer(one.recv, 100, socket.MSG_PEEK), place()
+        yield answer(one.recv, 1, socket.MSG_TRUNC), place()
+        one.setsockopt(SOCKET, 42, 1)
+        parts = [bytearray(2), bytearray(1)]
+        yield answer(one.recvmsg_into, parts, 0, socket.MSG_PEEK), parts, place()
+        one.setsockopt(SOCKET, 42, -1)
+        yield answer(one.recv, 100, socket.MSG_PEEK), place(), answer(one.recv, 2), place()
+        # Behind the last byte: nothing yet, then the end.
+        one.setsockopt(SOCKET, 42, 100)
+        yield answer(one.recv, 1, socket.MSG_PEEK), place()
+        pair.client.close()
+        wait(one, 0x2000)
+        yield answer(one.recv, 1, socket.MSG_PEEK), place(), answer(one.recv, 100), place()
+
+
+@case
+def a_look_waits_for_what_it_has_not_seen():
+    with Pair() as pair:
+        one = pair.server
+        one.setsockopt(SOCKET, 42, 0)
+        pair.client.sendall(b"abc")
+        has_arrived(one, 3)
+        yield answer(one.recv, 10, socket.MSG_PEEK)
+        later = threading.Timer(0.1, pair.client.sendall, (b"def",))
+        later.start()
+        yield answer(one.recv, 10, socket.MSG_PEEK), one.getsockopt(SOCKET, 42)
+        later.join()
+        yield answer(one.recv, 10)
+
+
+@case
+def what_is_left_to_read():
+    with Pair() as pair:
+        one = pair.server
+        yield answer(one.setsockopt, TCP, 36, 2), answer(one.setsockopt, TCP, 36, -1)
+        one.setsockopt(TCP, 36, 1)
+        one.settimeout(0)
+        yield answer(one.recvmsg, 1, 100)
+        pair.client.sendall(b"0123456789")
+        has_arrived(one, 10)
+        for flags in (0, socket.MSG_PEEK, socket.MSG_TRUNC):
+            yield answer(one.recvmsg, 2, 100, flags)
+        for room in (0, 10, 16, 18, 20, 24):
+            yield answer(one.recvmsg, 1, room)[1:] if room else answer(one.recvmsg, 0, room)
+        pair.client.close()
+        wait(one, 0x2000)
+        for _ in range(3):
+            yield answer(one.recvmsg, 1, 100)
+        one.setsockopt(TCP, 36, 0)
+        yield answer(one.recvmsg, 1, 100)
 
 
 @case
