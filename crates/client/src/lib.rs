@@ -63,9 +63,9 @@ pub use placeholder::{adopt, share_descriptor as share};
 pub use poll::{any_ours, poll};
 pub use sleep::{Plain, Sleeper};
 pub use socket::{
-    CloseRange, bind, close, close_range, connect, disconnect, duplicate, duplicate_to,
-    forget_number, listen, local_address, remote_address, set_nonblocking, set_status_flags,
-    shutdown, socket, status_flags,
+    CloseRange, bind, close, close_range, connect, connect_to_send, disconnect, duplicate,
+    duplicate_to, forget_number, listen, local_address, remote_address, set_nonblocking,
+    set_status_flags, shutdown, socket, status_flags,
 };
 pub use stream_io::{
     discard, readable_bytes, receive, receive_control, send, send_file, unsent_bytes,

@@ -271,8 +271,22 @@ fn unlisten(attachment: &Attachment, socket: &Pinned, slot: u32, generation: u32
 /// # Errors
 /// `TO_KERNEL` if the kernel must do it, or the errno.
 pub fn connect(fd: RawFd, remote: SocketAddr) -> Result<(), Errno> {
+    connect_with(fd, Some(remote), true)
+}
+
+/// The connect in a send of a stream with `MSG_FASTOPEN` (tcp(7)), as the kernel does it without a cookie of the
+/// peer, for which Haypile does not ask: the data comes behind the handshake. `flags` are those of the send, which
+/// may have named nobody.
+///
+/// # Errors
+/// As [`connect`]; `EINPROGRESS` where the send must not wait, `EINVAL` where nobody was named.
+pub fn connect_to_send(fd: RawFd, remote: Option<SocketAddr>, flags: i32) -> Result<(), Errno> {
+    connect_with(fd, remote, flags & libc::MSG_DONTWAIT == 0)
+}
+
+fn connect_with(fd: RawFd, remote: Option<SocketAddr>, waits: bool) -> Result<(), Errno> {
     let socket = entry::ours(fd)?;
-    if socket.has(flag::DATAGRAM) {
+    if let Some(remote) = remote.filter(|_| socket.has(flag::DATAGRAM)) {
         return datagram::connect(&socket, fd, remote);
     }
     match socket.phase() {
@@ -281,12 +295,13 @@ pub fn connect(fd: RawFd, remote: SocketAddr) -> Result<(), Errno> {
         Phase::Listening => return Err(Errno::EISCONN),
         Phase::Kernel => return Err(TO_KERNEL),
     }
+    let remote = remote.ok_or(Errno::EINVAL)?;
     if remote.is_ipv6() && socket.domain() == libc::AF_INET {
         return Err(Errno::EAFNOSUPPORT);
     }
     attach::follow_changes();
     start_connecting(&socket, fd, remote)?;
-    if socket.has(flag::NONBLOCKING) {
+    if !waits || socket.has(flag::NONBLOCKING) {
         return Err(Errno::EINPROGRESS);
     }
     stream_io::wait_connected(&socket, fd)

@@ -96,8 +96,12 @@ pub unsafe extern "C-unwind" fn send(
     if client::is_kernel(fd) {
         return kernel();
     }
-    // SAFETY: the application's buffer.
-    settle(unsafe { send_bytes(fd, data, len, flags) }, kernel)
+    // SAFETY: the application's buffer; there is no address.
+    let sent = unsafe {
+        open_first(fd, flags, core::ptr::null(), 0)
+            .and_then(|flags| send_bytes(fd, data, len, flags))
+    };
+    settle(sent, kernel)
 }
 
 /// `send(2)` under another name.
@@ -115,7 +119,7 @@ pub unsafe extern "C-unwind" fn __send(
     unsafe { send(fd, data, len, flags) }
 }
 
-/// `sendto(2)`: a connected stream ignores the address.
+/// `sendto(2)`: a connected stream ignores the address, unless the send is to connect it.
 ///
 /// # Safety
 /// As libc's.
@@ -141,8 +145,36 @@ pub unsafe extern "C-unwind" fn sendto(
         };
         return settle(sent, kernel);
     }
-    // SAFETY: the application's buffer.
-    settle(unsafe { send_bytes(fd, data, len, flags) }, kernel)
+    // SAFETY: the application's address and buffer.
+    let sent = unsafe {
+        open_first(fd, flags, address, address_len)
+            .and_then(|flags| send_bytes(fd, data, len, flags))
+    };
+    settle(sent, kernel)
+}
+
+/// What is to be done before a stream sends: with `MSG_FASTOPEN` it connects first. The flags that are left.
+///
+/// # Safety
+/// `address` is valid for reads of `len` bytes, or null.
+unsafe fn open_first(
+    fd: c_int,
+    flags: c_int,
+    address: *const sockaddr,
+    len: socklen_t,
+) -> Result<c_int, Errno> {
+    // Datagrams know no such flag.
+    if flags & libc::MSG_FASTOPEN == 0 || client::is_datagram(fd) {
+        return Ok(flags);
+    }
+    // SAFETY: the caller's promise.
+    if unsafe { vectors::family(address, len) } == Some(libc::AF_UNSPEC) {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    // SAFETY: as above.
+    let named = (!address.is_null()).then(|| unsafe { vectors::address(address, len) });
+    client::connect_to_send(fd, named.transpose()?, flags)?;
+    Ok(flags & !libc::MSG_FASTOPEN)
 }
 
 /// What messages answer where vectors answer EINVAL: too many buffers.
@@ -175,9 +207,15 @@ pub unsafe extern "C-unwind" fn sendmsg(
         return settle(unsafe { datagrams::send_message(fd, message, flags) }, kernel);
     }
     // SAFETY: the application's message.
-    let sent = unsafe { vectors::slices((*message).msg_iov, (*message).msg_iovlen) }
-        .map_err(too_long)
-        .and_then(|data| send_slices(fd, data, flags));
+    let sent = unsafe {
+        vectors::slices((*message).msg_iov, (*message).msg_iovlen).map_err(too_long).and_then(
+            |data| {
+                let address = (*message).msg_name.cast();
+                let flags = open_first(fd, flags, address, (*message).msg_namelen)?;
+                send_slices(fd, data, flags)
+            },
+        )
+    };
     settle(sent, kernel)
 }
 

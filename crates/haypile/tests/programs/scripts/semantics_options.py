@@ -295,6 +295,34 @@ def fast_open():
 
 
 @case
+def sends_that_connect():
+    fast_open, peer = 0x2000_0000, (ADDRESS, PORT)
+    with listener() as one:
+        for blocking, flags in ((True, 0), (False, 0), (True, socket.MSG_DONTWAIT)):
+            for by_message in (False, True):
+                with socket.socket(FAMILY) as client:
+                    client.setblocking(blocking)
+                    if by_message:
+                        yield answer(client.sendmsg, [b"fi", b"rst"], [], fast_open | flags, peer)
+                    else:
+                        yield answer(client.sendto, b"first", fast_open | flags, peer)
+                    wait(client, select.POLLOUT)
+                    yield answer(client.send, b"second"), client.getpeername()[1] == PORT
+                    with one.accept()[0] as made:
+                        made.settimeout(LIMIT)
+                        has_arrived(made, 6)
+                        client.shutdown(socket.SHUT_WR)
+                        wait(made, 0x2000)
+                        yield made.recv(100)
+    with socket.socket(FAMILY) as client:
+        yield answer(client.sendto, b"nobody", fast_open, peer)
+    with socket.socket(FAMILY) as client:
+        yield answer(client.send, b"nowhere", fast_open), answer(client.send, b"nowhere")
+    with Pair() as pair:
+        yield answer(pair.client.sendto, b"again", fast_open, peer), answer(pair.client.send, b"again", fast_open)
+
+
+@case
 def a_deferred_accept():
     with listener() as one:
         yield answer(one.setsockopt, TCP, socket.TCP_DEFER_ACCEPT, 5)
