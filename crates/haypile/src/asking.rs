@@ -58,7 +58,7 @@ fn reason(process: u32, which: &str) -> Reason {
 }
 
 /// Whether a process is stopped by a signal or a tracer (proc_pid_stat(5)).
-fn is_stopped(process: u32) -> bool {
+pub fn is_stopped(process: u32) -> bool {
     let text = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
     // The name before it may have blanks and parentheses.
     let state = text.rsplit_once(')').map(|(_, rest)| rest.trim_start());

@@ -13,6 +13,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
 
 use haypile_service::attach::ATTACH_SOCKET;
 use haypile_service::config::{self, LinkChoice};
@@ -25,6 +28,9 @@ use haypile_shm::sys;
 use crate::cli::{RunArgs, ServiceArgs};
 use crate::serve::Announcement;
 use crate::{asking, claim, own_namespace, place, preload, reach};
+
+/// Without a word of a service that starts for so long somebody looks why.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// The service that the program will use.
 struct Joined {
@@ -148,29 +154,59 @@ fn start_private(arguments: &RunArgs, directory: PathBuf) -> Result<Joined, Erro
     let log = claim::prepare(&directory)?;
     let error_output = log.try_clone().map_err(|error| fail(error.to_string()))?;
     let mut child = spawn_service(&service, &directory, error_output)?;
-    let mut line = String::new();
-    if let Some(output) = child.stdout.take() {
-        // An early end of the service is an empty line here.
-        drop(BufReader::new(output).read_line(&mut line));
-    }
-    let failed = match serde_json::from_str(&line) {
-        Ok(Announcement::Ready { link, addresses }) => {
-            let mut note = format!("private service, {link}");
-            if !settled.note.is_empty() {
-                note = format!("private service {}; {link}", settled.note);
+    let failed = match wait_for_announcement(&mut child).map(|line| serde_json::from_str(&line)) {
+        Err(why) => Error::new("start a private service", why, "run it again"),
+        Ok(Err(_)) => fail(format!("it ended at once, saying: {}", said(log))),
+        Ok(Ok(announcement)) => match announcement {
+            Announcement::Ready { link, addresses } => {
+                let mut note = format!("private service, {link}");
+                if !settled.note.is_empty() {
+                    note = format!("private service {}; {link}", settled.note);
+                }
+                let in_own_namespace = settled.in_own_namespace;
+                return Ok(Joined { directory, addresses, note, in_own_namespace });
             }
-            let in_own_namespace = settled.in_own_namespace;
-            return Ok(Joined { directory, addresses, note, in_own_namespace });
-        }
-        Ok(Announcement::Failed { what, why, remedy, is_usage }) => match is_usage {
-            true => Error::usage(what, why, remedy),
-            false => Error::new(what, why, remedy),
+            Announcement::Failed { what, why, remedy, is_usage } => match is_usage {
+                true => Error::usage(what, why, remedy),
+                false => Error::new(what, why, remedy),
+            },
         },
-        Err(_) => fail(format!("it ended at once, saying: {}", said(log))),
     };
     drop(child.wait());
     claim::remove_leavings(&directory, false, false);
     Err(failed)
+}
+
+/// Waits for the line that a service says when it runs, or that it cannot; an early end of it is an empty line.
+///
+/// # Errors
+/// Why there will be none: the service is stopped. It is ended then.
+fn wait_for_announcement(child: &mut Child) -> Result<String, String> {
+    let Some(output) = child.stdout.take() else { return Ok(String::new()) };
+    let (tells, hears) = mpsc::channel();
+    let listener = thread::spawn(move || {
+        let mut line = String::new();
+        drop(BufReader::new(output).read_line(&mut line));
+        drop(tells.send(line));
+    });
+    loop {
+        match hears.recv_timeout(SILENCE) {
+            Err(RecvTimeoutError::Timeout) if asking::is_stopped(child.id()) => {
+                // Its guardian removes what it has made.
+                drop(child.kill());
+                let service = child.id();
+                return Err(format!(
+                    "process {service} was stopped while it started, and is ended"
+                ));
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            heard => {
+                // One thread alone becomes the program.
+                drop(listener.join());
+                return Ok(heard.unwrap_or_default());
+            }
+        }
+    }
 }
 
 fn fail(why: String) -> Error {

@@ -94,6 +94,33 @@ fn a_stopped_service_is_named_soon() {
 }
 
 #[test]
+fn a_private_service_that_is_stopped_while_it_starts_is_given_up() {
+    on_stage("a_private_service_that_is_stopped_while_it_starts_is_given_up", &[], |stage| {
+        // It may have started before it is stopped.
+        for trial in 1..=10 {
+            let run = stage.run_alone(&["true"]);
+            let service = wait_until("it starts a service", PATIENCE, || {
+                let serves = |pid: &u32| inspect::describe(*pid).contains(" serve ");
+                inspect::children_of(run.pid()).into_iter().find(serves)
+            });
+            send_signal("STOP", &service.to_string());
+            let stopped = Instant::now();
+            let told = run.finish(PATIENCE);
+            let seconds = stopped.elapsed().as_secs_f64();
+            send_signal("CONT", &service.to_string());
+            if told.status.success() {
+                continue;
+            }
+            assert!(seconds < 6.0, "{seconds:.1} s: {}", told.err);
+            assert_eq!(told.status.code(), Some(1), "{}", told.err);
+            assert!(told.err.contains(&format!("process {service} was stopped")), "{}", told.err);
+            return stage.say(&format!("trial {trial}: {seconds:.1} s: {}", told.err.trim()));
+        }
+        panic!("every service had started before it was stopped");
+    });
+}
+
+#[test]
 fn two_programs_share_a_service() {
     on_stage("two_programs_share_a_service", &["nginx", "python3", "curl"], |stage| {
         content::write(&stage.served("page"), 100_000);
