@@ -135,11 +135,9 @@ impl Supervisor {
             "server {server} (process {pid}) ended: {why}; starting it again in {wait_ms} ms"
         ));
         if is_loop {
-            let deaths = backoff::LOOP_DEATHS;
             let longest_s = backoff::LONGEST_US / 1_000_000;
             complain(&format!(
-                "server {server} has died {deaths} times in a row; going on, every {longest_s} s \
-                 in the end"
+                "server {server} dies again and again; going on, every {longest_s} s in the end"
             ));
         }
     }
