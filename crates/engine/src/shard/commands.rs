@@ -333,13 +333,27 @@ impl Shard {
     }
 
     /// A server that has come while the service runs may have no bucket yet, and any may have given all of its
-    /// buckets away: whoever has one of them takes the connection, by where it goes.
+    /// buckets away: whoever has one of them takes the connection, by where it goes. Few buckets have few ports, which
+    /// are soon in use: then the one with most buckets is asked, whose word is the last.
     fn why_no_port(&self, local: IpAddr, remote: SocketAddr) -> ConnectError {
-        let bare = self.steered.as_ref().filter(|own| !own.steering.has_flows(own.server));
-        bare.map_or(ConnectError::NoPortLeft, |own| {
-            let bucket = self.keys.port_choice(local, remote).0 as usize % BUCKETS;
-            ConnectError::Elsewhere(own.steering.owner_of_flows(bucket as u16))
-        })
+        let Some(own) = &self.steered else { return ConnectError::NoPortLeft };
+        let mut usable = vec![0u16; usize::from(own.steering.servers())];
+        for bucket in 0..BUCKETS as u16 {
+            let owner = own.steering.owner_of_flows(bucket);
+            let arrives = owner == own.server && self.arriving.buckets.contains_key(&bucket);
+            if let Some(count) = usable.get_mut(usize::from(owner)).filter(|_| !arrives) {
+                *count += 1;
+            }
+        }
+        let ours = usable.get(usize::from(own.server)).copied().unwrap_or(0);
+        let bucket = self.keys.port_choice(local, remote).0 as usize % BUCKETS;
+        let by_chance = own.steering.owner_of_flows(bucket as u16);
+        let most = (0..own.steering.servers()).max_by_key(|server| usable[usize::from(*server)]);
+        match most {
+            Some(_) if ours == 0 && by_chance != own.server => ConnectError::Elsewhere(by_chance),
+            Some(most) if usable[usize::from(most)] > ours => ConnectError::Elsewhere(most),
+            _ => ConnectError::NoPortLeft,
+        }
     }
 
     fn occupant(&self, key: &FlowKey) -> Occupant {

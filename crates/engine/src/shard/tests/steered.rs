@@ -283,3 +283,40 @@ fn who_has_given_every_bucket_away_sends_connections_to_others() {
     }
     assert_eq!(owners, (1..SERVERS).collect(), "all of the others");
 }
+
+#[test]
+fn who_is_out_of_ports_for_few_buckets_sends_connections_to_whoever_has_most() {
+    let mut host = server(0);
+    let (options, remote) = (SocketOptions::default(), at("198.18.0.9:1"));
+    let ours = |bucket: &u16| steering(Rule::Hash).owner_of_flows(*bucket) == 0;
+    let (mine, others): (Vec<u16>, Vec<u16>) =
+        (0..crate::steering::BUCKETS as u16).partition(|bucket| ours(bucket));
+    // Three of its buckets stay, and of the others' server 2 has most.
+    for bucket in &mine[3..] {
+        assert!(host.shard.note_move(*bucket, 1, 1));
+    }
+    for bucket in &others {
+        assert!(host.shard.note_move(*bucket, 1, if bucket % 8 == 0 { 3 } else { 2 }));
+    }
+    let mut connected = 0;
+    let refused = loop {
+        match host.shard.connect(START, None, remote, options) {
+            Ok(_) => connected += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!((1..100).contains(&connected), "{connected} ports of three buckets");
+    assert_eq!(refused, ConnectError::Elsewhere(2));
+    // Whoever has most has the last word.
+    let mut alone = server(0);
+    for bucket in others.iter().filter(|bucket| *bucket % 2 == 0) {
+        assert!(alone.shard.note_move(*bucket, 1, 0));
+    }
+    let refused = loop {
+        match alone.shard.connect(START, None, remote, options) {
+            Ok(_) => {}
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(refused, ConnectError::NoPortLeft);
+}
