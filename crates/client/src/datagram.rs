@@ -334,12 +334,23 @@ pub(crate) fn come_back(
 
 /// Before a wait looks at a socket: one that has not come back with the others, although there is
 /// another server, does so now. Else the wait would report something to read, by which a read that
-/// blocks would find nothing. What goes wrong here is the read's to tell.
-pub(crate) fn bring_back(socket: &Pinned) {
-    let past = |record: StreamRef<'_>| record.memory.is_past() || is_left_behind(socket, &record);
-    if socket.stream().is_some_and(past) {
-        let _: Result<bool, Errno> = is_back(socket);
+/// blocks would find nothing. What goes wrong here is the read's to tell. False: it has to be tried again.
+/// Not to be called with a lock held.
+pub(crate) fn bring_back(socket: &Pinned) -> bool {
+    if !is_stranded(socket) {
+        return true;
     }
+    is_back(socket).unwrap_or_else(|_| {
+        socket.set(flag::UNOPENED);
+        true
+    })
+}
+
+/// Whether the server of a socket has died or left, or is about to leave and has closed it: the socket is to be
+/// opened at the next server, or at another.
+pub(crate) fn is_stranded(socket: &Socket) -> bool {
+    let lost = |record: StreamRef<'_>| has_lost_server(socket, &record);
+    socket.stream().is_some_and(lost)
 }
 
 /// Whether a record was closed by a server that leaves the service: the socket is opened at another once that is gone.
@@ -354,16 +365,30 @@ fn has_lost_server(socket: &Socket, record: &Record) -> bool {
         attach::existing(server)
             .is_some_and(|now| now.life() != record.memory.life() || now.is_gone())
     };
-    record.memory.is_past() || is_left_behind(socket, record) || is_dying(socket.server())
+    let server = socket.server();
+    record.memory.is_past()
+        || is_left_behind(socket, record)
+        || is_dying(server)
+        || attach::has_left(server)
 }
 
-/// Opens a socket at the server that has come after its own, once there is one.
+/// Opens a socket at the server that has come after its own, or at another where that has left, once there is one.
 fn is_back(socket: &Pinned) -> Result<bool, Errno> {
+    let back = try_to_come_back(socket);
+    if back == Ok(true) {
+        socket.clear(flag::UNOPENED);
+    }
+    back
+}
+
+fn try_to_come_back(socket: &Pinned) -> Result<bool, Errno> {
     let server = socket.server();
     if attach::has_left(server) {
         return match restore::elsewhere(socket) {
             Ok(()) => Ok(true),
             Err(Errno::EAGAIN) => Ok(!attach::has_left(socket.server())),
+            // One of those that stay has died over it.
+            Err(SERVICE_GONE) if attach::goes_on_without(server) => Ok(false),
             Err(errno) => Err(errno),
         };
     }
@@ -555,8 +580,10 @@ pub(crate) fn readiness(socket: &Socket, wanted: u32) -> u32 {
     }
     let Some(stream) = socket.stream() else { return IN | OUT | ERR | HUP | RDHUP };
     let state = stream.status();
+    // What goes wrong with a return is told by the read that follows.
+    let told = if socket.has(flag::UNOPENED) { IN } else { 0 };
     if is_left_behind(socket, &stream) {
-        return 0;
+        return told;
     }
     if state & status::CLOSED != 0 {
         return IN | OUT | ERR | HUP | RDHUP;
@@ -566,15 +593,11 @@ pub(crate) fn readiness(socket: &Socket, wanted: u32) -> u32 {
             return IN;
         }
         drop(stream);
-        // It comes back by itself, perhaps with this very look. One that could not (`bring_back`)
-        // tells why when it is read.
-        let late = attach::of(socket.server()).is_ok_and(|attachment| !attachment.is_gone());
+        // It comes back with the attachment to the next server, perhaps with this very look, or else before the
+        // next one (`bring_back`).
+        let attached = attach::of(socket.server()).is_ok_and(|attachment| !attachment.is_gone());
         let is_back = || socket.stream().is_some_and(|now| !now.memory.is_past());
-        return match late {
-            true if is_back() => readiness(socket, wanted),
-            true => IN,
-            false => 0,
-        };
+        return if attached && is_back() { readiness(socket, wanted) } else { told };
     }
     let mut bits = 0;
     if stream.has_error() || state & status::ERRORS != 0 {

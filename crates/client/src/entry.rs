@@ -81,6 +81,8 @@ pub(crate) mod flag {
     pub const EXPLICIT: u32 = 1 << 16;
     /// A listener with records at several servers (`everywhere.rs`).
     pub const EVERYWHERE: u32 = 1 << 17;
+    /// UDP: its server is gone and it could not be opened at another one: the next call tells why.
+    pub const UNOPENED: u32 = 1 << 18;
 }
 
 /// One socket.

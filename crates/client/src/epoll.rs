@@ -21,6 +21,7 @@ use haypile_shm::spin::{Gaps, Spinner};
 use haypile_shm::sys::{self, EpollEvent};
 
 use crate::attach;
+use crate::datagram;
 use crate::descriptors::{self, Owner};
 use crate::entry::{self, Phase, Pinned, flag};
 use crate::errno::TO_KERNEL;
@@ -72,6 +73,9 @@ pub(crate) struct Epoll {
     kernel_lately: AtomicBool,
     /// The last look saw the doorbell of another process.
     foreign_bell: AtomicBool,
+    /// A socket has changed while its thread held the interest, or its servers were out of reach: whoever takes that
+    /// next makes up for it.
+    missed: AtomicBool,
     turn: AtomicU32,
     /// How long its waits take.
     gaps: Gaps,
@@ -90,6 +94,7 @@ impl Default for Epoll {
             has_ours: AtomicBool::new(false),
             kernel_lately: AtomicBool::new(false),
             foreign_bell: AtomicBool::new(false),
+            missed: AtomicBool::new(false),
             turn: AtomicU32::new(0),
             gaps: Gaps::new(),
             interest: Lock::new(Interest::default()),
@@ -162,7 +167,8 @@ pub fn epoll_made(fd: RawFd) {
         epoll.descriptors.store(0, Ordering::Relaxed);
         epoll.sleepers.store(0, Ordering::Relaxed);
         let flags = [&epoll.nested, &epoll.has_kernel, &epoll.has_ours];
-        for flag in flags.into_iter().chain([&epoll.kernel_lately, &epoll.foreign_bell]) {
+        let lately = [&epoll.kernel_lately, &epoll.foreign_bell, &epoll.missed];
+        for flag in flags.into_iter().chain(lately) {
             flag.store(false, Ordering::Relaxed);
         }
         let held = Held { index, epoll };
@@ -206,6 +212,9 @@ impl Epoll {
         let mut interest = self.interest.lock()?;
         if self.has_ours.load(Ordering::Acquire) {
             interest.ensure_watchers(epoll)?;
+            if self.missed.swap(false, Ordering::AcqRel) {
+                interest.catch_up(epoll);
+            }
         }
         Ok(interest)
     }
@@ -405,12 +414,29 @@ fn look(
     }
     ready += interest.collect(epoll, &mut out[ready..]);
     held.settle(epoll, &mut interest);
+    let stranded = interest.take_stranded();
     drop(interest);
+    if !stranded.is_empty() {
+        bring_back(held, stranded);
+    }
     let due = !may_sleep || held.kernel_lately.load(Ordering::Relaxed);
     if ready == 0 && kernel && due {
         ready = look_at_kernel(held, epoll, out, true)?;
     }
     Ok(ready)
+}
+
+/// Opens UDP sockets at other servers.
+#[cold]
+fn bring_back(held: &Held, stranded: Vec<u32>) {
+    let tried: Vec<(u32, bool)> = stranded
+        .into_iter()
+        .filter_map(|index| entry::pin(index).map(|socket| (index, datagram::bring_back(&socket))))
+        .collect();
+    // What was collected is given out whatever comes of it.
+    if let Ok(mut interest) = held.interest.lock() {
+        interest.give_back(tried.into_iter());
+    }
 }
 
 /// What the kernel's half has, and, if wanted, what the service's half has after that.
@@ -524,7 +550,8 @@ fn doze(
     if held.has_ours.load(Ordering::Acquire) {
         let mut interest = held.interest(epoll)?;
         // Who was woken for more servers finds them here, whoever has taken the message.
-        if !interest.prepare_sleep() || attach::has_changed() {
+        let missed = held.missed.load(Ordering::Acquire);
+        if !interest.prepare_sleep() || attach::has_changed() || missed {
             return Ok(Dozed::LookAgain);
         }
         awaiting = interest.is_uncertain();
@@ -625,7 +652,11 @@ pub(crate) fn hand_to_kernel(epoll: u32, socket: u32) {
 
 /// A socket has got a record, or another meaning.
 pub(crate) fn socket_changed(epoll: u32, socket: u32) {
-    with_interest(epoll, |interest, number| interest.socket_changed(number, socket));
+    let mut told = false;
+    with_interest(epoll, |interest, number| told = interest.socket_changed(number, socket));
+    if !told && let Some(held) = hold(epoll) {
+        held.missed.store(true, Ordering::Release);
+    }
 }
 
 pub(crate) fn hold_for_fork() {

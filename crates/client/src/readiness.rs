@@ -22,6 +22,8 @@ const WRNORM: u32 = 0x100;
 /// its return is reported although no write has failed.
 pub(crate) fn of_socket(socket: &Socket, wanted: u32) -> u32 {
     let connection = socket.phase() == Phase::Stream && !socket.has(flag::DATAGRAM);
+    // A UDP socket may come back with this look: first, so that what is said is said of the socket as it is then.
+    let over_before = socket.has(flag::DATAGRAM) && is_over(socket);
     let bits = match socket.phase() {
         Phase::Kernel => return 0,
         // Before anything is said about its server: it may be with another by now.
@@ -33,18 +35,27 @@ pub(crate) fn of_socket(socket: &Socket, wanted: u32) -> u32 {
         Phase::Listening if accept::has_offer(socket) => IN,
         _ => 0,
     };
-    let over = |attachment: attach::Current| attachment.fate() == attach::Fate::Over;
-    let gone = !socket.has(flag::GONE_TOLD)
-        && match socket.has(flag::EVERYWHERE) {
-            true => accept::is_over(socket),
-            false => socket.attachment().is_ok_and(over),
-        };
+    let gone = if socket.has(flag::DATAGRAM) { over_before } else { is_over(socket) };
     // A UDP socket without a record has no part in the service, and a connection that is elsewhere none in
     // the fate of the server it was at.
     let gone = gone
         && (socket.has_record() || !socket.has(flag::DATAGRAM))
         && !(connection && socket.is_moved());
     expand(if gone { bits | IN | OUT | ERR | HUP | RDHUP } else { bits })
+}
+
+/// Whether no server will ever keep the socket again, and nobody was told.
+fn is_over(socket: &Socket) -> bool {
+    // A UDP socket whose server has left is opened at another.
+    let goes_on = |server| socket.has(flag::DATAGRAM) && attach::goes_on_without(server);
+    let over = |attachment: attach::Current| {
+        attachment.fate() == attach::Fate::Over && !goes_on(attachment.server())
+    };
+    !socket.has(flag::GONE_TOLD)
+        && match socket.has(flag::EVERYWHERE) {
+            true => accept::is_over(socket),
+            false => socket.attachment().is_ok_and(over),
+        }
 }
 
 fn of_connection(socket: &Socket, wanted: u32) -> u32 {

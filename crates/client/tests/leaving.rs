@@ -170,3 +170,112 @@ fn nothing_can_be_read_of_a_udp_socket_because_its_server_leaves() {
     come_to(fakes, 3);
     client::close(fd).unwrap();
 }
+
+/// A sleep in a poll, in the middle of which something happens that wakes nobody.
+struct During<F: FnMut()>(F);
+
+impl<F: FnMut()> client::Sleeper for During<F> {
+    fn hold(&mut self) {}
+    fn poll(&mut self, _: &mut [PollFd], _: Option<Duration>) -> Result<usize, client::Errno> {
+        (self.0)();
+        Ok(0)
+    }
+    fn poll_restarting(
+        &mut self,
+        fds: &mut [PollFd],
+        timeout: Option<Duration>,
+    ) -> Result<usize, client::Errno> {
+        self.poll(fds, timeout)
+    }
+    fn epoll_wait(
+        &mut self,
+        _: i32,
+        _: &mut [haypile_shm::sys::EpollEvent],
+        _: i32,
+    ) -> Result<usize, client::Errno> {
+        self.poll(&mut [], None)
+    }
+}
+
+#[test]
+fn nothing_can_be_read_of_a_udp_socket_because_its_server_has_just_left() {
+    let (fakes, _turn) = support::start_several(3, 2);
+    come_to(fakes, 3);
+    let fd = client::socket(libc::AF_INET, libc::SOCK_DGRAM, 0).unwrap();
+    client::bind(fd, "198.18.0.2:0".parse().unwrap()).unwrap();
+    let mut fds = [PollFd { fd, events: libc::POLLIN, revents: 0 }];
+    let mut left = false;
+    let mut sleeper = During(|| {
+        if !std::mem::replace(&mut left, true) {
+            come_to(fakes, 1);
+            fakes[1..].iter().for_each(|fake| fake.die());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    });
+    let looked = client::poll(&mut fds, Some(Duration::from_millis(50)), &mut sleeper);
+    assert_eq!((looked, fds[0].revents), (Ok(0), 0));
+    assert_eq!(poll(&mut fds, Some(Duration::ZERO)), Ok(0));
+    assert_eq!(fakes.iter().map(|fake| fake.datagrams()).collect::<Vec<_>>(), [1, 0, 0]);
+    fakes[1..].iter().for_each(|fake| fake.rise());
+    come_to(fakes, 3);
+    client::close(fd).unwrap();
+}
+
+/// Sends a datagram that comes back.
+fn send_one(fd: i32) {
+    let peer = Some("198.18.0.9:53".parse().unwrap());
+    let data = [std::io::IoSlice::new(b"!")];
+    let control = client::SendControl::default();
+    assert_eq!(client::send_to(fd, &data, libc::MSG_DONTWAIT, peer, &control), Ok(1));
+}
+
+#[test]
+fn a_sleeping_set_has_its_udp_sockets_opened_where_servers_stay_and_hears_from_there() {
+    let (fakes, _turn) = support::start_several(3, 2);
+    come_to(fakes, 3);
+    let set = epoll();
+    let sockets: Vec<i32> = (0..3)
+        .map(|number| {
+            let fd = client::socket(libc::AF_INET, libc::SOCK_DGRAM, 0).unwrap();
+            client::bind(fd, "198.18.0.2:0".parse().unwrap()).unwrap();
+            control_epoll(set, EPOLL_CTL_ADD, fd, EPOLLIN, number).unwrap();
+            fd
+        })
+        .collect();
+    let waiting = Sleeper::asleep(move || epoll_wait(set, 8, PATIENCE_MS));
+    come_to(fakes, 1);
+    fakes[2].close_datagrams();
+    fakes[1..].iter().for_each(|fake| fake.die());
+    // Nobody looks at them but the sleeper.
+    until("they are opened elsewhere", || fakes[0].datagrams() == sockets.len());
+    waiting.wait();
+    send_one(sockets[1]);
+    assert_eq!(waiting.join().unwrap(), [(IN, 1)]);
+    fakes[1..].iter().for_each(|fake| fake.rise());
+    come_to(fakes, 3);
+    sockets.into_iter().chain([set]).for_each(|fd| client::close(fd).unwrap());
+}
+
+#[test]
+fn a_set_hears_from_where_a_udp_socket_was_opened_while_the_set_was_looked_at() {
+    let (fakes, _turn) = support::start_several(3, 2);
+    come_to(fakes, 3);
+    // With this it is attached to all.
+    let listener = support::listener(true);
+    let fd = client::socket(libc::AF_INET, libc::SOCK_DGRAM, 0).unwrap();
+    client::bind(fd, "198.18.0.2:0".parse().unwrap()).unwrap();
+    let port = client::local_address(fd).unwrap().port();
+    let set = epoll();
+    control_epoll(set, EPOLL_CTL_ADD, fd, EPOLLIN, 5).unwrap();
+    assert!(epoll_wait(set, 8, 0).is_empty());
+    // The look at the set finds the next server, which sends the socket on.
+    fakes[2].die();
+    fakes[2].redirect(port, 1);
+    fakes[2].rise();
+    let waiting = Sleeper::start(move || epoll_wait(set, 8, PATIENCE_MS));
+    until("it is opened elsewhere", || fakes[1].datagrams() == 1);
+    waiting.wait();
+    send_one(fd);
+    assert_eq!(waiting.join().unwrap(), [(IN, 5)]);
+    [fd, listener.0, set].into_iter().for_each(|fd| client::close(fd).unwrap());
+}

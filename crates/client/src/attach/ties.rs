@@ -24,7 +24,7 @@ use crate::lock::{Guard, Lock};
 use crate::memory::Memory;
 use crate::placeholder;
 
-pub(crate) use changes::{follow_changes, has_changed, has_left, leaves};
+pub(crate) use changes::{follow_changes, goes_on_without, has_changed, has_left, leaves};
 use changes::{hear_of_changes, move_home};
 
 /// Transport servers that a service may have.

@@ -8,11 +8,15 @@
 //! leave it when they are given out, one-shot ones are disarmed. Nothing here is linear in the
 //! number of registrations but walks over one socket's own.
 
+mod registration;
+
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::RawFd;
 
 use haypile_shm::Errno;
 use haypile_shm::sys::{self, EpollEvent};
+
+use registration::Registration;
 
 use super::posts::{self, Name, Posts};
 use super::{ALARM, MARK, mark};
@@ -29,66 +33,6 @@ const NONE: u32 = u32::MAX;
 
 pub(super) type Map<K, V = u32> = HashMap<K, V, foldhash::fast::RandomState>;
 
-/// One registration.
-#[derive(Debug)]
-struct Registration {
-    fd: RawFd,
-    socket: u32,
-    events: u32,
-    data: u64,
-    /// The record of its socket, the first one of a listener.
-    name: Option<Name>,
-    /// False after a one-shot event, until modified.
-    armed: bool,
-    /// On the ready list.
-    queued: bool,
-    /// On the ready list although nothing has happened: an answer to WATCH or DRAINED came.
-    by_answer: bool,
-    /// What an edge-triggered event was given out for.
-    given: Option<Sight>,
-    /// False once removed, while still on the ready list.
-    live: bool,
-    /// The placeholder of a dual socket is in the kernel's set for it.
-    in_kernel: bool,
-    /// What the kernel has reported of the placeholder.
-    kernel_ready: u32,
-    /// Next registration of the same socket in this set.
-    next: u32,
-}
-
-impl Registration {
-    /// Whether an edge-triggered event would say again what the last one said; notes it if not. The service
-    /// answers a registration with what it finds, which the program may have been given by then.
-    fn is_told(&mut self, bits: u32) -> bool {
-        if self.events & EDGE == 0 {
-            return false;
-        }
-        let sight = Sight::of(self.socket, bits);
-        let told = self.by_answer && sight.is_some() && sight == self.given;
-        self.given = sight;
-        told
-    }
-}
-
-/// What a socket that carries data looks like: while two are the same nothing has happened between them.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-struct Sight {
-    bits: u32,
-    positions: [u64; 3],
-}
-
-impl Sight {
-    /// `None` for what may happen again and look the same: errors, urgent data, connections to accept.
-    fn of(socket: u32, bits: u32) -> Option<Sight> {
-        const ANEW: u32 = (libc::EPOLLERR | libc::EPOLLPRI) as u32;
-        let socket = entry::pin(socket)?;
-        if bits & ANEW != 0 || socket.phase() == Phase::Listening {
-            return None;
-        }
-        Some(Sight { bits, positions: socket.stream()?.positions() })
-    }
-}
-
 /// The interest of one epoll object.
 #[derive(Debug, Default)]
 pub(super) struct Interest {
@@ -101,6 +45,9 @@ pub(super) struct Interest {
     ready: VecDeque<u32>,
     /// Those whose connection has moved to another server and could not be followed yet.
     behind: Vec<u32>,
+    /// UDP sockets that are to be opened at another server. That is done without the lock of the set, which whoever
+    /// opens them takes to have them watched there.
+    stranded: Vec<u32>,
     /// Listeners, to register as an acceptor of.
     listeners: Vec<u32>,
     posts: Posts,
@@ -169,7 +116,11 @@ impl Interest {
         }
         self.posts.leave(epoll, server);
         self.tie_all(&attachment);
-        self.posts.enter(epoll, &attachment)?;
+        match self.posts.enter(epoll, &attachment) {
+            // It has died, too.
+            Err(_) if attachment.is_gone() => return Ok(()),
+            entered => entered?,
+        }
         for index in 0..self.registrations.len() as u32 {
             let registration = &self.registrations[index as usize];
             if registration.live && self.knows(registration.socket, registration.name, server) {
@@ -291,7 +242,37 @@ impl Interest {
     /// Whether waits are to be short: a server is dead, and what follows is not known yet, or a
     /// connection is out of reach.
     pub(super) fn is_uncertain(&self) -> bool {
-        self.posts.is_uncertain() || !self.behind.is_empty()
+        self.posts.is_uncertain() || !self.behind.is_empty() || !self.stranded.is_empty()
+    }
+
+    /// The UDP sockets that are to be opened at another server.
+    pub(super) fn take_stranded(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.stranded)
+    }
+
+    /// It was tried: those that could not be opened yet are to be tried again, the others have something to say.
+    pub(super) fn give_back(&mut self, stranded: impl Iterator<Item = (u32, bool)>) {
+        for (socket, done) in stranded {
+            if done {
+                self.chain_of(socket).into_iter().for_each(|index| self.push_ready(index));
+            } else if !self.stranded.contains(&socket) {
+                self.stranded.push(socket);
+            }
+        }
+    }
+
+    /// Sockets have changed while this set could not hear of it.
+    pub(super) fn catch_up(&mut self, epoll: RawFd) {
+        for index in 0..self.registrations.len() as u32 {
+            let registration = &self.registrations[index as usize];
+            let Some(socket) = entry::pin(registration.socket).filter(|_| registration.live) else {
+                continue;
+            };
+            let listens = socket.phase() == Phase::Listening;
+            if listens || !posts::is_tied(registration.name, socket.full_name()) {
+                self.tie(epoll, index, &socket);
+            }
+        }
     }
 
     /// The sleep is over.
@@ -391,17 +372,18 @@ impl Interest {
         self.push_ready(index);
     }
 
-    /// The connection of a registration may have moved to another server since it was tied: that is to report
-    /// it then, to all registrations of the socket. True: it has.
+    /// The connection of a registration may have moved to another server since it was tied, and a UDP socket may have
+    /// been opened at another: that is to report it then, to all registrations of the socket. True: it has.
     #[inline]
     fn keep_up(&mut self, epoll: RawFd, index: u32, socket: &Pinned) -> bool {
-        following::count() != 0 && self.keep_up_with_moves(epoll, index, socket)
+        (following::count() != 0 || socket.has(flag::DATAGRAM))
+            && self.keep_up_with_moves(epoll, index, socket)
     }
 
     fn keep_up_with_moves(&mut self, epoll: RawFd, index: u32, socket: &Pinned) -> bool {
         let name = self.registrations[index as usize].name;
-        let connection = socket.phase() == Phase::Stream && !socket.has(flag::DATAGRAM);
-        let moved = connection && !posts::is_tied(name, socket.full_name());
+        let moves = socket.phase() == Phase::Stream || socket.has(flag::DATAGRAM);
+        let moved = moves && !posts::is_tied(name, socket.full_name());
         if moved {
             self.tie_anew(epoll, socket);
         }
@@ -615,15 +597,16 @@ impl Interest {
         }
     }
 
-    /// The socket has a record now, or listens.
-    pub(super) fn socket_changed(&mut self, epoll: RawFd, socket: u32) {
-        let Some(pinned) = entry::pin(socket) else { return };
+    /// The socket has a record now, or listens. False: nobody can be told to report it yet.
+    pub(super) fn socket_changed(&mut self, epoll: RawFd, socket: u32) -> bool {
+        let Some(pinned) = entry::pin(socket) else { return true };
         if self.ensure_watchers(epoll).is_err() {
-            return;
+            return false;
         }
         for index in self.chain_of(socket) {
             self.tie(epoll, index, &pinned);
         }
+        true
     }
 
     /// The epoll object is gone.
@@ -737,6 +720,12 @@ impl Interest {
         // Whatever the old record showed: nobody reports it any more.
         if socket.is_moved() && !self.behind.contains(&index) {
             self.behind.push(index);
+        }
+        let stranded = socket.has(flag::DATAGRAM)
+            && !socket.has(flag::UNOPENED)
+            && datagram::is_stranded(&socket);
+        if stranded && !self.stranded.contains(&socket.index()) {
+            self.stranded.push(socket.index());
         }
         let registration = &self.registrations[index as usize];
         if socket.has(flag::DATAGRAM) {

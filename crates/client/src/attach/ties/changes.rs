@@ -3,7 +3,7 @@
 //! drop the ties to servers that have left. Until such a one has ended it is looked at like the others. A part of
 //! `ties.rs`; read `docs/decisions/0017` and `0018`.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use haypile_shm::epoch::{self, EPOCH_SERVERS};
 use haypile_shm::messages::home_of_name;
@@ -11,8 +11,9 @@ use haypile_shm::{EpochReader, Errno, sys};
 
 use super::{
     ATTACHING, COUNT, Current, FOLLOWED, FOLLOWING, GROWTH, HOME, NAME, NONE, PATIENCE_US, PRESENT,
-    REACH, existing, home, is_attached, is_forked, of, retire, servers, sleep_ms, tie,
+    REACH, existing, home, is_attached, is_forked, of, path, retire, servers, sleep_ms, tie,
 };
+use crate::attach::{Fate, now_ms};
 use crate::errno::TO_KERNEL;
 
 /// Whether servers have come or left, and this process has not followed yet.
@@ -68,7 +69,36 @@ pub(crate) fn leaves(server: u16) -> bool {
 /// at this moment.
 pub(super) fn is_awaited() -> bool {
     let first = GROWTH.get().and_then(|now| now.of(0));
-    leaves(home()) && first.is_some_and(|first| first.get() != epoch::ENDED)
+    leaves(home())
+        && first.is_some_and(|first| first.get() != epoch::ENDED)
+        && !is_supervisor_gone()
+}
+
+/// Whether a server leaves or has left, and the service goes on: what this process had there is to be made elsewhere.
+pub(crate) fn goes_on_without(server: u16) -> bool {
+    if !leaves(server) {
+        return false;
+    }
+    match tie(home()).link() {
+        Some(home) if !leaves(home.server()) => home.fate() != Fate::Over,
+        _ => is_awaited(),
+    }
+}
+
+/// Who is at home with a server that has left hears nothing of the end of the others: looks whether their supervisor
+/// holds the attach socket, twice a second.
+fn is_supervisor_gone() -> bool {
+    const INTERVAL_MS: u64 = 500;
+    static LOOKED_MS: AtomicU64 = AtomicU64::new(0);
+    static GONE: AtomicBool = AtomicBool::new(false);
+    let (now_ms, looked_ms) = (now_ms(), LOOKED_MS.load(Ordering::Relaxed));
+    if now_ms >= looked_ms + INTERVAL_MS {
+        LOOKED_MS.store(now_ms, Ordering::Relaxed);
+        let reached = path(0).map(|path| sys::unix_reach_seqpacket(&path));
+        let gone = matches!(reached, Some(Err(Errno::ECONNREFUSED | Errno::ENOENT)));
+        GONE.store(gone, Ordering::Relaxed);
+    }
+    GONE.load(Ordering::Relaxed)
 }
 
 /// Whether a server has left for good, so that what this process had there is to be made elsewhere.
