@@ -199,7 +199,17 @@ pub fn accept_sleeping(
     };
     loop {
         attach::follow_changes();
-        let attachment = attach::current()?;
+        let attachment = match attach::current() {
+            Err(errno) if attach::is_awaited_by_child(errno) => {
+                let over = deadline_ns.is_some_and(|at| sys::clock_monotonic_ns() >= at);
+                if listener.has(flag::NONBLOCKING) || over {
+                    return Err(Errno::EAGAIN);
+                }
+                wait_for_server(&listener, fd)?;
+                continue;
+            }
+            attachment => attachment?,
+        };
         if listener.phase() != Phase::Listening || listener.has(flag::SHUT_READ) {
             return Err(Errno::EINVAL);
         }

@@ -464,7 +464,10 @@ fn sift(
         return Ok(found);
     }
     let mut kept = 0;
-    let own = attach::current()?.process_mark() & !KIND_MASK;
+    let own = match attach::current() {
+        Err(errno) if attach::is_awaited_by_child(errno) => None,
+        attachment => Some(attachment?.process_mark() & !KIND_MASK),
+    };
     let mut rung = false;
     let mut interest = held.interest(epoll)?;
     for at in 0..found {
@@ -476,7 +479,7 @@ fn sift(
             continue;
         }
         match data as u32 & KIND_MASK {
-            BELL | ALARM if data as u32 & !KIND_MASK != own => {
+            BELL | ALARM if Some(data as u32 & !KIND_MASK) != own => {
                 held.foreign_bell.store(true, Ordering::Relaxed);
             }
             BELL => rung = true,
@@ -505,7 +508,12 @@ fn spin(
     if std::mem::replace(&mut wait.has_spun, true) {
         return Ok(None);
     }
-    let Some(patience_ns) = attach::current()?.patience_ns(&held.gaps) else { return Ok(None) };
+    let attachment = match attach::current() {
+        Err(errno) if attach::is_awaited_by_child(errno) => return Ok(None),
+        attachment => attachment?,
+    };
+    let Some(patience_ns) = attachment.patience_ns(&held.gaps) else { return Ok(None) };
+    drop(attachment);
     let patience_ns = patience_ns.min(wait.deadline_ns - wait.started_ns);
     let mut spinner = Spinner::new(wait.started_ns, patience_ns);
     let mut kernel_ns = wait.started_ns + KERNEL_INTERVAL_NS;

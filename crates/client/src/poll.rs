@@ -256,7 +256,12 @@ fn poll_once(
         // A child that waits for its connection needs the server of that. (Its end is seen anyway.)
         let _: Result<Current, Errno> = first.socket.attachment();
     }
-    let attachment = attach::current()?;
+    let attachment = match attach::current() {
+        Err(errno) if attach::is_awaited_by_child(errno) => {
+            return rest(&mut set, fds, deadline_ns, sleeper);
+        }
+        attachment => attachment?,
+    };
     if !set.ours.is_empty()
         && let Some(patience_ns) = attachment.patience_ns(&GAPS)
         && Spinner::new(started_ns, patience_ns).until(|| set.look(fds) > 0)
@@ -275,6 +280,21 @@ fn poll_once(
     }
     GAPS.note(sys::clock_monotonic_ns() - started_ns);
     outcome
+}
+
+/// A child that can have no home yet sleeps over the kernel's descriptors for a moment.
+#[cold]
+fn rest(
+    set: &mut Set,
+    fds: &mut [PollFd],
+    deadline_ns: Option<u64>,
+    sleeper: &mut dyn Sleeper,
+) -> Result<Option<usize>, Errno> {
+    sleeper.hold();
+    sleeper.poll(&mut set.kernel, slice(deadline_ns, Some(BLIND_SLICE)))?;
+    let ready = set.copy_kernel(fds) + set.look(fds);
+    let over = deadline_ns.is_some_and(|deadline_ns| sys::clock_monotonic_ns() >= deadline_ns);
+    Ok((ready > 0 || over).then_some(ready))
 }
 
 /// What is watched.

@@ -9,7 +9,7 @@
 
 mod changes;
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, RwLock, RwLockReadGuard};
 
 use haypile_shm::epoch::{self, EPOCH_SERVERS};
@@ -73,6 +73,8 @@ static FOLLOWING: Lock<()> = Lock::new(());
 static PRESENT: AtomicU32 = AtomicU32::new(u32::MAX);
 /// The name of this process, and what it shows with it; read and written with `ATTACHING` held.
 static NAME: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+/// This child has waited for a home in vain: until there is one, whoever asks hears at once that there is none.
+static TIRED: AtomicBool = AtomicBool::new(false);
 /// Where server 0 is.
 static PATH: OnceLock<Vec<u8>> = OnceLock::new();
 /// Serialises threads that attach at the same time.
@@ -368,6 +370,10 @@ fn memory_of(server: u16) -> Option<Arc<Memory>> {
 
 /// HELLO to a server, without a home.
 fn knock(server: u16, domain: DomainToken, identity: Identity) -> Result<Greeting, AttachError> {
+    // The supervisor's socket takes a HELLO in the place of a dead server, and nobody answers until the next one.
+    if tie(home()).link().is_some() && !is_up(server) {
+        return Err(AttachError::Unreachable(SERVICE_GONE));
+    }
     let control = reach(server).map_err(AttachError::Unreachable)?;
     let greeting = greet(control, domain, identity, memory_of(server).as_ref());
     note_end(server, greeting)
@@ -425,13 +431,34 @@ fn find_home_patiently(domain: DomainToken) -> Result<Found, AttachError> {
             Ok(found) => return Ok(found),
             Err(error) => error,
         };
-        let awaited = tie(home()).link().is_some_and(|ancestors| ancestors.is_awaited())
-            || changes::is_awaited();
-        if !awaited || sys::clock_monotonic_us() >= until_us {
+        if !is_home_expected() || TIRED.load(Ordering::Relaxed) {
+            return Err(error);
+        }
+        if sys::clock_monotonic_us() >= until_us {
+            TIRED.store(true, Ordering::Relaxed);
             return Err(error);
         }
         sleep_ms(2);
     }
+}
+
+/// Whether the server that is to be asked for a home is dead, and its successor is expected.
+fn is_home_expected() -> bool {
+    tie(home()).link().is_some_and(|ancestors| {
+        // One that lives and lets nobody in is not expected for ever.
+        ancestors.fate() == Fate::Awaited
+            || ancestors.fate() == Fate::Replaced && {
+                ancestors.may_try();
+                ancestors.fate() == Fate::Replaced
+            }
+    }) || changes::is_awaited()
+}
+
+/// Whether a call has failed because this process is a child that cannot have a home yet, but is to have one: a
+/// wait goes on.
+#[cold]
+pub(crate) fn is_awaited_by_child(errno: Errno) -> bool {
+    errno == SERVICE_GONE && is_forked() && is_home_expected()
 }
 
 /// Makes this process at home with an attachment.
@@ -461,6 +488,7 @@ fn settle((attachment, servers): Found) {
     HOME.store(u32::from(server), Ordering::Relaxed);
     PRESENT.store(serial, Ordering::Release);
     STATE.store(ATTACHED, Ordering::Release);
+    TIRED.store(false, Ordering::Relaxed);
 }
 
 /// The program before this one in the same process may have been attached to other servers; they

@@ -77,7 +77,12 @@ impl Interest {
         }
         if self.posts.is_empty() {
             // The home has a post even while no socket is known anywhere.
-            return self.ensure_post(epoll, attach::current()?.server());
+            let home = match attach::current() {
+                Err(errno) if attach::is_awaited_by_child(errno) => attach::home(),
+                attachment => attachment?.server(),
+            };
+            self.posts.expect(home);
+            return self.ensure_post(epoll, home);
         }
         for at in (0..self.posts.len()).rev() {
             match self.posts.server_at(at) {
@@ -102,6 +107,7 @@ impl Interest {
         let attachment = match attach::of(server) {
             Ok(attachment) => attachment,
             Err(_) if server != attach::home() => return Ok(()),
+            Err(errno) if attach::is_awaited_by_child(errno) => return Ok(()),
             Err(errno) => return Err(errno),
         };
         if self.posts.is_kept(&attachment) {
