@@ -3,9 +3,10 @@
 
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use haypile_client as client;
+use haypile_shm::messages::RequestBody;
 use haypile_shm::sys::PollFd;
 use libc::{EPOLL_CTL_ADD, EPOLLIN, POLLIN};
 use support::asleep::Sleeper;
@@ -46,7 +47,11 @@ fn a_child_waits_for_a_server_that_is_away_for_long() {
         let mut fds = [PollFd { fd: listener.0, events: POLLIN, revents: 0 }];
         assert_eq!(poll(&mut fds, Some(Duration::from_millis(5))), Ok(0));
         fake.rise();
-        support::wait_for_acceptor(fake);
+        let risen = Instant::now();
+        while !fake.requests().iter().any(|(_, body)| *body == RequestBody::Acceptor) {
+            assert!(risen.elapsed() < PATIENCE, "nobody waits any more");
+            std::thread::sleep(Duration::from_millis(1));
+        }
         fake.arrive(listener.1, b"");
         waiting.join().unwrap();
     }
