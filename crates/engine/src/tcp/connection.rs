@@ -52,8 +52,6 @@ pub(super) struct SendSpace {
     pub(super) wl2: u32,
     /// Largest payload without options.
     pub(super) mss: u16,
-    /// The same as far as only the path matters: what our link carries, or less by what a router said.
-    pub(super) path_mss: u16,
     /// Shift of the windows that the peer sends.
     pub(super) shift: u8,
 }
@@ -73,7 +71,6 @@ impl SendSpace {
             wl1: 0,
             wl2: 0,
             mss,
-            path_mss: mss,
             shift: 0,
         }
     }
@@ -213,6 +210,8 @@ pub struct Connection {
     /// When the last challenge acknowledgement went out.
     pub(super) challenged_at: Instant,
     pub(super) state: State,
+    /// Largest payload that the path carries: what our link does, or less by what a router said.
+    pub(super) path_mss: u16,
     pub(super) error: Option<SocketError>,
     /// An ICMP error that explains a later time-out.
     pub(super) soft_error: Option<SocketError>,
@@ -262,7 +261,6 @@ carried!(struct SendSpace {
     wl1,
     wl2,
     mss,
-    path_mss,
     shift,
 });
 carried!(struct ReceiveSpace {
@@ -316,6 +314,7 @@ carried!(struct Connection {
     waiting_since,
     challenged_at,
     state,
+    path_mss,
     error,
     soft_error,
     ack,
@@ -360,6 +359,7 @@ impl Connection {
                 recent: 0,
                 recent_at_s: 0,
             },
+            path_mss: setup.mss,
             options,
             parameters,
             heard_at: now,
@@ -531,7 +531,7 @@ impl Connection {
             min_rtt_us: self.rtt.min_us,
             send_mss: self.segment_payload_max() as u16,
             receive_mss: self.receive.mss,
-            path_mtu: u32::from(self.send.path_mss) + if self.ipv6 { 60 } else { 40 },
+            path_mtu: u32::from(self.path_mss) + if self.ipv6 { 60 } else { 40 },
             cwnd: self.congestion.cwnd,
             ssthresh: self.congestion.ssthresh,
             send_window: self.send.window,

@@ -56,7 +56,7 @@ impl Connection {
     fn lower_path_mtu(&mut self, mss: u16, counters: &mut TcpCounters) {
         let least = if self.ipv6 { PATH_MSS_MIN_V6 } else { PATH_MSS_MIN_V4 };
         let mss = mss.max(least);
-        self.send.path_mss = self.send.path_mss.min(mss);
+        self.path_mss = self.path_mss.min(mss);
         if mss >= self.send.mss {
             return;
         }
