@@ -416,7 +416,7 @@ impl Queue {
             if let Some(cost) = cost {
                 weight += 1.0 / f64::from(cost);
                 best_us = Some(best_us.map_or(cost, |best: u32| best.min(cost)));
-                let done_us = u64::from(cost) * u64::from(acceptor.outstanding + 1);
+                let done_us = u64::from(cost) * u64::from(acceptor.before_next() + 1);
                 soonest = soonest.filter(|best| best.0 <= done_us).or(Some((done_us, place)));
             }
             let turn = acceptor.tag.max(clock);
@@ -437,9 +437,9 @@ impl Queue {
         } else if let (EstimatorKind::PeakEwma, Some(usual)) = (kind, best_us) {
             place = self.better_of_two(now, usual, random).unwrap_or(place);
         } else if let (EstimatorKind::Median, Some((done_us, sooner))) = (kind, soonest) {
-            let owes = self.acceptors[sooner].outstanding > self.acceptors[place].outstanding;
+            let busier = self.acceptors[sooner].before_next() > self.acceptors[place].before_next();
             let own_us = self.acceptors[place].cost_us(kind, now);
-            if owes && own_us.is_some_and(|own_us| u64::from(own_us) > done_us) {
+            if busier && own_us.is_some_and(|own_us| u64::from(own_us) > done_us) {
                 place = sooner;
             }
         }

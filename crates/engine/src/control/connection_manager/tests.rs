@@ -54,8 +54,12 @@ impl ConnectionManager {
     }
 
     fn is_served(&mut self, number: ProcessId) {
+        self.is_served_in(number, 100);
+    }
+
+    fn is_served_in(&mut self, number: ProcessId, service_time_us: u32) {
         let (listener, process) = (LISTENER, process(number));
-        let served = ToManager::Served { listener, process, service_time_us: 100, server: 0 };
+        let served = ToManager::Served { listener, process, service_time_us, server: 0 };
         self.handle(at(0), served);
     }
 
@@ -155,6 +159,31 @@ fn who_serves_one_after_the_other_is_busy_with_it() {
     // It would be the turn of the first.
     manager.arrives(LISTENER, connection(2));
     assert_eq!(actions(&mut manager, at(0)), [offer(2, 2)]);
+}
+
+#[test]
+fn nobody_gets_more_for_being_idle_while_a_busy_one_would_sooner_be_done() {
+    let mut manager = manager_of(&[1, 2]);
+    for number in 0..2 {
+        manager.arrives(LISTENER, connection(number));
+    }
+    assert_eq!(actions(&mut manager, at(0)), [offer(0, 1), offer(1, 2)]);
+    manager.is_claimed(connection(0));
+    manager.is_claimed(connection(1));
+    manager.is_served(1);
+    manager.is_served_in(2, 4_000);
+    // The fast one has always one connection, and the slow one waits.
+    let mut offered = Vec::new();
+    for number in 2..22 {
+        manager.arrives(LISTENER, connection(number));
+        offered.extend(actions(&mut manager, at(0)));
+        if number > 2 {
+            manager.is_served(1);
+        }
+        manager.is_claimed(connection(number));
+    }
+    let expected: Vec<_> = (2..22).map(|number| offer(number, 1)).collect();
+    assert_eq!(offered, expected);
 }
 
 #[test]
