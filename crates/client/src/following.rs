@@ -35,6 +35,8 @@ static COUNT: AtomicU64 = AtomicU64::new(0);
 const HOPS: u32 = 64;
 /// How long a call that cannot wait for what it is about waits for what it needs to find out, in milliseconds.
 const PATIENCE_MS: u32 = 2000;
+/// How long a question about a connection that moves is put, in milliseconds: no program expects to be told to try again.
+const ANSWER_MS: u64 = 10_000;
 
 /// In a status: there may be more to know.
 pub(crate) const ELSEWHERE_OR_OVER: u32 = status::MOVED | status::CLOSED;
@@ -215,7 +217,7 @@ impl Socket {
 
     /// A question about an option to the server that has the socket.
     pub(crate) fn ask_option(&self, body: RequestBody) -> Result<OptionReply, Errno> {
-        let until_ns = sys::clock_monotonic_ns() + u64::from(PATIENCE_MS) * 1_000_000;
+        let until_ns = sys::clock_monotonic_ns() + ANSWER_MS * 1_000_000;
         loop {
             let name = self.full_name();
             let attachment = self.attachment();
