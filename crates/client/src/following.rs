@@ -35,7 +35,8 @@ static COUNT: AtomicU64 = AtomicU64::new(0);
 const HOPS: u32 = 64;
 /// How long a call that cannot wait for what it is about waits for what it needs to find out, in milliseconds.
 const PATIENCE_MS: u32 = 2000;
-/// How long a question about a connection that moves is put, in milliseconds: no program expects to be told to try again.
+/// How long a question about a connection that moves is put, in milliseconds: no program expects to hear that it
+/// should try again.
 const ANSWER_MS: u64 = 10_000;
 
 /// In a status: there may be more to know.
