@@ -221,11 +221,15 @@ impl ControlSocket {
     /// Queues one answer and writes what the client takes now. True while some is left to write:
     /// the caller waits until the descriptor is writable and calls `flush`.
     pub fn answer(&mut self, id: ClientId, answer: &Value) -> bool {
+        self.answer_text(id, format!("{answer}\n").as_bytes())
+    }
+
+    /// As [`ControlSocket::answer`], with a line of JSON or a piece of one, in the order of the pieces.
+    pub fn answer_text(&mut self, id: ClientId, text: &[u8]) -> bool {
         if let Some(client) = self.clients.get_mut(&id)
             && client.output.len() < OUTPUT_MAX
         {
-            client.output.extend_from_slice(answer.to_string().as_bytes());
-            client.output.push(b'\n');
+            client.output.extend_from_slice(text);
         }
         self.flush(id)
     }

@@ -23,6 +23,7 @@ use serde_json::{Value, json};
 use crate::control::{self, ControlSocket, Failure, Request};
 use crate::error::Error;
 use crate::inherited::Notice;
+use crate::listing::Listing;
 use crate::moving::{JobId, MoveReport};
 use crate::poller::Token;
 use crate::report::{Facts, SocketChoice};
@@ -63,6 +64,8 @@ pub struct Service<P: Port> {
     sharing: Option<Sharing>,
     /// Clients that wait for buckets to move.
     movers: HashMap<JobId, control::ClientId>,
+    /// Answers that are given in slices.
+    listings: HashMap<control::ClientId, Listing>,
 }
 
 /// The descriptors that reach a server from outside.
@@ -159,6 +162,7 @@ impl<P: Port> Service<P> {
             opening: None,
             sharing: None,
             movers: HashMap::new(),
+            listings: HashMap::new(),
         })
     }
 
@@ -487,13 +491,32 @@ impl<P: Port> Service<P> {
         let fd = self.control.client_fd(id);
         let mut unsent = self.control.flush(id);
         for request in self.control.read(id) {
+            // One answer after the other.
+            while self.listings.contains_key(&id) {
+                self.list_some(id);
+            }
             if let Some(answer) = self.answer(id, request) {
                 unsent = self.control.answer(id, &answer);
             }
         }
+        if !unsent && self.listings.contains_key(&id) {
+            unsent = self.list_some(id);
+        }
         if let Some(fd) = fd.filter(|_| self.control.client_fd(id).is_some()) {
             self.server.poller.set_writable(fd, Token::Client(id), unsent);
         }
+    }
+
+    /// One slice more of a listing; true while there is something left to say.
+    fn list_some(&mut self, id: control::ClientId) -> bool {
+        let Some(listing) = self.listings.get_mut(&id) else { return false };
+        let mut text = Vec::new();
+        let over = listing.write_some(&self.server.core, &mut text);
+        let unsent = self.control.answer_text(id, &text);
+        if over || self.control.client_fd(id).is_none() {
+            self.listings.remove(&id);
+        }
+        unsent || !over
     }
 
     /// The answer to a request, unless it has to wait.
@@ -521,7 +544,8 @@ impl<P: Port> Service<P> {
             }
             Request::Ss { listening, all, tcp, udp } => {
                 let choice = SocketChoice { listening, all, tcp, udp };
-                control::acceptance(self.server.core.socket_rows(&choice))
+                self.listings.insert(client, Listing::new(&self.server.core, &choice));
+                return None;
             }
             Request::Trace { since, .. } => match trace::part(&self.server.core.shard, since) {
                 Some(part) => control::acceptance(part),

@@ -28,6 +28,7 @@ pub mod inherited;
 pub mod life;
 pub mod link_server;
 pub mod links;
+pub mod listing;
 pub mod managers;
 pub mod moving;
 pub mod obituary;

@@ -223,8 +223,8 @@ pub struct Facts {
 }
 
 impl Core {
-    /// The sockets that `haypile ss` asks for.
-    pub fn socket_rows(&self, choice: &SocketChoice) -> Sockets {
+    /// The sockets that `haypile ss` asks for, as they are now, in no order.
+    pub fn sockets_chosen(&self, choice: &SocketChoice) -> Vec<SocketSummary> {
         let SocketChoice { listening, all, tcp, udp } = *choice;
         let wanted = |summary: &SocketSummary| {
             // As with ss(8), a UDP socket without a peer is among the listeners.
@@ -240,18 +240,11 @@ impl Core {
             let hidden = summary.state == SocketState::Tcp(State::TimeWait);
             all || (listener == listening && !hidden)
         };
-        let mut sockets: Vec<SocketRow> =
-            self.shard.sockets().filter(wanted).map(|summary| self.socket_row(&summary)).collect();
-        sockets.sort_by(|one, other| {
-            let key = |row: &'_ SocketRow| {
-                (row.protocol.clone(), row.state.clone(), row.local.clone(), row.remote.clone())
-            };
-            key(one).cmp(&key(other))
-        });
-        Sockets { sockets }
+        self.shard.sockets().filter(wanted).collect()
     }
 
-    fn socket_row(&self, summary: &SocketSummary) -> SocketRow {
+    /// What is to be said of one of them.
+    pub fn socket_row(&self, summary: &SocketSummary) -> SocketRow {
         let owner = summary.id.and_then(|id| self.owner_of(id));
         SocketRow {
             protocol: protocol(summary).to_string(),

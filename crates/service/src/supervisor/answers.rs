@@ -13,7 +13,7 @@ use haypile_shm::sys::Errno;
 use serde_json::{Value, json};
 
 use super::Supervisor;
-use super::merge::merge;
+use super::merge::{merge, merge_listings};
 use super::orders::{self, Order};
 use super::questions::Outcome;
 use super::seat::Seat;
@@ -179,6 +179,10 @@ impl Supervisor {
     pub(super) fn pass_answer(&mut self, id: ClientId) {
         let answer = match self.questions.read(id) {
             Outcome::Waiting => return,
+            Outcome::Answered(Request::Ss { .. }, answers) => {
+                let unsent = self.parts.control.answer_text(id, &merge_listings(answers));
+                return self.wait_to_write(id, unsent);
+            }
             Outcome::Answered(Request::Status {}, answers) => {
                 self.complete_status(Some(merge(&Request::Status {}, answers)))
             }
@@ -197,6 +201,10 @@ impl Supervisor {
             Outcome::Failed => control::refusal("the server has ended; ask once more"),
         };
         let unsent = self.parts.control.answer(id, &answer);
+        self.wait_to_write(id, unsent);
+    }
+
+    fn wait_to_write(&mut self, id: ClientId, unsent: bool) {
         if let Some(fd) = self.parts.control.client_fd(id) {
             self.poller.set_writable(fd, Token::Client(id), unsent);
         }

@@ -5,12 +5,19 @@ use serde_json::{Value, json};
 
 use crate::control::Request;
 use crate::moving::{MoveReport, SteerReport};
-use crate::report::{CountRow, ProcessRow, SocketRow, Sockets, Status};
+use crate::report::{CountRow, ProcessRow, SocketRow, Status};
 use crate::roles::ProcessNumber;
 
+/// Lines of JSON, one of each server.
+pub type Answers = Vec<(ProcessNumber, Vec<u8>)>;
+
 /// One answer; a refusal where one of them is and nothing can be said without it.
-pub fn merge(request: &Request, answers: Vec<(ProcessNumber, Value)>) -> Value {
-    let mut answers: Vec<Value> = answers.into_iter().map(|(_, answer)| answer).collect();
+pub fn merge(request: &Request, answers: Answers) -> Value {
+    let parsed = answers.into_iter().filter_map(|(_, line)| serde_json::from_slice(&line).ok());
+    let mut answers: Vec<Value> = parsed.collect();
+    if answers.is_empty() {
+        return nonsense();
+    }
     if answers.len() == 1 {
         return answers.remove(0);
     }
@@ -19,7 +26,6 @@ pub fn merge(request: &Request, answers: Vec<(ProcessNumber, Value)>) -> Value {
     }
     match request {
         Request::Status {} => typed(answers, merge_status),
-        Request::Ss { .. } => typed(answers, merge_sockets),
         Request::Steer {} => typed(answers, merge_steering),
         Request::SteerMove { .. } => typed(answers, merge_moves),
         _ => answers.into_iter().reduce(join).unwrap_or_default(),
@@ -34,8 +40,48 @@ where
     let parsed = answers.into_iter().filter_map(|answer| serde_json::from_value::<T>(answer).ok());
     match parsed.reduce(merge) {
         Some(whole) => crate::control::acceptance(whole),
-        None => crate::control::refusal("the servers gave no answer that fits the question"),
+        None => nonsense(),
     }
+}
+
+fn nonsense() -> Value {
+    crate::control::refusal("the servers gave no answer that fits the question")
+}
+
+/// A listing of sockets as a server gives it.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Listed {
+    ok: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    #[serde(default)]
+    sockets: Vec<SocketRow>,
+}
+
+/// One listing in order, a line of JSON. It may be long, so it does without [`Value`]s, which take ten times the room.
+pub fn merge_listings(answers: Answers) -> Vec<u8> {
+    let mut whole: Option<Listed> = None;
+    for (_, line) in answers {
+        let Ok(listed) = serde_json::from_slice::<Listed>(&line) else { continue };
+        whole = Some(match whole {
+            Some(whole) if whole.ok && listed.ok => {
+                Listed { sockets: merge_sockets(whole.sockets, listed.sockets), ..whole }
+            }
+            Some(whole) if !whole.ok => whole,
+            _ => listed,
+        });
+    }
+    if let Some(whole) = &mut whole {
+        whole.sockets.sort_unstable_by(|one, other| key(one).cmp(&key(other)));
+    }
+    let text = whole.and_then(|whole| serde_json::to_vec(&whole).ok());
+    let mut text = text.unwrap_or_else(|| nonsense().to_string().into_bytes());
+    text.push(b'\n');
+    text
+}
+
+fn key(row: &SocketRow) -> [&str; 4] {
+    [&row.protocol, &row.state, &row.local, row.remote.as_deref().unwrap_or_default()]
 }
 
 /// What is not known better: lists behind each other, everything else as the first says.
@@ -116,32 +162,27 @@ fn add_process(rows: &mut Vec<ProcessRow>, row: ProcessRow) {
 
 /// A listener is open at every transport server: one row, with what waits at all of them. A server
 /// that was started again does not know whose it is until its process speaks.
-fn merge_sockets(mut first: Sockets, other: Sockets) -> Sockets {
+fn merge_sockets(mut first: Vec<SocketRow>, other: Vec<SocketRow>) -> Vec<SocketRow> {
+    let is_listener = |row: &SocketRow| row.state == "LISTEN";
     let same = |a: &SocketRow, b: &SocketRow| {
-        let listener = a.state == "LISTEN" && b.state == "LISTEN" && a.protocol == b.protocol;
         let owner =
             a.pid.is_none() || b.pid.is_none() || (a.pid, &a.program) == (b.pid, &b.program);
-        listener && owner && a.local == b.local
+        owner && a.protocol == b.protocol && a.local == b.local
     };
-    let own = first.sockets.len();
-    let mut taken = vec![false; own];
-    for row in other.sockets {
-        let known = (0..own).find(|at| !taken[*at] && same(&first.sockets[*at], &row));
-        let Some(at) = known else {
-            first.sockets.push(row);
+    let mut listeners: Vec<usize> =
+        (0..first.len()).filter(|at| is_listener(&first[*at])).collect();
+    for row in other {
+        let known = listeners.iter().position(|at| is_listener(&row) && same(&first[*at], &row));
+        let Some(known) = known else {
+            first.push(row);
             continue;
         };
-        taken[at] = true;
-        let known = &mut first.sockets[at];
+        let known = &mut first[listeners.remove(known)];
         known.recv_queue += row.recv_queue;
         if known.pid.is_none() {
             (known.pid, known.program) = (row.pid, row.program);
         }
     }
-    let key = |row: &SocketRow| {
-        (row.protocol.clone(), row.state.clone(), row.local.clone(), row.remote.clone())
-    };
-    first.sockets.sort_by_key(key);
     first
 }
 
@@ -157,19 +198,40 @@ mod tests {
         })
     }
 
+    fn lines(answers: Vec<(ProcessNumber, Value)>) -> Answers {
+        answers.into_iter().map(|(server, answer)| (server, answer.to_string().into())).collect()
+    }
+
+    fn one_of(request: &Request, answers: Vec<(ProcessNumber, Value)>) -> Value {
+        merge(request, lines(answers))
+    }
+
     #[test]
     fn a_listener_is_one_row_and_a_connection_each_its_own() {
-        let ss = Request::Ss { listening: false, all: true, tcp: false, udp: false };
         let one = json!([socket("LISTEN", "a:80", 2), socket("ESTAB", "a:80", 0)]);
         let other = json!([socket("LISTEN", "a:80", 3), socket("ESTAB", "a:80", 5)]);
         let answers = vec![
             (0, acceptance(json!({ "sockets": one }))),
             (1, acceptance(json!({ "sockets": other }))),
         ];
-        let merged = merge(&ss, answers);
+        let merged: Value = serde_json::from_slice(&merge_listings(lines(answers))).unwrap();
         let rows = merged["sockets"].as_array().unwrap();
         assert_eq!(rows.len(), 3, "{merged}");
         assert_eq!((&rows[2]["recv_queue"], &merged["ok"]), (&json!(5), &json!(true)));
+        let answers = vec![(0, acceptance(json!({ "sockets": [] }))), (1, refusal("no"))];
+        let refused: Value = serde_json::from_slice(&merge_listings(lines(answers))).unwrap();
+        assert_eq!((&refused["ok"], &refused["error"]), (&json!(false), &json!("no")));
+    }
+
+    #[test]
+    fn what_is_no_answer_is_left_out() {
+        let good = acceptance(json!({ "rows": [1] })).to_string().into_bytes();
+        let answers = vec![(0, b"nonsense".to_vec()), (1, good)];
+        assert_eq!(merge(&Request::CaptureStop {}, answers)["rows"], json!([1]));
+        let nothing = merge(&Request::CaptureStop {}, vec![(0, b"nonsense".to_vec())]);
+        assert_eq!(nothing["ok"], json!(false));
+        let nothing: Value = serde_json::from_slice(&merge_listings(Vec::new())).unwrap();
+        assert_eq!(nothing["ok"], json!(false));
     }
 
     #[test]
@@ -186,11 +248,11 @@ mod tests {
         let answer = |rows: &[Value]| acceptance(json!({ "moves": rows }));
         for order in [[true, false], [false, true]] {
             let answers = order.map(|one| answer(&[moved(3, one)]));
-            let merged = merge(&request, vec![(0, answers[0].clone()), (1, answers[1].clone())]);
+            let merged = one_of(&request, vec![(0, answers[0].clone()), (1, answers[1].clone())]);
             assert_eq!(merged["moves"], json!([moved(3, true)]));
         }
         let answers = vec![(0, answer(&[moved(9, true)])), (1, answer(&[moved(3, false)]))];
-        let merged = merge(&request, answers);
+        let merged = one_of(&request, answers);
         assert_eq!(merged["moves"], json!([moved(3, false), moved(9, true)]));
     }
 
@@ -209,7 +271,7 @@ mod tests {
             }))
         };
         let answers = vec![(1, status(1, "tap", 2)), (0, status(0, "", 3))];
-        let merged = merge(&Request::Status {}, answers);
+        let merged = one_of(&Request::Status {}, answers);
         assert_eq!(merged["servers"][0]["server"], 0, "{merged}");
         assert_eq!(merged["servers"][1]["server"], 1);
         assert_eq!((&merged["drops"][0]["count"], &merged["link"]), (&json!(5), &json!("tap")));
@@ -223,10 +285,10 @@ mod tests {
     fn one_refusal_is_the_answer_and_unknown_answers_are_joined() {
         let stop = Request::CaptureStop {};
         let yes = || acceptance(json!({ "rows": [1], "first": 1 }));
-        let merged = merge(&stop, vec![(0, yes()), (1, refusal("no"))]);
+        let merged = one_of(&stop, vec![(0, yes()), (1, refusal("no"))]);
         assert_eq!(merged["error"], "no");
         let other = acceptance(json!({ "rows": [2], "first": 2, "more": 3 }));
-        let merged = merge(&stop, vec![(0, yes()), (1, other)]);
+        let merged = one_of(&stop, vec![(0, yes()), (1, other)]);
         assert_eq!(merged, json!({ "ok": true, "rows": [1, 2], "first": 1, "more": 3 }));
     }
 }

@@ -7,8 +7,6 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 
-use serde_json::Value;
-
 use crate::control::{ClientId, Request};
 use crate::roles::ProcessNumber;
 
@@ -35,7 +33,7 @@ struct Part {
     /// Gone when it has answered, or will never.
     stream: Option<UnixStream>,
     input: Vec<u8>,
-    answer: Option<Value>,
+    answer: Option<Vec<u8>>,
 }
 
 /// What has become of a question.
@@ -43,8 +41,8 @@ struct Part {
 pub enum Outcome {
     /// Answers are still coming.
     Waiting,
-    /// Here they are, one of each server that gave one and one at least, with what was asked.
-    Answered(Request, Vec<(ProcessNumber, Value)>),
+    /// Here they are, lines of JSON, one of each server that gave one and one at least, with what was asked.
+    Answered(Request, Vec<(ProcessNumber, Vec<u8>)>),
     /// All that were asked are gone.
     Failed,
 }
@@ -99,7 +97,7 @@ impl Questions {
         let Some(Question { request, parts }) = self.open.remove(&client) else {
             return Outcome::Failed;
         };
-        let answers: Vec<(ProcessNumber, Value)> =
+        let answers: Vec<(ProcessNumber, Vec<u8>)> =
             parts.into_iter().filter_map(|part| Some((part.server, part.answer?))).collect();
         if answers.is_empty() { Outcome::Failed } else { Outcome::Answered(request, answers) }
     }
@@ -110,6 +108,7 @@ impl Part {
     fn read(&mut self) {
         let Some(stream) = &mut self.stream else { return };
         let mut bytes = [0; 65_536];
+        let heard = self.input.len();
         let whole = loop {
             match stream.read(&mut bytes) {
                 Ok(0) => break false,
@@ -122,13 +121,14 @@ impl Part {
                 break false;
             }
         };
-        let end = self.input.iter().position(|byte| *byte == b'\n');
+        let end = self.input[heard..].iter().position(|byte| *byte == b'\n');
         if end.is_none() && whole {
             return;
         }
-        self.answer = end.and_then(|end| serde_json::from_slice(&self.input[..end]).ok());
+        let mut line = std::mem::take(&mut self.input);
+        line.truncate(heard + end.unwrap_or(0));
+        self.answer = end.is_some().then_some(line);
         self.stream = None;
-        self.input = Vec::new();
     }
 }
 
@@ -154,8 +154,8 @@ mod tests {
         assert!(matches!(questions.read(5), Outcome::Waiting));
         server.write_all(b"true}\n").unwrap();
         let Outcome::Answered(request, answers) = questions.read(5) else { panic!("an answer") };
-        let said = (request, answers[0].1["ok"].as_bool());
-        assert_eq!(said, (Request::CaptureStop {}, Some(true)));
+        assert_eq!(request, Request::CaptureStop {});
+        assert_eq!(answers, [(0, br#"{"ok":true}"#.to_vec())]);
         assert!(matches!(questions.read(5), Outcome::Failed));
         let server = ask_one(&mut questions, 6);
         drop(server);
@@ -174,7 +174,8 @@ mod tests {
         assert_eq!(questions.descriptors(1).len(), 2);
         ends[0] = None;
         assert!(matches!(questions.read(1), Outcome::Waiting));
-        ends[1].as_mut().unwrap().write_all(b"nonsense\n").unwrap();
+        ends[1].as_mut().unwrap().write_all(b"no whole line").unwrap();
+        ends[1] = None;
         let Outcome::Answered(_, answers) = questions.read(1) else { panic!("an answer") };
         assert_eq!(answers.iter().map(|answer| answer.0).collect::<Vec<_>>(), [2]);
     }

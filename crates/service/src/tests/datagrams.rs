@@ -8,8 +8,9 @@ use haypile_shm::messages::{
 use haypile_shm::stream::status;
 
 use super::harness::World;
+use crate::listing::Listing;
 use crate::options::number;
-use crate::report::SocketChoice;
+use crate::report::{SocketChoice, SocketRow, Sockets};
 
 const OURS: &str = "198.18.0.1";
 
@@ -40,11 +41,37 @@ fn datagrams_pass_between_applications() {
     assert!(one.send_to(&mut world, &server, Some(&name.to_string()), b"answer"));
     assert_eq!(other.receive(&mut world, &client).unwrap().1, b"answer");
     let choice = SocketChoice { listening: true, udp: true, ..SocketChoice::default() };
-    let rows = world.server.core.socket_rows(&choice).sockets;
+    let rows = listed(&world, &choice);
     assert_eq!(rows.len(), 2);
     assert!(rows.iter().all(|row| row.protocol == "udp" && row.state == "UNCONN"));
     let choice = SocketChoice { all: true, tcp: true, ..SocketChoice::default() };
-    assert_eq!(world.server.core.socket_rows(&choice).sockets, []);
+    assert_eq!(listed(&world, &choice), []);
+}
+
+/// What somebody hears who asks for sockets.
+fn listed(world: &World, choice: &SocketChoice) -> Vec<SocketRow> {
+    let (core, mut text) = (&world.server.core, Vec::new());
+    let mut listing = Listing::new(core, choice);
+    while !listing.write_some(core, &mut text) {}
+    assert_eq!(text.pop(), Some(b'\n'));
+    serde_json::from_slice::<Sockets>(&text).unwrap().sockets
+}
+
+#[test]
+fn many_sockets_are_told_of_a_few_at_a_time() {
+    let mut world = World::new();
+    let app = world.app();
+    for port in 1000..1100 {
+        app.bind_datagram(&mut world, &at(port)).unwrap();
+    }
+    let choice = SocketChoice { listening: true, udp: true, ..SocketChoice::default() };
+    let mut locals: Vec<String> =
+        listed(&world, &choice).into_iter().map(|row| row.local).collect();
+    locals.sort_unstable();
+    assert_eq!(locals, (1000..1100).map(at).collect::<Vec<_>>());
+    let (mut listing, mut text) = (Listing::new(&world.server.core, &choice), Vec::new());
+    assert!(!listing.write_some(&world.server.core, &mut text));
+    assert!(text.len() < 10_000, "{}", text.len());
 }
 
 #[test]
