@@ -5,7 +5,7 @@
 use serde_json::json;
 
 use super::simulated::{Contestant, compare, costs, eight, kernels, run as simulate};
-use super::{draw, publish, update_cost, workers};
+use super::{draw, noiseless, publish, update_cost, workers};
 use crate::cores::Core;
 use crate::options::{Only, Options};
 use crate::plot::{Kind, Plot, Scale};
@@ -60,6 +60,7 @@ fn simulated(options: &Options, report: &mut Report) -> Result<(), String> {
     let heading = "Service times beside models of the kernel (paper: figure 5)";
     compare(options, report, [title, heading], "figure-5-service-times", &against)?;
     publish(report, local_shares(options, &costs));
+    publish(report, noiseless::table(options)?);
     Ok(())
 }
 

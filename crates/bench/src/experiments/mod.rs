@@ -8,6 +8,7 @@ mod generator;
 mod idle;
 mod messages;
 mod network;
+mod noiseless;
 mod plans;
 mod schemes;
 mod simulated;

@@ -20,9 +20,9 @@ use crate::stage::Stage;
 use crate::stage::fleets::{Fleets, Kind, Program};
 use crate::statistics;
 
-const WORKERS: usize = 4;
+pub(super) const WORKERS: usize = 4;
 /// Undisturbed service time; sleeps are longer than asked by some 60 us.
-const BASE_US: u64 = 1000;
+pub(super) const BASE_US: u64 = 1000;
 const BODY_BYTES: usize = 64;
 const SESSIONS: usize = 512;
 const SCHEDULE_SEED: u64 = 5;
@@ -32,9 +32,9 @@ const SECONDS_MIN: f64 = 5.0;
 const SECONDS_QUICK: f64 = 1.0;
 
 /// The plans without a choice: two workers for each manager, and one as in the paper.
-const PLANS: [&str; 2] = ["TS2LS2CM2", "TS4LS4CM4"];
+pub(super) const PLANS: [&str; 2] = ["TS2LS2CM2", "TS4LS4CM4"];
 /// The percentiles that delays must not move.
-const HELD: [f64; 2] = [95.0, 99.0];
+pub(super) const HELD: [f64; 2] = [95.0, 99.0];
 
 /// Measures the undisturbed and the disturbed case on all sides, in turn.
 ///
@@ -123,7 +123,7 @@ fn sides(options: &Options) -> Vec<(&'static str, Kind)> {
 
 /// Connections a second: what was asked for, or that at which undisturbed workers are busy for a fifth
 /// of their time.
-fn rate(options: &Options) -> f64 {
+pub(super) fn rate(options: &Options) -> f64 {
     options.rate.unwrap_or(LOAD * WORKERS as f64 / (BASE_US as f64 / 1e6))
 }
 
