@@ -29,6 +29,9 @@ pub const OUTSTANDING_MAX: u32 = 128;
 const REST_US: u64 = 10_000;
 /// And at most.
 const REST_MAX_US: u64 = 1_000_000;
+/// Behind a connection that takes less the next one waits rather than go to another manager's application: as long as
+/// it takes to wake two cores on the way there.
+const WORTH_LEAVING_US: u32 = 100;
 
 /// Who takes a connection: a process by one of its listeners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -341,11 +344,16 @@ impl Queue {
         let chosen = match local {
             // Without an estimate there is nothing to compare: it is tried.
             Some((place, _, None)) => Some(place),
-            Some((place, _, Some(best_us))) if !self.may_leave(balance, best_us) => Some(place),
             Some((place, local, Some(best_us))) => {
-                self.filter(balance, best_us);
-                let offers = self.offers(now, true);
-                balancer::choose(balance, Some(local), offers, random).or(Some(place))
+                let elsewhere = self.elsewhere(now, balance, place, random);
+                elsewhere.or_else(|| {
+                    if !self.may_leave(balance, best_us) {
+                        return Some(place);
+                    }
+                    self.filter(balance, best_us);
+                    let offers = self.offers(now, true);
+                    balancer::choose(balance, Some(local), offers, random).or(Some(place))
+                })
             }
             None if self.has_local() && balance.scheme == Scheme::Naive => None,
             None => balancer::choose(balance, None, self.offers(now, false), random),
@@ -354,6 +362,31 @@ impl Queue {
             self.take_turn(chosen, local.winner_us);
         }
         Some(chosen)
+    }
+
+    /// Whom else to give a connection to for which the one of ours at `place`, the best, has no time yet: somebody
+    /// whom another manager offers, who may have. Only where what it would wait for is long beside the way there, and
+    /// one connection, not several: where those queue, others are no better off.
+    fn elsewhere(
+        &mut self,
+        now: Instant,
+        balance: &Balance,
+        place: usize,
+        random: &mut Random,
+    ) -> Option<usize> {
+        let any = self.acceptors.last().is_some_and(|last| !last.is_local());
+        if !any || balance.scheme != Scheme::Tournament || self.acceptors[place].before_next() != 1
+        {
+            return None;
+        }
+        let own_us = self.acceptors[place].cost_us(balance.estimator, now)?;
+        if balance.estimator != EstimatorKind::Median || own_us < WORTH_LEAVING_US {
+            return None;
+        }
+        // Half of it is over, on average.
+        let limit_us = own_us.saturating_add(own_us / 2);
+        let offers = self.offers(now, false).filter(|(_, cost_us)| *cost_us <= limit_us);
+        balancer::choose(balance, None, offers, random)
     }
 
     /// Whether any offer may compete with local applications of which the best costs `best_us`: the

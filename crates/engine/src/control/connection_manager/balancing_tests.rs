@@ -341,6 +341,54 @@ fn an_offer_may_come_before_its_queue_is_known() {
     assert!(manager.is_empty());
 }
 
+/// Whether the next connection leaves a manager whose one application takes `own_us` and has one already, with
+/// `more` offers behind it, for that of another manager, which takes `their_us`.
+fn leaves(scheme: Scheme, [own_us, their_us]: [u32; 2], more: u32) -> bool {
+    let balance = Balance { scheme, ..Balance::default() };
+    let mut manager = ConnectionManager::new(200_000, balance, 5);
+    let (listener, group, now) = (GROUP, GROUP, Instant::from_us(1));
+    let (ours, theirs) = (ProcessName::new(0, 1), ProcessName::new(1, 1));
+    manager.set_peers(true);
+    manager.handle(now, ToManager::ListenerOpened { listener, group, server: 0 });
+    manager.handle(now, ToManager::Acceptor { listener, process: ours });
+    let mut arrives = |number: u32, manager: &mut ConnectionManager| {
+        let connection = ConnectionName { server: 0, id: SocketId::new(number, 1) };
+        manager.handle(now, ToManager::Arrived { listener, connection });
+        let Some(ToTransport::Offer { process, .. }) = manager.poll_action(now) else {
+            panic!("an offer")
+        };
+        (connection, process)
+    };
+    for number in 0..2 {
+        let (connection, process) = arrives(number, &mut manager);
+        assert_eq!(process, ours);
+        manager.handle(now, ToManager::Claimed { connection, counts: true });
+        let served = ToManager::Served { listener, process, service_time_us: own_us, server: 0 };
+        manager.handle(now, served);
+    }
+    let (busy, _) = arrives(2, &mut manager);
+    manager.handle(now, ToManager::Claimed { connection: busy, counts: true });
+    (0..more).for_each(|number| drop(arrives(3 + number, &mut manager)));
+    let best =
+        BetweenManagers::Best { group, listener, process: theirs, service_time_us: their_us };
+    manager.handle_offer(now, 1, best);
+    arrives(9, &mut manager).1 == theirs
+}
+
+#[test]
+fn what_would_wait_for_long_goes_to_an_application_of_another_manager() {
+    let tournament = Scheme::Tournament;
+    assert!(leaves(tournament, [1000, 1000], 0));
+    assert!(leaves(tournament, [1000, 1400], 0));
+    // Half of what it waits for is over, on average: the way there must be shorter.
+    assert!(!leaves(tournament, [1000, 1600], 0));
+    assert!(!leaves(tournament, [50, 50], 0), "to wait for so little is shorter than the way");
+    assert!(!leaves(tournament, [1000, 1000], 1), "where they queue, others are no better off");
+    for scheme in [Scheme::Naive, Scheme::Filtered] {
+        assert!(!leaves(scheme, [1000, 1000], 0), "{scheme:?}: as in the paper");
+    }
+}
+
 /// Local applications of one manager, served at once: how many connections each gets.
 fn local_counts(kind: EstimatorKind, delays: [u32; 3], connections: u32) -> [u32; 3] {
     let balance = Balance { estimator: kind, ..Balance::default() };
