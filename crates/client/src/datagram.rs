@@ -297,7 +297,10 @@ pub(crate) fn reopen(socket: &Pinned) -> Result<(), Errno> {
     let names = kept.or_else(of_record).unwrap_or_default();
     socket.datagram.keep_names(Some(names));
     let (local, remote) = names;
-    if let Some(local) = local.filter(|local| local.port() != 0) {
+    let bound = socket.has(flag::HALFWAY) && !is_past(socket);
+    // Nobody takes it for one that has no peer meanwhile, nor if the server of its peer dies before it is connected.
+    socket.put(flag::HALFWAY, remote.is_some());
+    if let Some(local) = local.filter(|local| local.port() != 0 && !bound) {
         // The kernel's half, if there is one, has kept its name.
         bind_at(attachment, socket, fd, local, false)?;
     }
@@ -306,6 +309,11 @@ pub(crate) fn reopen(socket: &Pinned) -> Result<(), Errno> {
     }
     socket.datagram.keep_names(None);
     Ok(())
+}
+
+/// Whether the record of a socket is one of a server that has died or left.
+fn is_past(socket: &Socket) -> bool {
+    socket.stream().is_none_or(|record| is_of_lost_server(socket, &record))
 }
 
 /// A call has found the server of the socket's record dead: waits until the socket is open on
@@ -361,6 +369,10 @@ fn is_left_behind(socket: &Socket, record: &Record) -> bool {
 /// Whether a call that failed with [`SERVICE_GONE`] did so by the death of the server that keeps the
 /// record. The epoch says so a moment later than the server's end of a channel.
 fn has_lost_server(socket: &Socket, record: &Record) -> bool {
+    socket.has(flag::HALFWAY) || is_of_lost_server(socket, record)
+}
+
+fn is_of_lost_server(socket: &Socket, record: &Record) -> bool {
     let is_dying = |server| {
         attach::existing(server)
             .is_some_and(|now| now.life() != record.memory.life() || now.is_gone())
@@ -412,6 +424,8 @@ fn try_to_come_back(socket: &Pinned) -> Result<bool, Errno> {
     }
     match outcome {
         Ok(()) => Ok(true),
+        // The server of its peer will be back as well, or there will be another.
+        Err(Errno::EAGAIN | SERVICE_GONE) if socket.has(flag::HALFWAY) => Ok(false),
         Err(Errno::EAGAIN) => Ok(!socket.is_behind_times(&attachment)),
         Err(errno) => Err(errno),
     }
@@ -494,9 +508,11 @@ fn connect_by_service(socket: &Pinned, fd: RawFd, remote: SocketAddr) -> Result<
     };
     if slot == NO_SLOT {
         socket.open_record(&attachment, reply.slot, reply.generation)?;
+        socket.clear(flag::HALFWAY);
         opened(socket, Phase::Stream);
     } else {
         socket.set_phase(Phase::Stream);
+        socket.clear(flag::HALFWAY);
         announce(socket);
     }
     Ok(())
@@ -528,7 +544,13 @@ pub(crate) fn disconnect(socket: &Pinned, fd: RawFd) -> Result<(), Errno> {
     }
     match socket.phase() {
         Phase::Stream => dissolve(socket),
-        Phase::Bound => Ok(()),
+        Phase::Bound => {
+            if socket.clear(flag::HALFWAY) {
+                socket.datagram.keep_names(None);
+                announce(socket);
+            }
+            Ok(())
+        }
         _ => Err(TO_KERNEL),
     }
 }
@@ -582,7 +604,7 @@ pub(crate) fn readiness(socket: &Socket, wanted: u32) -> u32 {
     let state = stream.status();
     // What goes wrong with a return is told by the read that follows.
     let told = if socket.has(flag::UNOPENED) { IN } else { 0 };
-    if is_left_behind(socket, &stream) {
+    if is_left_behind(socket, &stream) || socket.has(flag::HALFWAY) {
         return told;
     }
     if state & status::CLOSED != 0 {

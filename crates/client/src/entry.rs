@@ -83,6 +83,8 @@ pub(crate) mod flag {
     pub const EVERYWHERE: u32 = 1 << 17;
     /// UDP: its server is gone and it could not be opened at another one: the next call tells why.
     pub const UNOPENED: u32 = 1 << 18;
+    /// UDP: it was bound at another server than before and has yet to be connected there.
+    pub const HALFWAY: u32 = 1 << 19;
 }
 
 /// One socket.

@@ -108,7 +108,7 @@ impl Patience {
 /// `EAGAIN` while another thread is at it; why it could not be opened.
 pub(crate) fn late(attachment: &Attachment, socket: &Pinned) -> Result<(), Errno> {
     let _one = attach::hold()?;
-    if !socket.is_behind_times(attachment) {
+    if !socket.is_behind_times(attachment) && !socket.has(flag::HALFWAY) {
         return Ok(());
     }
     datagrams(attachment, socket)

@@ -94,12 +94,15 @@ pub fn receive_from(
     let mut wait: Option<Wait<'_>> = None;
     loop {
         let Some(stream) = socket.stream() else { return Err(Errno::EAGAIN) };
-        let lost = match look(&socket, &stream, out, flags, blocking, kernel) {
-            Ok(Some(received)) => return Ok(received),
-            Ok(None) => stream.memory.is_past(),
-            Err(SERVICE_GONE) if super::has_lost_server(&socket, &stream) => true,
-            Err(errno) => return Err(errno),
-        };
+        // Without a peer it would hear everybody.
+        let halfway = socket.has(flag::HALFWAY);
+        let lost = halfway
+            || match look(&socket, &stream, out, flags, blocking, kernel) {
+                Ok(Some(received)) => return Ok(received),
+                Ok(None) => stream.memory.is_past(),
+                Err(SERVICE_GONE) if super::has_lost_server(&socket, &stream) => true,
+                Err(errno) => return Err(errno),
+            };
         if lost {
             drop(stream);
             wait = None;

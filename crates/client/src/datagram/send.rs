@@ -129,6 +129,7 @@ fn choose(socket: &Pinned, fd: RawFd, remote: Option<SocketAddr>) -> Result<Opti
         return match socket.world() {
             World::Kernel => Err(TO_KERNEL),
             _ if socket.phase() == Phase::Stream => Ok(None),
+            _ if socket.has(flag::HALFWAY) => Err(SERVICE_GONE),
             _ => Err(Errno::EDESTADDRREQ),
         };
     };
