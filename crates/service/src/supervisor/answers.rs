@@ -9,7 +9,7 @@ use std::fs::OpenOptions;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
-use haypile_shm::sys::Errno;
+use haypile_shm::sys::{self, Errno};
 use serde_json::{Value, json};
 
 use super::Supervisor;
@@ -24,6 +24,9 @@ use crate::poller::Token;
 use crate::report::{Memory, ServerRow, Status};
 use crate::roles::ProcessNumber;
 
+/// Answers of more bytes, all together, leave memory behind that is worth giving back.
+const LONG_ANSWER: usize = 1 << 20;
+
 impl Supervisor {
     pub(super) fn serve_client(&mut self, id: ClientId) {
         let fd = self.parts.control.client_fd(id);
@@ -33,8 +36,17 @@ impl Supervisor {
                 unsent = self.parts.control.answer(id, &answer);
             }
         }
-        if let Some(fd) = fd.filter(|_| self.parts.control.client_fd(id).is_some()) {
-            self.poller.set_writable(fd, Token::Client(id), unsent);
+        match fd.filter(|_| self.parts.control.client_fd(id).is_some()) {
+            Some(fd) => self.poller.set_writable(fd, Token::Client(id), unsent),
+            None => self.forget_answers(),
+        }
+    }
+
+    /// A client is gone. What long answers were made of would stay in the heap, a multiple of their length.
+    fn forget_answers(&mut self) {
+        if self.answered_bytes > LONG_ANSWER {
+            self.answered_bytes = 0;
+            sys::give_back_memory();
         }
     }
 
@@ -177,14 +189,12 @@ impl Supervisor {
     }
 
     pub(super) fn pass_answer(&mut self, id: ClientId) {
-        let answer = match self.questions.read(id) {
+        let line = |answer: Value| format!("{answer}\n").into_bytes();
+        let text = match self.questions.read(id) {
             Outcome::Waiting => return,
-            Outcome::Answered(Request::Ss { .. }, answers) => {
-                let unsent = self.parts.control.answer_text(id, &merge_listings(answers));
-                return self.wait_to_write(id, unsent);
-            }
+            Outcome::Answered(Request::Ss { .. }, answers) => merge_listings(answers),
             Outcome::Answered(Request::Status {}, answers) => {
-                self.complete_status(Some(merge(&Request::Status {}, answers)))
+                line(self.complete_status(Some(merge(&Request::Status {}, answers))))
             }
             Outcome::Answered(request, answers) => {
                 let mut answer = merge(&request, answers);
@@ -196,15 +206,12 @@ impl Supervisor {
                     }
                     _ => {}
                 }
-                answer
+                line(answer)
             }
-            Outcome::Failed => control::refusal("the server has ended; ask once more"),
+            Outcome::Failed => line(control::refusal("the server has ended; ask once more")),
         };
-        let unsent = self.parts.control.answer(id, &answer);
-        self.wait_to_write(id, unsent);
-    }
-
-    fn wait_to_write(&mut self, id: ClientId, unsent: bool) {
+        self.answered_bytes += text.len();
+        let unsent = self.parts.control.answer_text(id, &text);
         if let Some(fd) = self.parts.control.client_fd(id) {
             self.poller.set_writable(fd, Token::Client(id), unsent);
         }

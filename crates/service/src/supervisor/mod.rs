@@ -76,6 +76,8 @@ pub struct Supervisor {
     /// The change of the plan that is under way.
     growth: Option<Growth>,
     questions: Questions,
+    /// Of answers, since memory was last given back.
+    answered_bytes: usize,
     guardian: Option<Guardian>,
     /// Processes that use a private service.
     users: HashMap<u64, Fd>,
@@ -174,6 +176,7 @@ impl Supervisor {
             open,
             growth: None,
             questions: Questions::default(),
+            answered_bytes: 0,
             guardian: None,
             users: HashMap::new(),
             users_seen: 0,

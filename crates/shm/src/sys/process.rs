@@ -66,6 +66,14 @@ pub fn setsid() -> Result<()> {
     unsafe { syscall4(libc::SYS_setsid, 0, 0, 0, 0) }.map(drop)
 }
 
+/// Gives freed memory back to the system, as far as the allocator knows how. It may take a millisecond: not for those
+/// who carry data.
+pub fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the allocator's own; it touches only what is free.
+    let _: i32 = unsafe { libc::malloc_trim(0) };
+}
+
 /// The core that the caller runs on, as of now; `None` if the system does not say.
 pub fn current_core() -> Option<u32> {
     // SAFETY: touches no memory of ours.
