@@ -111,6 +111,30 @@ fn a_send_that_blocks_waits_for_the_next_server_as_long_as_one_is_expected() {
     client::close(fd).unwrap();
 }
 
+/// The server has bound the socket anew and dies before it has connected it: that is done at the next one, and nobody
+/// takes the socket for one without a peer meanwhile.
+#[test]
+fn a_connected_socket_that_was_only_bound_again_is_connected_at_the_next_server() {
+    let (fake, _turn) = support::start();
+    let fd = socket(0);
+    client::connect(fd, PEER.parse().unwrap()).unwrap();
+    assert_eq!(send_to(fd, b"one", "", 0), Ok(3));
+    fake.die();
+    let is_connect = |body: &RequestBody| matches!(body, RequestBody::ConnectDatagram { .. });
+    let death = fake.die_over(is_connect);
+    fake.rise();
+    let mut sent = Err(Errno::EAGAIN);
+    while sent == Err(Errno::EAGAIN) {
+        sent = send_to(fd, b"two", "", libc::MSG_DONTWAIT);
+    }
+    assert_eq!(sent, Ok(3));
+    death.join().unwrap();
+    assert_eq!(datagram(fd, 100, 0).1, b"two");
+    let connected = RequestBody::ConnectDatagram { remote: Some(PEER.parse().unwrap()) };
+    assert!(fake.requests().iter().any(|(_, body)| *body == connected));
+    client::close(fd).unwrap();
+}
+
 #[test]
 fn what_cannot_be_sent_is_refused_at_once() {
     let (_fake, _turn) = support::start();

@@ -98,7 +98,7 @@ pub struct State {
     /// Programs that were said to run no more, by the names of those that run now.
     new_programs: Vec<u64>,
     /// The next request kills it.
-    deadly: bool,
+    deadly: Option<fn(&RequestBody) -> bool>,
     /// What is written is not acknowledged by itself.
     silent: bool,
 }
@@ -297,10 +297,15 @@ impl Fake {
     /// The server dies over the next request, which it does not look at, and another takes its place
     /// a moment later.
     pub fn die_over_the_next_request(&'static self) -> std::thread::JoinHandle<()> {
-        self.settle().deadly = true;
+        self.die_over(|_| true)
+    }
+
+    /// As [`Fake::die_over_the_next_request`], over the next that is of this kind.
+    pub fn die_over(&'static self, kind: fn(&RequestBody) -> bool) -> std::thread::JoinHandle<()> {
+        self.settle().deadly = Some(kind);
         std::thread::spawn(move || {
             let started = std::time::Instant::now();
-            while self.lock().deadly {
+            while self.lock().deadly.is_some() {
                 assert!(started.elapsed() < PATIENCE, "no request comes");
                 std::thread::sleep(Duration::from_millis(1));
             }
@@ -500,7 +505,7 @@ impl State {
             elsewhere: Vec::new(),
             refused: Vec::new(),
             new_programs: Vec::new(),
-            deadly: false,
+            deadly: None,
             silent: false,
         }
     }
@@ -638,14 +643,14 @@ impl State {
     // --- requests ------------------------------------------------------------------------------
 
     fn handle_requests(&mut self) {
-        if self.deadly && self.any_requests() {
-            return self.die();
-        }
         self.take_notices();
         for index in 0..self.processes.len() {
             let next = |state: &mut State| state.processes[index].channel.as_mut()?.next_request();
             while let Some(message) = next(self) {
                 let request = Request::decode(&message).unwrap();
+                if self.deadly.is_some_and(|kind| kind(&request.body)) {
+                    return self.die();
+                }
                 self.log.push((request.header.slot, request.body));
                 let reply = self.handle(index, &request);
                 let cell = request.header.reply;
