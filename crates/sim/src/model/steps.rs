@@ -91,6 +91,14 @@ impl Step {
         };
         Some(rank)
     }
+
+    /// The manager and the number of the timer that runs out, if this is one.
+    pub fn timer(self) -> Option<(u8, u8)> {
+        match self {
+            Step::Timer(manager, timer) => Some((manager, timer)),
+            _ => None,
+        }
+    }
 }
 
 /// Everything that can happen in `state`.

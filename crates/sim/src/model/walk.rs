@@ -2,6 +2,8 @@
 //! connection manager. A walk does what can happen, in any order, and at last lets one process that
 //! lives go on accepting: then everything must come to a good end.
 
+use std::collections::HashMap;
+
 use super::manager::Manager;
 use super::state::State;
 use super::steps::{Step, apply, check_rest, enabled};
@@ -78,16 +80,25 @@ pub fn walk<M: Manager>(seed: u64, managers: u8) -> Result<Walked, String> {
         0 => None,
         count => Some(living[random.between(0, count - 1) as usize]),
     };
+    // Time passes for all alike: of the timers, one that has run out less often comes first.
+    let mut ran_out: HashMap<(u8, u8), u32> = HashMap::new();
     for _ in 0..END_STEPS_MAX {
         enabled(&shape, &state, &mut steps);
-        let next = steps.iter().filter_map(|step| Some((step.rank(ready)?, *step)));
-        let next = next.min_by_key(|(rank, _)| *rank);
-        let quiet = next.is_none_or(|(rank, _)| rank >= Step::TIMERS_RANK);
+        let next = steps.iter().filter_map(|step| {
+            let rank = step.rank(ready)?;
+            let turn = step.timer().map(|timer| ran_out.get(&timer).copied().unwrap_or_default());
+            Some(((rank.min(Step::TIMERS_RANK), turn, rank), *step))
+        });
+        let next = next.min_by_key(|(order, _)| *order);
+        let quiet = next.is_none_or(|((rank, ..), _)| rank >= Step::TIMERS_RANK);
         if quiet && check_rest(&shape, &state, ready).is_ok() {
             walked.steps = done.len() as u32;
             return Ok(walked);
         }
         let Some((_, step)) = next else { break };
+        if let Some(timer) = step.timer() {
+            *ran_out.entry(timer).or_default() += 1;
+        }
         done.push(step);
         apply(&shape, &mut state, step).map_err(|sentence| told(sentence, &done))?;
     }
