@@ -7,7 +7,9 @@
 //! [`NOTICEABLE`], are said at most every [`ANNOUNCE_SLOW_US`]: ten a second, half of what table 3 has
 //! for each manager. And whatever happens no more than one every [`ANNOUNCE_EACH_US`] in the long run.
 //! And whom they keep waiting: a manager knows one application of each other manager, so that only its own can name
-//! another when it does not claim in time (`Busy`). Halves of `connection_manager`; read that first.
+//! another when it does not claim in time or cannot be reached (`Busy`). What one manager has said stands until it
+//! says otherwise, or is gone: it does not say it again, whatever becomes of servers and listeners elsewhere.
+//! Halves of `connection_manager`; read that first.
 
 use std::cmp::Reverse;
 
@@ -74,8 +76,9 @@ impl ConnectionManager {
                     queue.add(Acceptor::offer(taker, sender));
                 }
                 let Some(acceptor) = queue.find(taker) else { return };
-                if let Source::Offer { cost_us, .. } = &mut acceptor.source {
-                    *cost_us = service_time_us;
+                if let Source::Offer { from, cost_us, .. } = &mut acceptor.source {
+                    // Its home may have moved from one manager to another.
+                    (*from, *cost_us) = (sender, service_time_us);
                     // Its manager has heard of it since.
                     acceptor.rests_until = acceptor.rests_until.min(now);
                     (acceptor.listed, acceptor.saturated) = (true, false);
@@ -137,12 +140,13 @@ impl ConnectionManager {
     /// Whether `poll_offer` has something to look at.
     #[inline]
     pub fn may_have_offers(&self, now: Instant) -> bool {
-        let due = self.announce_due.is_none_or(|due| due <= now);
-        !self.to_announce.is_empty() && due || !self.ended.is_empty() || !self.busy.is_empty()
+        let due = self.to_announce.first().is_some_and(|(due, _)| *due <= now);
+        due || !self.ended.is_empty() || !self.busy.is_empty()
     }
 
     /// What the other connection managers are to be told. Call until it answers `None`.
     pub fn poll_offer(&mut self, now: Instant) -> Option<BetweenManagers> {
+        self.asked = now;
         if let Some(group) = self.ended.pop_front() {
             self.counters.announced += 1;
             return Some(BetweenManagers::Nobody { group });
@@ -150,46 +154,49 @@ impl ConnectionManager {
         if let Some(busy) = self.busy.pop_front() {
             return Some(busy);
         }
-        if !self.may_have_offers(now) {
-            return None;
-        }
-        self.announce_due = None;
-        let looks = self.to_announce.len();
-        let mut next: Option<Instant> = None;
-        for _ in 0..looks.min(LOOKS) {
-            let group = self.to_announce.pop_front()?;
-            let Some(queue) = self.queues.get_mut(&group) else { continue };
-            let kind = self.balance.estimator;
-            let best = queue
-                .best(now, kind)
-                .map(|(taker, cost_us)| (taker, queue.announced.level_us(kind, now, cost_us)));
-            queue.announced.looked = now;
-            match queue.announcement(now, best) {
-                Announcement::Nothing => queue.announcing = false,
-                Announcement::NotBefore(due) => {
-                    self.to_announce.push_back(group);
-                    next = Some(next.map_or(due, |other| other.min(due)));
-                }
-                Announcement::Now => {
-                    queue.announcing = false;
-                    queue.announced.best = best;
-                    queue.announced.at = Some(now);
-                    queue.announced.used_up =
-                        queue.announced.used_up.max(now).plus_us(ANNOUNCE_EACH_US);
-                    queue.announced.again = false;
-                    self.counters.announced += 1;
-                    return Some(match best {
-                        None => BetweenManagers::Nobody { group },
-                        Some((Taker { listener, process }, service_time_us)) => {
-                            BetweenManagers::Best { group, listener, process, service_time_us }
-                        }
-                    });
-                }
+        for _ in 0..LOOKS {
+            let &(due, group) = self.to_announce.first().filter(|(due, _)| *due <= now)?;
+            self.to_announce.remove(&(due, group));
+            let said = self.look_for_news(now, group);
+            if said.is_some() {
+                self.counters.announced += 1;
+                return said;
             }
         }
-        // With more of them, the next call looks at the others.
-        self.announce_due = next.filter(|_| looks <= LOOKS);
+        // The next call looks at the others.
         None
+    }
+
+    /// What is to be said of a queue now; if that is for later, it is looked at again then.
+    fn look_for_news(&mut self, now: Instant, group: ListenerName) -> Option<BetweenManagers> {
+        let queue = self.queues.get_mut(&group)?;
+        let kind = self.balance.estimator;
+        let best = queue
+            .best(now, kind)
+            .map(|(taker, cost_us)| (taker, queue.announced.level_us(kind, now, cost_us)));
+        queue.announced.looked = now;
+        queue.announcing = None;
+        match queue.announcement(now, best) {
+            Announcement::Nothing => None,
+            Announcement::NotBefore(due) => {
+                queue.announcing = Some(due);
+                self.to_announce.insert((due, group));
+                None
+            }
+            Announcement::Now => {
+                queue.announced.best = best;
+                queue.announced.at = Some(now);
+                queue.announced.used_up =
+                    queue.announced.used_up.max(now).plus_us(ANNOUNCE_EACH_US);
+                queue.announced.again = false;
+                Some(match best {
+                    None => BetweenManagers::Nobody { group },
+                    Some((Taker { listener, process }, service_time_us)) => {
+                        BetweenManagers::Best { group, listener, process, service_time_us }
+                    }
+                })
+            }
+        }
     }
 
     /// An application has got a little slower or faster, or busier: looked at as often as the paper
@@ -201,17 +208,21 @@ impl ConnectionManager {
         }
     }
 
-    /// The queue's best application may have changed.
+    /// The queue's best application may have changed: it is looked at next, even if it has something to say later.
     pub(super) fn may_announce(&mut self, group: ListenerName) {
         if !self.has_peers {
             return;
         }
-        if let Some(queue) = self.queues.get_mut(&group)
-            && !std::mem::replace(&mut queue.announcing, true)
-        {
-            self.to_announce.push_back(group);
-            self.announce_due = None;
+        let Some(queue) = self.queues.get_mut(&group) else { return };
+        // Behind those that have waited since the last look.
+        let next = self.asked;
+        match queue.announcing {
+            Some(due) if due <= next => return,
+            Some(due) => drop(self.to_announce.remove(&(due, group))),
+            None => {}
         }
+        queue.announcing = Some(next);
+        self.to_announce.insert((next, group));
     }
 }
 

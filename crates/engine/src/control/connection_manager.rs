@@ -14,7 +14,7 @@
 //! ```
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 
 use super::OwnMap;
 use super::balancer::Balance;
@@ -77,14 +77,14 @@ pub struct ConnectionManager {
     actions: VecDeque<ToTransport>,
     /// Queues whose waiting connections may find an acceptor.
     to_assign: VecDeque<ListenerName>,
-    /// Queues whose best application may have changed.
-    pub(super) to_announce: VecDeque<ListenerName>,
+    /// Queues whose best application may have changed, by when to look at them.
+    pub(super) to_announce: BTreeSet<(Instant, ListenerName)>,
     /// Queues that are no more, of which others have an application of ours.
     pub(super) ended: VecDeque<ListenerName>,
     /// What is to be said of applications of others that keep us waiting.
     pub(super) busy: VecDeque<BetweenManagers>,
-    /// When there is something to announce that was announced too recently.
-    pub(super) announce_due: Option<Instant>,
+    /// When it was last asked what is to be announced.
+    pub(super) asked: Instant,
     /// There are other managers.
     pub(super) has_peers: bool,
     /// Transport servers at which processes are at home.
@@ -134,10 +134,10 @@ impl ConnectionManager {
             registrations: 0,
             actions: VecDeque::new(),
             to_assign: VecDeque::new(),
-            to_announce: VecDeque::new(),
+            to_announce: BTreeSet::new(),
             ended: VecDeque::new(),
             busy: VecDeque::new(),
-            announce_due: None,
+            asked: Instant::default(),
             has_peers: false,
             homes: 0,
             balance,
@@ -170,7 +170,7 @@ impl ConnectionManager {
             ToManager::Arrived { listener, connection } => self.arrived(listener, connection),
             ToManager::Claimed { connection, counts } => self.claimed(now, connection, counts),
             ToManager::Revoked { connection } => self.revoked(now, connection),
-            ToManager::Refused { connection } => self.refused(connection),
+            ToManager::Refused { connection } => self.refused(now, connection),
             ToManager::OfferFailed { connection } => self.offer_failed(now, connection),
             ToManager::Gone { connection } => self.connection_gone(connection),
             ToManager::Served { listener, process, service_time_us, server } => {
@@ -226,33 +226,6 @@ impl ConnectionManager {
         }
     }
 
-    /// A listener goes from one server: the server's connections that nobody has claimed go with it
-    /// (the transport server resets them). With the last server, or that of a process, its acceptors
-    /// are none any more, and what came to other listeners of the group goes to others.
-    fn listener_closed(&mut self, listener: ListenerName, server: ServerNumber) {
-        let Some(entry) = self.listeners.get_mut(&listener) else { return };
-        entry.servers.retain(|&other| other != server);
-        let (group, last, homes) = (entry.group, entry.servers.is_empty(), self.homes);
-        let gone = |taker: Taker| {
-            taker.listener == listener && (last || taker.process.home_among(homes) == server)
-        };
-        if let Some(queue) = self.queues.get_mut(&group) {
-            open::drop_from(queue, &mut self.open, |acceptor| gone(acceptor.taker));
-            queue.listeners -= u32::from(last);
-        }
-        self.may_announce(group);
-        if last {
-            self.listeners.remove(&listener);
-        }
-        self.forget_waiting(|connection, pending| {
-            pending.listener == listener && connection.server == server
-        });
-        self.revoke_where(|connection, pending, to| {
-            gone(to) || pending.listener == listener && connection.server == server
-        });
-        self.forget_if_done(group);
-    }
-
     fn arrived(&mut self, listener: ListenerName, connection: ConnectionName) {
         let Some(group) = self.group_of(listener) else { return };
         let Some(queue) = self.queues.get_mut(&group) else { return };
@@ -272,9 +245,11 @@ impl ConnectionManager {
             Stage::Waiting => {
                 if let Some(queue) = self.queues.get_mut(&pending.group) {
                     queue.waiting_count = queue.waiting_count.saturating_sub(1);
+                    self.forget_gone(pending.group);
                 }
             }
             Stage::Offered { to, .. } | Stage::Revoking { to, .. } => {
+                self.forget_offer(pending.group, to, connection);
                 self.offer_ended(pending.group, to);
             }
         }
@@ -285,6 +260,11 @@ impl ConnectionManager {
         let Some(queue) = self.queues.get_mut(&group) else { return };
         self.registrations += 1;
         let registration = self.registrations;
+        if queue.find(taker).is_some_and(|known| !known.is_local()) {
+            // Its home is ours now, and nobody else's to take back.
+            queue.acceptors.retain(|known| known.taker != taker);
+            queue.offers_changed();
+        }
         if let Some(acceptor) = queue.find(taker) {
             (acceptor.saturated, acceptor.late, acceptor.listed) = (false, false, true);
             acceptor.registration = registration;
@@ -351,16 +331,19 @@ impl ConnectionManager {
     fn revoked(&mut self, now: Instant, connection: ConnectionName) {
         self.counters.revoked += 1;
         let stage = self.pending.get(&connection).map(|pending| pending.stage);
-        if let Some(Stage::Revoking { to, late: true, .. }) = stage
-            && let Some(acceptor) = self.holder(connection)
-        {
-            let again = acceptor.is_late(now);
-            if let Some((group, _)) = self.offer_of(connection) {
-                self.retries.extend(again.map(|due| Reverse((due, group, to))));
-                self.may_announce(group);
-            }
+        if let Some(Stage::Revoking { late: true, .. }) = stage {
+            self.was_offered_in_vain(now, connection);
         }
         self.return_to_queue(connection);
+    }
+
+    /// Whoever has not taken `connection` gets no more for now.
+    fn was_offered_in_vain(&mut self, now: Instant, connection: ConnectionName) {
+        let again = self.holder(connection).and_then(|acceptor| acceptor.is_of_no_use(now));
+        if let Some((group, to)) = self.offer_of(connection) {
+            self.retries.extend(again.map(|due| Reverse((due, group, to))));
+            self.may_announce(group);
+        }
     }
 
     /// Who was offered `connection`, unless it has registered again since: then it may not know that
@@ -377,18 +360,17 @@ impl ConnectionManager {
         (acceptor.registration == registration).then_some(acceptor)
     }
 
-    fn refused(&mut self, connection: ConnectionName) {
+    fn refused(&mut self, now: Instant, connection: ConnectionName) {
         self.counters.refused += 1;
-        if let Some(acceptor) = self.holder(connection) {
-            acceptor.listed = false;
-        }
-        if let Some((group, _)) = self.offer_of(connection) {
-            self.may_announce(group);
+        self.was_offered_in_vain(now, connection);
+        if let Some((group, to)) = self.offer_of(connection) {
+            self.ask_for_another(now, group, to);
         }
         self.return_to_queue(connection);
     }
 
-    /// The process gets no more until it claims one or registers again, or some time has passed.
+    /// The process gets no more until it claims one or registers again, or some time has passed. Of another
+    /// manager's only that one knows who else there is.
     fn offer_failed(&mut self, now: Instant, connection: ConnectionName) {
         self.counters.refused += 1;
         if let Some((group, to)) = self.offer_of(connection)
@@ -397,58 +379,9 @@ impl ConnectionManager {
         {
             acceptor.saturated = true;
             self.retries.push(Reverse((now.plus_us(self.claim_timeout_us), group, to)));
+            self.ask_for_another(now, group, to);
         }
         self.return_to_queue(connection);
-    }
-
-    /// It accepts nothing any more, and all its offers are to be revoked.
-    fn process_died(&mut self, process: ProcessName) {
-        self.drop_acceptors(|acceptor| acceptor.taker.process == process);
-        self.revoke_where(|_, _, to| to.process == process);
-    }
-
-    /// Its connections are gone, its listeners, and the processes whose home it is.
-    fn server_gone(&mut self, server: ServerNumber) {
-        let theirs = |connection: &ConnectionName| connection.server == server;
-        let mut gone: Vec<_> = self.pending.keys().copied().filter(theirs).collect();
-        gone.sort_unstable();
-        for connection in gone {
-            self.connection_gone(connection);
-        }
-        let homes = self.homes;
-        self.drop_acceptors(|acceptor| acceptor.taker.process.home_among(homes) == server);
-        for queue in self.queues.values_mut() {
-            for acceptor in &mut queue.acceptors {
-                if let Source::Local(estimator) = &mut acceptor.source {
-                    estimator.forget_open(server);
-                }
-            }
-        }
-        self.open.retain(|_, open| {
-            open.set(server, 0);
-            open.total() > 0
-        });
-        self.revoke_where(|_, _, to| to.process.home_among(homes) == server);
-        let had = |entry: &Listener| entry.servers.contains(&server);
-        let names = self.listeners.iter().filter(|(_, entry)| had(entry)).map(|(name, _)| *name);
-        let names: Vec<_> = names.collect();
-        for listener in names {
-            self.listener_closed(listener, server);
-        }
-    }
-
-    /// Forgets acceptors.
-    pub(super) fn drop_acceptors(&mut self, which: impl Fn(&Acceptor) -> bool) {
-        let mut changed = Vec::new();
-        for (&group, queue) in &mut self.queues {
-            if open::drop_from(queue, &mut self.open, &which) {
-                changed.push(group);
-            }
-        }
-        changed.sort_unstable();
-        for group in changed {
-            self.may_announce(group);
-        }
     }
 
     /// Revokes offers that were not claimed in time, if somebody else would take them, and tries
@@ -463,6 +396,7 @@ impl ConnectionManager {
             if let Some(acceptor) = self.find_acceptor(group, taker) {
                 acceptor.saturated = false;
                 self.may_assign(group);
+                self.may_announce(group);
             }
         }
         for _ in 0..64 {
@@ -492,7 +426,8 @@ impl ConnectionManager {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let look = self.looks.peek().map(|Reverse((due, _, _))| *due);
         let retry = self.retries.peek().map(|Reverse((due, _, _))| *due);
-        [look, retry, self.announce_due].into_iter().flatten().min()
+        let announcement = self.to_announce.first().map(|(due, _)| *due);
+        [look, retry, announcement].into_iter().flatten().min()
     }
 
     /// What to do next; assigns waiting connections on the way. Call until it answers `None`.
@@ -548,8 +483,7 @@ impl ConnectionManager {
     fn assign_one(&mut self, now: Instant, group: ListenerName) -> bool {
         let Some(queue) = self.queues.get_mut(&group) else { return false };
         let Some(&connection) = queue.waiting.front() else { return false };
-        let waits = |pending: &&mut Pending| pending.stage == Stage::Waiting;
-        let Some(pending) = self.pending.get_mut(&connection).filter(waits) else {
+        let Some(pending) = self.pending.get_mut(&connection).filter(|one| one.waits()) else {
             queue.waiting.pop_front();
             return true;
         };
@@ -646,29 +580,6 @@ impl ConnectionManager {
         self.may_announce(group);
     }
 
-    /// Starts the revocation of all offers for which `which` says so.
-    fn revoke_where(&mut self, which: impl Fn(&ConnectionName, &Pending, Taker) -> bool) {
-        for (&connection, pending) in &mut self.pending {
-            let Stage::Offered { to, registration } = pending.stage else { continue };
-            if which(&connection, pending, to) {
-                pending.stage = Stage::Revoking { to, registration, late: false };
-                self.actions.push_back(ToTransport::Revoke { connection, process: to.process });
-            }
-        }
-    }
-
-    /// Forgets the waiting connections for which `which` says so.
-    fn forget_waiting(&mut self, which: impl Fn(&ConnectionName, &Pending) -> bool) {
-        let queues = &mut self.queues;
-        self.pending.retain(|connection, pending| {
-            let goes = pending.stage == Stage::Waiting && which(connection, pending);
-            if goes && let Some(queue) = queues.get_mut(&pending.group) {
-                queue.waiting_count = queue.waiting_count.saturating_sub(1);
-            }
-            !goes
-        });
-    }
-
     /// Back to its place in the queue, before those that have come later; forgotten if its server has
     /// closed the listener, which resets it.
     fn return_to_queue(&mut self, connection: ConnectionName) {
@@ -691,13 +602,23 @@ impl ConnectionManager {
         } else {
             self.pending.remove(&connection);
         }
+        self.forget_offer(group, to, connection);
         self.offer_ended(group, to);
+    }
+
+    /// An offer that has ended without a claim is not watched any more.
+    fn forget_offer(&mut self, group: ListenerName, to: Taker, connection: ConnectionName) {
+        if let Some(acceptor) = self.find_acceptor(group, to) {
+            acceptor.forget_offer(connection);
+        }
     }
 
     fn offer_ended(&mut self, group: ListenerName, to: Taker) {
         let Some(queue) = self.queues.get_mut(&group) else { return };
         queue.offered = queue.offered.saturating_sub(1);
+        let mut took_none = false;
         if let Some(acceptor) = queue.find(to) {
+            took_none = acceptor.late || acceptor.outstanding >= OUTSTANDING_MAX;
             acceptor.outstanding = acceptor.outstanding.saturating_sub(1);
             // However it ended, if that did not take it off the list.
             acceptor.late = false;
@@ -708,18 +629,27 @@ impl ConnectionManager {
         if queue.listeners == 0 {
             self.forget_if_done(group);
         }
+        if took_none {
+            // Others may have been told that there is nobody.
+            self.may_announce(group);
+        }
     }
 
     pub(super) fn forget_if_done(&mut self, group: ListenerName) {
+        let stands = |acceptor: &Acceptor| acceptor.listed || acceptor.is_local();
         let done = |queue: &Queue| {
-            queue.listeners == 0 && queue.offered == 0 && queue.acceptors.is_empty()
+            let nothing_out = queue.listeners == 0 && queue.offered == 0;
+            nothing_out && !queue.acceptors.iter().any(stands)
         };
         if self.queues.get(&group).is_some_and(done)
             && let Some(queue) = self.queues.remove(&group)
-            && queue.announced.best.is_some()
-            && self.has_peers
         {
-            self.ended.push_back(group);
+            if let Some(due) = queue.announcing {
+                self.to_announce.remove(&(due, group));
+            }
+            if queue.announced.best.is_some() && self.has_peers {
+                self.ended.push_back(group);
+            }
         }
     }
 
@@ -765,6 +695,10 @@ fn summary(acceptor: &mut Acceptor, now: Instant, balance: &Balance) -> Acceptor
 }
 
 impl Pending {
+    fn waits(&self) -> bool {
+        self.stage == Stage::Waiting
+    }
+
     fn taker(&self) -> Option<Taker> {
         match self.stage {
             Stage::Waiting => None,
@@ -777,9 +711,12 @@ impl Pending {
     }
 }
 
+mod gone;
 mod open;
 
 #[cfg(test)]
 mod balancing_tests;
+#[cfg(test)]
+mod lasting_tests;
 #[cfg(test)]
 mod tests;

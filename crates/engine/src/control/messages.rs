@@ -143,7 +143,7 @@ pub enum BetweenManagers {
         service_time_us: u32,
     },
     /// An application, offered by the manager that is told this, has not claimed in time what the sender gave
-    /// it, and the sender knows nobody else for the queue.
+    /// it, has refused it or could not be reached, and the sender knows nobody else for the queue.
     Busy {
         /// The accept queue.
         group: ListenerName,

@@ -67,7 +67,7 @@ pub(super) struct Acceptor {
     pub saturated: bool,
     /// It has not claimed in time, and its offers are being taken back.
     pub late: bool,
-    /// Offers by age; those answered out of turn stay until theirs comes.
+    /// Offers by age, but for those that are being taken back.
     pub offers: VecDeque<(Instant, ConnectionName)>,
     /// A look at the oldest offer is due.
     pub armed: bool,
@@ -101,8 +101,8 @@ pub(super) struct Queue {
     pub listeners: u32,
     /// It is on the list of those that may have something to assign.
     pub assigning: bool,
-    /// It is on the list of those that may have something to tell other managers.
-    pub announcing: bool,
+    /// When it is to be looked whether there is something to tell other managers, if at all.
+    pub announcing: Option<Instant>,
     pub announced: Announced,
     /// The virtual time of fair queueing.
     clock: u64,
@@ -213,6 +213,8 @@ impl Acceptor {
         {
             self.offers.pop_front();
             self.claims.add(now.since(since));
+        } else {
+            self.forget_offer(connection);
         }
         self.rest_us = REST_US;
         if let Source::Local(estimator) = &mut self.source {
@@ -221,6 +223,13 @@ impl Acceptor {
                 // Of one server, because two would say so in any order.
                 self.takes_several |= estimator.open.add(connection.server) > 1;
             }
+        }
+    }
+
+    /// An offer has ended out of turn.
+    pub fn forget_offer(&mut self, connection: ConnectionName) {
+        if let Some(place) = self.offers.iter().position(|(_, one)| *one == connection) {
+            self.offers.remove(place);
         }
     }
 
@@ -252,14 +261,15 @@ impl Acceptor {
         due
     }
 
-    /// It has not claimed in time: no more until it comes back, or has rested, which is when.
-    pub fn is_late(&mut self, now: Instant) -> Option<Instant> {
+    /// It has not claimed in time, or refused: no more until it comes back, or has rested, which is when. That is
+    /// nothing new of one that rests: it was late once, with all its offers.
+    pub fn is_of_no_use(&mut self, now: Instant) -> Option<Instant> {
         match self.source {
             Source::Local(_) => {
                 self.listed = false;
                 None
             }
-            Source::Offer { .. } => Some(self.rest(now)),
+            Source::Offer { .. } => (self.rests_until <= now).then(|| self.rest(now)),
         }
     }
 }

@@ -4,7 +4,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use super::super::announcing::ANNOUNCE_MIN_US;
+use super::super::announcing::{ANNOUNCE_EACH_US, ANNOUNCE_MIN_US};
 use super::super::balancer::Scheme;
 use super::super::estimator::{CLAIM_PATIENCE_MIN_US, EstimatorKind};
 use super::super::messages::BetweenManagers;
@@ -309,13 +309,19 @@ fn offers_of_managers_and_servers_that_are_gone_are_forgotten() {
     assert_eq!(count(&world), 3);
     world.managers[0].manager_gone(2);
     assert_eq!(count(&world), 2);
-    world.managers[0].handle(world.now, ToManager::ServerGone { server: 1 });
+    // All hear of a server that is gone; its manager says what that means for its applications.
+    for manager in &mut world.managers {
+        manager.handle(world.now, ToManager::ServerGone { server: 1 });
+    }
+    world.now = world.now.plus_us(ANNOUNCE_EACH_US);
+    world.settle();
     assert_eq!(count(&world), 1);
     // The others say it again to whoever is new.
     world.managers[2].announce_anew();
     world.settle();
     assert_eq!(count(&world), 2);
-    // A queue that ends is taken back everywhere.
+    // A queue that ends is taken back everywhere, as soon as anything may be said again.
+    world.now = world.now.plus_us(ANNOUNCE_EACH_US);
     let now = world.now;
     world.managers[2].handle(now, ToManager::ListenerClosed { listener: GROUP, server: 2 });
     world.settle();

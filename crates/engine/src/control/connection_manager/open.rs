@@ -42,7 +42,8 @@ impl ConnectionManager {
     }
 }
 
-/// Drops acceptors of a queue, but for what they have. Whether there were any.
+/// Drops local acceptors of a queue, but for what they have; what another manager offers is its to take back, and
+/// it would not say again what it has said. Whether there were any.
 pub(super) fn drop_from(
     queue: &mut Queue,
     open: &mut OwnMap<Taker, OpenConnections>,
@@ -50,7 +51,7 @@ pub(super) fn drop_from(
 ) -> bool {
     let before = queue.acceptors.len();
     queue.acceptors.retain_mut(|acceptor| {
-        let goes = which(acceptor);
+        let goes = acceptor.is_local() && which(acceptor);
         if goes
             && let Source::Local(estimator) = &mut acceptor.source
             && estimator.open() > 0
