@@ -35,7 +35,9 @@ fn walk_all<M: Manager>(managers: u8, count: u64) {
 
 #[test]
 fn the_real_manager_loses_nothing_and_gives_nothing_twice() {
-    walk_all::<RealManager>(1, 20_000);
+    for managers in 1..=3 {
+        walk_all::<RealManager>(managers, 20_000);
+    }
 }
 
 #[test]

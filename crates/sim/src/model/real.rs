@@ -27,7 +27,8 @@ impl Manager for RealManager {
     type Between = BetweenManagers;
 
     fn new(shape: &Shape, number: u8) -> RealManager {
-        let manager = ConnectionManager::new(CLAIM_TIMEOUT_US, Balance::default(), 7);
+        let mut manager = ConnectionManager::new(CLAIM_TIMEOUT_US, Balance::default(), 7);
+        manager.set_peers(shape.managers > 1);
         RealManager { manager, number, managers: shape.managers, now: Instant::from_us(0) }
     }
 
@@ -39,7 +40,10 @@ impl Manager for RealManager {
         self.manager.handle_offer(self.now, from.into(), message);
     }
 
-    fn handle_restart_of(&mut self, _: u8) {}
+    fn handle_restart_of(&mut self, other: u8) {
+        self.manager.manager_gone(other.into());
+        self.manager.announce_anew();
+    }
 
     fn choices(&self, _: &mut Vec<(u8, u8)>) {}
 
