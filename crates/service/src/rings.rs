@@ -157,12 +157,10 @@ impl Rings {
         if self.counters.overrun == 0 {
             return None;
         }
-        let recovered = |peer: &Peer| peer.overrun && peer.kept.is_empty();
-        let server = self
-            .present
-            .iter()
-            .copied()
-            .find(|server| self.peers[usize::from(*server)].as_ref().is_some_and(recovered))?;
+        let recovered = |server: &&ProcessNumber| {
+            self.peers[usize::from(**server)].as_ref().is_some_and(Peer::has_recovered)
+        };
+        let server = *self.present.iter().find(recovered)?;
         if let Some(peer) = &mut self.peers[usize::from(server)] {
             peer.overrun = false;
         }
@@ -192,13 +190,19 @@ impl Rings {
         })
     }
 
-    /// Whether something waits for room in a ring, which nobody rings for.
+    /// Whether something waits for room in a ring, which nobody rings for, or for the next turn: a peer has taken
+    /// everything and is to be told anew what it has missed.
     pub fn is_blocked(&self) -> bool {
-        self.said
+        self.said || self.peers.iter().flatten().any(Peer::has_recovered)
     }
 }
 
 impl Peer {
+    /// Something was lost, and all that was said before is taken.
+    fn has_recovered(&self) -> bool {
+        self.overrun && self.kept.is_empty()
+    }
+
     fn send_kept(&mut self) {
         while let Some(message) = self.kept.front() {
             if !self.end.push(message) {
@@ -269,7 +273,9 @@ mod tests {
             }
         }
         assert_eq!(taken, KEPT_MAX + haypile_shm::peer::PEER_MESSAGES as usize);
+        assert!(one.is_blocked(), "nobody may sleep before that");
         assert_eq!((one.take_overrun(), one.take_overrun()), (Some(1), None));
+        assert!(!one.is_blocked());
         one.push_message(1, &[7; 8]);
         one.flush();
         assert_eq!(other.pop_messages(0, &mut room), 1);
