@@ -108,7 +108,6 @@ impl FlowTable {
     }
 
     /// Flows in the table.
-    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.table.len()
     }

@@ -29,9 +29,11 @@ use crate::server::Core;
 
 /// Buckets that may be on their way from here at a time: each keeps its state until it is taken.
 const ON_THE_WAY_MAX: usize = 32;
-/// Buckets given away in one turn, and wishes looked at: each looks at every flow.
+/// Buckets given away in one turn, and wishes looked at.
 const GIVEN_AT_ONCE: usize = 4;
 const WISHES_AT_ONCE: usize = 64;
+/// Flows looked at for that in one turn: each trial looks at every flow, while no frame is taken.
+const FLOWS_AT_ONCE: usize = 1 << 16;
 /// After a wish could not be granted.
 const AGAIN_US: u64 = 1_000;
 /// After the other server did not take a bucket: its state was written down for nothing.
@@ -434,6 +436,11 @@ impl Moving {
     }
 }
 
+/// How many buckets a turn may try to give away with so many flows here: one at least.
+fn trials_at_once(flows: usize) -> usize {
+    (FLOWS_AT_ONCE / flows.max(1)).clamp(1, WISHES_AT_ONCE)
+}
+
 fn row(bucket: u16, from: ServerNumber, to: ServerNumber, why: Option<&str>) -> MoveRow {
     MoveRow {
         bucket,
@@ -560,9 +567,10 @@ impl Core {
     }
 
     fn try_wishes(&mut self, now: Instant, own: ServerNumber) -> usize {
-        let mut granted = 0;
+        let (mut granted, mut trials) = (0, trials_at_once(self.shard.flow_count()));
         for _ in 0..self.moving.wishes.len().min(WISHES_AT_ONCE) {
-            if self.moving.given.len() >= ON_THE_WAY_MAX || granted == GIVEN_AT_ONCE {
+            let full = self.moving.given.len() >= ON_THE_WAY_MAX || granted == GIVEN_AT_ONCE;
+            if full || trials == 0 {
                 break;
             }
             let Some(wish) = self.moving.wishes.pop_front() else { break };
@@ -571,6 +579,7 @@ impl Core {
                 self.moving.wishes.push_back(wish);
                 continue;
             }
+            trials -= 1;
             match self.try_to_give(now, bucket, to) {
                 Trial::Given(given) => {
                     granted += 1;

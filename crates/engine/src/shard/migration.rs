@@ -73,6 +73,11 @@ impl Shard {
         counts
     }
 
+    /// Flows here: connections and TIME-WAIT records.
+    pub fn flow_count(&self) -> usize {
+        self.flows.len()
+    }
+
     /// Whether [`Shard::export_bucket`] would hand this bucket over.
     ///
     /// # Errors

@@ -209,6 +209,17 @@ impl Service {
 }
 
 #[test]
+fn a_turn_tries_fewer_buckets_the_more_flows_there_are_but_one_at_least() {
+    assert_eq!([0, 1, 100].map(trials_at_once), [WISHES_AT_ONCE; 3]);
+    for flows in (0..=1 << 20).step_by(1000) {
+        let trials = trials_at_once(flows);
+        assert!(trials == 1 || trials * flows <= FLOWS_AT_ONCE, "{trials} of {flows}");
+        assert!((1..=WISHES_AT_ONCE).contains(&trials));
+    }
+    assert_eq!(trials_at_once(usize::MAX), 1);
+}
+
+#[test]
 fn all_buckets_of_a_server_go_to_another_and_packets_with_them() {
     for plan in ["TS2LS2CM2", "TS2+LS1+CM1", "TS3LS1CM3", "LS1CM1+TS3"] {
         let mut service = Service::new(plan);
