@@ -97,11 +97,6 @@ impl Managers {
         self.outgoing.pop_front()
     }
 
-    /// Puts a message back that could not be sent now: it is the next one again.
-    pub fn put_back(&mut self, message: Outgoing) {
-        self.outgoing.push_front(message);
-    }
-
     /// Messages that wait to be sent.
     pub fn waiting(&self) -> usize {
         self.outgoing.len()

@@ -114,7 +114,7 @@ impl Core {
             }
             obituary.mourned.pop_front();
             match AGAIN_US.get(one.knocks) {
-                // As all wait alike, the last in the queue is the last that is due.
+                // They go round in one order, so that the first in the queue is the first that is due.
                 Some(us) => obituary.mourned.push_back(Mourned {
                     due: now.plus_us(*us),
                     knocks: one.knocks + 1,

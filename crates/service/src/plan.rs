@@ -3,8 +3,8 @@
 //! A plan is written in the notation of the PIKA paper: `TS2LS2CM2` is two servers that each are
 //! transport server, link server and connection manager; `TS8LS8+CM2` is eight servers with the
 //! first two parts combined and two more connection managers alone; `TS8LS8CM2` is eight servers
-//! of which two are also connection managers. Called by `config`; `server` combines the
-//! components as the plan says.
+//! of which two are also connection managers. Called by `config`; `roster` keeps who is who while
+//! the plan changes, `roles` is what one server sees of it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -70,7 +70,7 @@ pub const RUNNING_MAX: u16 = haypile_shm::epoch::EPOCH_SERVERS;
 pub const SERVERS_MAX: u16 = 1024;
 
 impl Plan {
-    /// The plan that runs today and is the default: one server that is all three.
+    /// The default: one server that is all three.
     pub fn combined() -> Plan {
         let members =
             vec![(Component::Transport, 1), (Component::Link, 1), (Component::Manager, 1)];

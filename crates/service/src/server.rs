@@ -1,8 +1,8 @@
-//! One server of the plan TS1LS1CM1: link server, transport server and connection manager as
-//! separate modules over one state, moved forward by `step`.
+//! One server of a plan: link server, transport server and connection manager as separate modules over
+//! one state, moved forward by `step`. What the plan does not give to this server lies idle in it.
 //!
 //! [`Core`] is the state that the modules share: shard, records, processes, manager. [`Server`]
-//! adds the link, the epoll set and the sockets of the service. Driven by `event_loop` in the
+//! adds the link and the epoll set. Driven by `event_loop` in the
 //! product and by virtual time in tests. One turn is bounded: bursts of 64 frames, 64 requests of
 //! each process, 256 events.
 
