@@ -409,6 +409,13 @@ impl<M: Manager> Scene<'_, M> {
         server.alive = true;
         server.open = (server.open && !server.closing) || server.opening;
         (server.closing, server.opening) = (false, false);
+        // The other managers have heard by now that the one before it is gone.
+        let own = self.shape.manager_of(transport);
+        for other in (0..self.shape.managers).filter(|other| *other != own) {
+            let gone = ToManager::ServerGone { server: transport.into() };
+            self.state.managers[usize::from(other)].handle(gone);
+        }
+        let server = &mut self.state.transports[usize::from(transport)];
         if server.resync {
             // Its manager is as new as itself.
             server.resync = false;
