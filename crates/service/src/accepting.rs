@@ -375,6 +375,7 @@ impl Core {
         if let Some(process) = owner.and_then(|owner| self.processes.get_mut(owner)) {
             process.sockets.remove(&key);
         }
+        self.processes.forget_listener(key);
         self.store.remove(key);
     }
 

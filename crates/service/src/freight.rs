@@ -43,8 +43,8 @@ pub struct Depot {
     epoch: u32,
     sockets_per_domain: u32,
     memory_per_domain: u64,
-    /// Stubs of connections on their way.
-    packed: Vec<Key>,
+    /// Stubs of connections on their way, and of some that are back until the end of that move is heard.
+    pub(crate) packed: Vec<Key>,
     /// Places in the ledger of those that leave no stub.
     pub(crate) places: Vec<u32>,
     /// Connections that have come, of which the old server has not heard.

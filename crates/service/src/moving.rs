@@ -561,6 +561,9 @@ impl Core {
             if matches!(outcome, Outcome::Left | Outcome::Settled | Outcome::Lost(_)) {
                 self.fail_stubs_of(now, bucket);
             }
+            if matches!(outcome, Outcome::TakenBack(_)) {
+                self.forget_taken_back();
+            }
             self.store.obituary.settle(bucket);
             self.moving.take_outcome(now, own, bucket, outcome);
         }

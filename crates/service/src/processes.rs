@@ -223,6 +223,15 @@ impl Processes {
         }
     }
 
+    /// A listener is gone: nobody accepts from it.
+    pub fn forget_listener(&mut self, listener: Key) {
+        for id in 1..=self.highest() {
+            if let Some(process) = self.get_mut(id) {
+                process.accepts.remove(&listener);
+            }
+        }
+    }
+
     /// Whether an offer for `listener` waits at the process.
     pub fn has_offer(&self, id: ProcessId, listener: Key) -> bool {
         self.get(id).is_some_and(|process| process.offers.contains_key(&listener))

@@ -298,6 +298,15 @@ impl Core {
         }
     }
 
+    /// Buckets are ours again: what of them had been on its way is not.
+    pub(crate) fn forget_taken_back(&mut self) {
+        let sockets = &self.store.sockets;
+        self.depot.packed.retain(|key| {
+            let stub = sockets.get(*key).and_then(|socket| socket.stub.as_ref());
+            stub.is_some_and(|stub| stub.stage == StubStage::Packed)
+        });
+    }
+
     /// A late notice of another server.
     fn hear_notice(&mut self, now: Instant, notice: &LateNotice) {
         if notice.epoch != self.era.epoch {

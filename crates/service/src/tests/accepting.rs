@@ -318,3 +318,18 @@ fn sockets_that_share_an_address_are_one_accept_queue() {
     }
     assert_eq!(more, 4);
 }
+
+#[test]
+fn a_process_that_opens_one_listener_after_the_other_leaves_nothing_of_them() {
+    let mut world = World::new();
+    let app = world.app();
+    let other = app.fork(&mut world);
+    for _ in 0..20 {
+        let listener = app.listen(&mut world, 80);
+        other.tell(&mut world, &listener, RequestBody::Acceptor);
+        app.tell(&mut world, &listener, RequestBody::Close { abort: false });
+    }
+    let accepts = world.server.core.processes.iter().map(|(_, process)| process.accepts.len());
+    assert_eq!(accepts.collect::<Vec<_>>(), [0, 0]);
+    assert!(world.server.core.manager.is_empty());
+}

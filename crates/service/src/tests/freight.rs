@@ -641,6 +641,7 @@ fn who_has_no_room_refuses_and_all_is_as_before() {
     pair.run_for(1_500_000);
     let row = pair.core(0).moving.take_done(job).unwrap().remove(0);
     assert!(!row.moved, "{row:?}");
+    assert_eq!(pair.core(0).depot.packed, [], "nothing is on its way");
     assert_eq!(place.socket.stream.status() & status::MOVED, 0);
     // What was said meanwhile is done now.
     assert_ne!(place.socket.stream.status() & status::TX_SHUT, 0);
