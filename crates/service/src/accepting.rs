@@ -16,9 +16,13 @@ use crate::slab::Key;
 use crate::sockets::{Offered, Served};
 use crate::times;
 
+/// What other managers are told of applications in one turn, at most: a new one hears of every listener, and each of
+/// them hears it.
+pub(crate) const OFFERS_AT_ONCE: usize = 64;
+
 impl Core {
-    /// Carries out everything the connection manager wants done now. Bounded by the connections
-    /// that wait.
+    /// Carries out everything the connection manager wants done now, bounded by the connections that
+    /// wait, and tells other managers some of what there is to say.
     // A row of docs/cost.md.
     #[inline(never)]
     pub(crate) fn run_manager(&mut self, now: Instant) {
@@ -38,7 +42,8 @@ impl Core {
         }
         if self.manager.may_have_offers(now) {
             let began = cycle_counter();
-            while let Some(offer) = self.manager.poll_offer(now) {
+            for _ in 0..OFFERS_AT_ONCE {
+                let Some(offer) = self.manager.poll_offer(now) else { break };
                 self.managers.to_managers(offer);
             }
             self.times.offers += times::since(began);

@@ -427,7 +427,9 @@ impl ConnectionManager {
         let look = self.looks.peek().map(|Reverse((due, _, _))| *due);
         let retry = self.retries.peek().map(|Reverse((due, _, _))| *due);
         let announcement = self.to_announce.first().map(|(due, _)| *due);
-        [look, retry, announcement].into_iter().flatten().min()
+        let unsaid = !self.ended.is_empty() || !self.busy.is_empty();
+        let unsaid = unsaid.then_some(self.asked);
+        [look, retry, announcement, unsaid].into_iter().flatten().min()
     }
 
     /// What to do next; assigns waiting connections on the way. Call until it answers `None`.

@@ -3,6 +3,7 @@
 use haypile_shm::messages::{RequestBody, ready};
 
 use super::harness::World;
+use crate::accepting::OFFERS_AT_ONCE;
 
 #[test]
 fn a_connection_is_offered_claimed_and_carries_bytes_both_ways() {
@@ -332,4 +333,21 @@ fn a_process_that_opens_one_listener_after_the_other_leaves_nothing_of_them() {
     let accepts = world.server.core.processes.iter().map(|(_, process)| process.accepts.len());
     assert_eq!(accepts.collect::<Vec<_>>(), [0, 0]);
     assert!(world.server.core.manager.is_empty());
+}
+
+#[test]
+fn a_new_manager_hears_of_many_listeners_over_some_turns() {
+    const LISTENERS: usize = 3 * OFFERS_AT_ONCE / 2;
+    let mut world = World::new();
+    let app = world.app();
+    for port in 0..LISTENERS as u16 {
+        app.listen(&mut world, 1000 + port);
+    }
+    let (now, core) = (world.now, &mut world.server.core);
+    core.manager.set_peers(true);
+    for expected in [OFFERS_AT_ONCE, LISTENERS, LISTENERS] {
+        core.run_manager(now);
+        assert_eq!(core.managers.waiting(), expected);
+        assert_eq!(core.manager.is_quiet(now), expected == LISTENERS);
+    }
 }

@@ -156,6 +156,13 @@ fn what_many_queues_have_to_say_later_wakes_nobody_before_and_is_not_forgotten()
     assert_eq!(manager.poll_timeout(), Some(due));
     assert_eq!(words(&mut manager, due).len(), 100);
     assert_eq!(manager.poll_timeout(), None);
+    // Whoever hears some of it asks for the rest.
+    for &listener in &listeners {
+        manager.handle(due, ToManager::ListenerClosed { listener, server: 0 });
+    }
+    assert!(manager.poll_offer(due).is_some());
+    assert!(manager.poll_timeout().is_some_and(|next| next <= due));
+    assert_eq!((words(&mut manager, due).len(), manager.poll_timeout()), (99, None));
 }
 
 #[test]
