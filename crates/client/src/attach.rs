@@ -35,9 +35,9 @@ pub use greeting::AttachError;
 use greeting::Identity;
 pub(crate) use ties::{
     Current, all, all_from_home, current, epoch_of, existing, follow_changes, goes_on_without,
-    has_changed, has_left, hold, hold_for_fork, home, is_attaching, is_awaited_by_child,
-    is_between, is_forked_from, is_gone, leaves, near, of, present, present_of, present_serial,
-    release_after_fork, servers, set_forked, successor,
+    has_changed, has_left, hear_of_changes, hold, hold_for_fork, home, is_attaching,
+    is_awaited_by_child, is_between, is_forked_from, is_gone, leaves, near, of, present,
+    present_of, present_serial, release_after_fork, servers, set_forked, successor,
 };
 pub use ties::{attach, domain, is_attached};
 

@@ -24,8 +24,10 @@ use crate::lock::{Guard, Lock};
 use crate::memory::Memory;
 use crate::placeholder;
 
-pub(crate) use changes::{follow_changes, goes_on_without, has_changed, has_left, leaves};
-use changes::{hear_of_changes, move_home};
+use changes::move_home;
+pub(crate) use changes::{
+    follow_changes, goes_on_without, has_changed, has_left, hear_of_changes, leaves,
+};
 
 /// Transport servers that a service may have.
 const SERVERS: usize = EPOCH_SERVERS as usize;
@@ -694,6 +696,8 @@ fn is_present(place: usize) -> bool {
 /// Makes an attachment the present one to its server. Those that nobody uses any more go.
 fn publish(attachment: Attachment) {
     let (server, serial) = (attachment.server(), attachment.serial());
+    // It may be one that is about to leave, which those that are open do not reach to.
+    REACH.fetch_max(u32::from(server) + 1, Ordering::AcqRel);
     let mut spare = Some(attachment);
     // Those of the past that are still used go last.
     let free = (0..PLACES).filter(|index| !is_occupied(*index));

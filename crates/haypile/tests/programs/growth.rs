@@ -40,6 +40,15 @@ fn under_load<T>(
     one: impl Fn(u64) -> Result<(), String> + Sync,
     act: impl FnOnce() -> T,
 ) -> (u64, T) {
+    under_load_and(200, one, act)
+}
+
+/// The same, and for so many more requests.
+fn under_load_and<T>(
+    more: u64,
+    one: impl Fn(u64) -> Result<(), String> + Sync,
+    act: impl FnOnce() -> T,
+) -> (u64, T) {
     let (stop, served) = (AtomicBool::new(false), AtomicU64::new(0));
     let outcome = thread::scope(|scope| {
         let clients: Vec<_> = (0..4)
@@ -54,7 +63,7 @@ fn under_load<T>(
             })
             .collect();
         let outcome = act();
-        let enough = served.load(Ordering::Relaxed) + 200;
+        let enough = served.load(Ordering::Relaxed) + more;
         wait_until("requests go on", PATIENCE, || {
             let over = clients.iter().any(|client| client.is_finished());
             (over || served.load(Ordering::Relaxed) >= enough).then_some(())
@@ -168,6 +177,54 @@ fn asks_by_datagram(address: SocketAddr) -> bool {
     let (block, mut heard) = ([7; 3000], [0; 4000]);
     // A port that has no socket at this moment says so.
     socket.send(&block).is_ok() && socket.recv(&mut heard).is_ok_and(|len| heard[..len] == block)
+}
+
+/// Many connections at once, then a short request on each.
+fn get_many(address: SocketAddr) -> Result<(), String> {
+    const AT_ONCE: usize = 20;
+    let said = |error: std::io::Error| error.to_string();
+    let connect = |_| TcpStream::connect_timeout(&address, SILENCE);
+    let mut streams: Vec<_> = (0..AT_ONCE).map(connect).collect::<Result<_, _>>().map_err(said)?;
+    for stream in &mut streams {
+        stream.set_read_timeout(Some(SILENCE)).map_err(said)?;
+        stream.write_all(b"GET /5000 HTTP/1.0\r\n\r\n").map_err(said)?;
+    }
+    for mut stream in streams {
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).map_err(said)?;
+        if answer.len() < 5000 {
+            return Err(format!("{} bytes", answer.len()));
+        }
+    }
+    Ok(())
+}
+
+/// Connections that change hands by `kind` while servers come and leave: whoever gets one has said nothing to the
+/// server that has it, and may not know that there is such a server.
+fn connections_change_hands(test: &'static str, kind: &'static str, children: &'static str) {
+    on_stage(test, &["python3"], move |stage| {
+        let _service = stage.serve();
+        let (address, port) = (service(8080), "8080");
+        let words = [python(), &script("short_server.py"), kind, "198.18.0.2", port, children];
+        let mut program = stage.run(&words);
+        program.wait_for_output("ready");
+        stage.wait_for_listener(address, &mut program);
+        let plans = ["TS2LS2CM2", "TS4LS4CM2"].into_iter().cycle().take(16);
+        let change = || {
+            for plan in plans {
+                set_plan(stage, plan).expect_success(plan);
+            }
+        };
+        let (served, ()) = under_load_and(10, |_| get_many(address), change);
+        stage.say(&format!("{served} times many requests while servers came and left"));
+        program.assert_alive();
+    });
+}
+
+#[test]
+fn children_have_connections_of_servers_that_leave() {
+    let test = "children_have_connections_of_servers_that_leave";
+    connections_change_hands(test, "forking", "400");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! descriptors, named beside each. Word 0 is the kind.
 
 use super::{Malformed, Message, pair, unpair, word32};
+use crate::epoch::EPOCH_SERVERS;
 
 /// Bytes of the token that names a trust domain.
 pub const DOMAIN_TOKEN_BYTES: usize = 16;
@@ -121,9 +122,9 @@ pub enum ControlReply {
         spin_us: u32,
         /// The trust domain, to hand on by the environment.
         domain: Token,
-        /// Which transport server this is.
+        /// Which transport server this is: one of those, or one that is about to leave and has connections yet.
         server: u16,
-        /// How many there are.
+        /// How many programs come to.
         servers: u16,
         /// The name of the process in all servers, 48 bits.
         name: u64,
@@ -268,10 +269,12 @@ impl ControlRequest {
     }
 }
 
-/// A server's number and how many there are, from one word.
+/// A server's number and how many programs come to, from one word. A server that is about to leave has a number
+/// beyond those.
 fn places(word: u32) -> Result<(u16, u16), Malformed> {
     let (server, servers) = (word as u16, (word >> 16) as u16);
-    if server < servers { Ok((server, servers)) } else { Err(Malformed) }
+    let are_possible = server < EPOCH_SERVERS && (1..=EPOCH_SERVERS).contains(&servers);
+    if are_possible { Ok((server, servers)) } else { Err(Malformed) }
 }
 
 fn number(kind: u64, value: u32) -> Message {
@@ -350,6 +353,9 @@ impl ControlReply {
             }
             kind::HOME => {
                 let (server, servers) = places(word32(message[1])?)?;
+                if server >= servers {
+                    return Err(Malformed);
+                }
                 ControlReply::Home { server, servers }
             }
             kind::TABLE_MAPPED => ControlReply::TableMapped { index: first, errno },

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::epoch::EPOCH_SERVERS;
 
 fn every_request() -> Vec<RequestBody> {
     let address = "198.18.0.1:80".parse().unwrap();
@@ -128,6 +129,28 @@ fn a_server_that_is_none_of_so_many_is_refused() {
     for servers in [0, 3] {
         let home = ControlReply::Home { server: 3, servers };
         assert_eq!(ControlReply::decode(&home.encode()), Err(Malformed));
+    }
+}
+
+#[test]
+fn a_server_that_leaves_welcomes_whoever_has_a_connection_there() {
+    let welcome = |server, servers| ControlReply::Welcome {
+        epoch: 4,
+        process_id: 7,
+        spin_us: 50,
+        domain: [1; 16],
+        server,
+        servers,
+        name: 5,
+        proof: 6,
+    };
+    // The second and the third of three, while programs come to the first alone.
+    for leaving in [1, 2] {
+        let welcome = welcome(leaving, 1);
+        assert_eq!(ControlReply::decode(&welcome.encode()), Ok(welcome));
+    }
+    for (server, servers) in [(0, 0), (EPOCH_SERVERS, 1), (0, EPOCH_SERVERS + 1)] {
+        assert_eq!(ControlReply::decode(&welcome(server, servers).encode()), Err(Malformed));
     }
 }
 

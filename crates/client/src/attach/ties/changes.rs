@@ -52,7 +52,7 @@ fn follow() {
 }
 
 /// Takes note of how many servers there are now.
-pub(super) fn hear_of_changes() {
+pub(crate) fn hear_of_changes() {
     let servers = GROWTH.get().map_or(0, EpochReader::servers).min(EPOCH_SERVERS);
     if servers > 0 {
         COUNT.store(servers.into(), Ordering::Release);
