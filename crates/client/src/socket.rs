@@ -659,6 +659,8 @@ pub fn set_nonblocking(fd: RawFd, on: bool) -> Result<(), Errno> {
 /// The server that knows a placeholder, the home first, and what it says of it.
 fn find_owner(fd: RawFd) -> Result<(attach::Current, (u32, u32, SocketKind)), Errno> {
     drop(attach::current()?);
+    // Servers may have come while this process only waited for descriptors.
+    attach::hear_of_changes();
     for server in attach::all_from_home() {
         let Ok(attachment) = attach::of(server) else { continue };
         match everywhere::ask(&attachment, &ControlRequest::Adopt, fd) {

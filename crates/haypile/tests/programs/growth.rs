@@ -228,6 +228,11 @@ fn children_have_connections_of_servers_that_leave() {
 }
 
 #[test]
+fn descriptors_are_passed_of_servers_that_come() {
+    connections_change_hands("descriptors_are_passed_of_servers_that_come", "passing", "4");
+}
+
+#[test]
 fn nginx_goes_on_while_servers_come() {
     on_stage("nginx_goes_on_while_servers_come", &["nginx"], |stage| {
         content::write(&stage.served("page"), 5_000);
