@@ -51,13 +51,21 @@ fn follow() {
     }
 }
 
-/// Takes note of how many servers there are now.
+/// Takes note of how many servers there are now, and of those that are about to leave.
 pub(crate) fn hear_of_changes() {
     let servers = GROWTH.get().map_or(0, EpochReader::servers).min(EPOCH_SERVERS);
     if servers > 0 {
         COUNT.store(servers.into(), Ordering::Release);
-        REACH.fetch_max(servers.into(), Ordering::AcqRel);
+        let last = (servers..EPOCH_SERVERS).rev().find(|server| runs(*server));
+        let reach = last.map_or(servers, |last| last + 1);
+        REACH.fetch_max(reach.into(), Ordering::AcqRel);
     }
+}
+
+/// Whether a server lives, also one that this process is not attached to.
+fn runs(server: u16) -> bool {
+    let epoch = GROWTH.get().and_then(|now| now.of(server));
+    epoch.is_some_and(|epoch| epoch::is_up(epoch.get()))
 }
 
 /// Whether a server is one that has left, or is about to.
@@ -103,7 +111,8 @@ fn is_supervisor_gone() -> bool {
 
 /// Whether a server has left for good, so that what this process had there is to be made elsewhere.
 pub(crate) fn has_left(server: u16) -> bool {
-    leaves(server) && existing(server).is_none_or(|attachment| attachment.is_gone())
+    // Where this process is not attached there may be connections that it is about to get from another.
+    leaves(server) && existing(server).map_or(!runs(server), |attachment| attachment.is_gone())
 }
 
 /// Makes the home where the name of this process belongs now. False: that server cannot be reached.
@@ -135,7 +144,7 @@ fn drop_those_that_left() {
         tie(server).state.store(NONE, Ordering::Release);
         tie(server).at.store(u32::MAX, Ordering::Release);
     }
-    if past.clone().all(|server| tie(server).link().is_none()) {
+    if past.clone().all(|server| tie(server).link().is_none() && !runs(server)) {
         REACH.store(servers().into(), Ordering::Release);
     }
     retire();
