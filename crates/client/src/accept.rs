@@ -348,6 +348,8 @@ fn enter(
         socket.put(flag::NONBLOCKING, flags & libc::SOCK_NONBLOCK != 0);
         socket.stored.inherit(&listener.stored);
         socket.receive_low.store(listener.receive_low.load(Relaxed), Relaxed);
+        socket.receive_timeout_us.store(listener.receive_timeout_us.load(Relaxed), Relaxed);
+        socket.send_timeout_us.store(listener.send_timeout_us.load(Relaxed), Relaxed);
         socket.set_record(stream)?;
         socket.set_phase(Phase::Stream);
         if !entry::enter(fd, &socket) {

@@ -449,6 +449,18 @@ def connections_inherit_lingering():
 
 
 @case
+def connections_inherit_time_limits():
+    with listener() as one:
+        for name in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            one.setsockopt(socket.SOL_SOCKET, name, struct.pack("ll", 3, 0))
+        with socket.create_connection((ADDRESS, PORT), LIMIT) as client:
+            server, _ = one.accept()
+            for name in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                yield struct.unpack("ll", server.getsockopt(socket.SOL_SOCKET, name, 16))
+            server.close()
+
+
+@case
 def a_close_waits_for_a_slow_peer():
     for blocking in (True, False):
         with Pair() as pair:
