@@ -428,7 +428,9 @@ fn look(
     if !view.is_certain(state) {
         return Err(Failure::Elsewhere);
     }
-    if socket.has(flag::SHUT_READ) && stream.readable() == 0 {
+    // As on Linux an error comes before the end that the program itself has made.
+    let has_failed = state & status::FAILED != 0;
+    if socket.has(flag::SHUT_READ) && stream.readable() == 0 && !has_failed {
         return Ok(Look::End);
     }
     // What one that has moved had received has gone with it.
@@ -442,7 +444,7 @@ fn look(
     if outcome.bytes > 0 {
         return Ok(Look::Bytes(outcome.bytes));
     }
-    if outcome.end_of_stream || state & status::RX_SHUT != 0 {
+    if outcome.end_of_stream || state & status::RX_SHUT != 0 && !has_failed {
         return Ok(Look::End);
     }
     if state & ENDED == 0 && !stream.is_dead() {

@@ -197,11 +197,11 @@ impl Core {
             self.shard.shutdown_send(now, id);
         }
         // Closing the reading half alone ends waits but, as on Linux, what comes can still be read.
-        // With both halves closed nobody will: it is acknowledged and forgotten.
-        if how == Shutdown::Both && !socket.rx_shut {
+        // With both halves closed nobody will: whoever sends more gets a reset.
+        socket.rx_shut |= how != Shutdown::Write;
+        if socket.rx_shut && socket.tx_shut {
             self.shard.shutdown_receive(now, id);
         }
-        socket.rx_shut |= how != Shutdown::Write;
         socket.publish_status();
         let bits = socket.ready_bits();
         self.announce(key, bits);

@@ -164,7 +164,8 @@ impl Shard {
         self.command(now, id, |entry| entry.connection.shutdown_send(now));
     }
 
-    /// The application will read no more: later data is acknowledged and discarded, as on Linux.
+    /// The application will read no more: later data is acknowledged and discarded, or, with sending shut as well,
+    /// answered with a reset, as on Linux.
     pub fn shutdown_receive(&mut self, now: Instant, id: SocketId) {
         self.command(now, id, |entry| entry.connection.shutdown_receive(now));
     }

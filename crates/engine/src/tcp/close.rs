@@ -30,7 +30,8 @@ impl Connection {
         self.arm_persist(now);
     }
 
-    /// Data received from now on is acknowledged and discarded, as is what was not read yet.
+    /// Data received from now on is acknowledged and discarded, as is what was not read yet; once nothing more is sent
+    /// either, what comes is answered with a reset.
     pub fn shutdown_receive(&mut self, _now: Instant) {
         if self.receive.discard_from == u64::MAX {
             let end = self.receive.nxt.min(self.receive.fin_at).max(FIRST_DATA);
@@ -88,12 +89,22 @@ impl Connection {
         }
     }
 
-    /// Data came for an orphan: nobody will read it, so the peer gets a reset at the number it
-    /// expects next, which is what it acknowledges.
-    pub(super) fn abort_for_orphan_data(&mut self, now: Instant) -> Disposition {
+    /// Whether the owner has let go, or has shut both directions down: then data is answered with a reset, as on Linux
+    /// (RFC 1122 section 4.2.2.13).
+    pub(super) fn is_read_by_nobody(&self) -> bool {
+        self.orphaned || self.fin_queued && self.receive.discard_from != u64::MAX
+    }
+
+    /// Data came that nobody will read: the peer gets a reset at the number it expects next, which is what it
+    /// acknowledges. An owner that has shut both directions down hears of a reset too.
+    pub(super) fn abort_for_late_data(&mut self, now: Instant) -> Disposition {
         let mut reset = self.reset_segment(now);
         reset.seq = self.send.space.wire(self.send.una);
-        self.finish(State::Closed, Some(SocketError::ConnectionAborted));
+        let error = match self.orphaned {
+            true => SocketError::ConnectionAborted,
+            false => SocketError::ConnectionReset,
+        };
+        self.finish(State::Closed, Some(error));
         Disposition::Aborted(reset)
     }
 

@@ -368,9 +368,9 @@ impl Connection {
             return Continue(());
         }
         self.note_duplicate(start, data_end.min(self.receive.nxt), counters);
-        if self.orphaned && data_end > self.receive.nxt && !payload.is_empty() {
+        if self.is_read_by_nobody() && data_end > self.receive.nxt && !payload.is_empty() {
             counters.drop_after_close += 1;
-            return Break(self.abort_for_orphan_data(now));
+            return Break(self.abort_for_late_data(now));
         }
         if fin {
             self.note_fin(data_end);

@@ -387,7 +387,7 @@ tcp_counters! {
     drop_too_many_ranges,
     /// Data discarded after the application shut its receive side down.
     discarded_after_shutdown,
-    /// Dropped: data for a connection the application has closed; answered with RST.
+    /// Dropped: data for a connection the application has closed, or shut both ways; answered with RST.
     drop_after_close,
     /// Dropped: for a connection that is over.
     drop_over,

@@ -117,6 +117,26 @@ fn data_after_close_is_answered_with_reset() {
 }
 
 #[test]
+fn data_after_both_ways_are_shut_is_answered_with_reset() {
+    let mut pair = Pair::established();
+    let now = pair.now;
+    pair.b.tcp().shutdown_receive(now);
+    pair.write(Side::A, 100);
+    pair.run_for(100_000);
+    // Half of it alone: what comes is discarded.
+    assert_eq!(pair.a.tcp().progress().tx_acked, 100);
+    pair.shutdown_send(Side::B);
+    pair.run_for(100_000);
+    assert_eq!((pair.a.state(), pair.b.state()), (State::CloseWait, State::FinWait2));
+    pair.write(Side::A, 100);
+    pair.run_for(2 * DELAY_US);
+    assert!(matches!(pair.b.dispositions.last(), Some(Disposition::Aborted(_))));
+    assert_eq!(pair.b.tcp().progress().error, Some(SocketError::ConnectionReset));
+    assert_eq!((pair.a.state(), pair.b.state()), (State::Closed, State::Closed));
+    assert_eq!(pair.a.tcp().progress().error, Some(SocketError::BrokenPipe));
+}
+
+#[test]
 fn orphan_in_fin_wait_2_disappears_after_a_minute() {
     let mut pair = Pair::established();
     pair.close(Side::A, Close::Graceful);

@@ -461,6 +461,19 @@ def connections_inherit_time_limits():
 
 
 @case
+def data_for_whom_both_ways_are_shut():
+    for ways in ((socket.SHUT_RDWR,), (socket.SHUT_RD, socket.SHUT_WR), (socket.SHUT_WR, socket.SHUT_RD)):
+        with Pair() as pair:
+            for way in ways:
+                pair.server.shutdown(way)
+            wait(pair.client, 0x2000)
+            yield answer(pair.client.send, b"for nobody")
+            wait(pair.client, select.POLLHUP)
+            yield poll_now(pair.client), answer(pair.client.send, b"x"), answer(pair.client.recv, 10)
+            yield poll_now(pair.server), answer(pair.server.recv, 10), answer(pair.server.recv, 10)
+
+
+@case
 def a_close_waits_for_a_slow_peer():
     for blocking in (True, False):
         with Pair() as pair:
