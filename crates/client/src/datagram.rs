@@ -340,6 +340,25 @@ pub(crate) fn come_back(
     Ok(())
 }
 
+/// Patience with a failure by the end of a server of which nothing is known yet: whoever ends says so in several places,
+/// one after the other.
+#[derive(Default)]
+pub(crate) struct Doubt {
+    looks: u32,
+}
+
+impl Doubt {
+    /// After such a failure: waits a moment, and says whether to look again; no more after half a second.
+    pub(crate) fn waits(&mut self) -> bool {
+        const LOOKS: u32 = 250;
+        self.looks += 1;
+        if self.looks <= LOOKS {
+            attach::sleep_ms(2);
+        }
+        self.looks <= LOOKS
+    }
+}
+
 /// Before a wait looks at a socket: one that has not come back with the others, although there is
 /// another server, does so now. Else the wait would report something to read, by which a read that
 /// blocks would find nothing. What goes wrong here is the read's to tell. False: it has to be tried again.
@@ -386,11 +405,20 @@ fn is_of_lost_server(socket: &Socket, record: &Record) -> bool {
 
 /// Opens a socket at the server that has come after its own, or at another where that has left, once there is one.
 fn is_back(socket: &Pinned) -> Result<bool, Errno> {
-    let back = try_to_come_back(socket);
+    let back = match try_to_come_back(socket) {
+        // The next server has died over it, too, or another that had a part in it.
+        Err(SERVICE_GONE) if !is_over(socket.server()) => Ok(false),
+        other => other,
+    };
     if back == Ok(true) {
         socket.clear(flag::UNOPENED);
     }
     back
+}
+
+/// Whether nothing comes after a server.
+fn is_over(server: u16) -> bool {
+    attach::existing(server).is_none_or(|attachment| attachment.fate() == Fate::Over)
 }
 
 fn try_to_come_back(socket: &Pinned) -> Result<bool, Errno> {

@@ -135,6 +135,31 @@ fn a_connected_socket_that_was_only_bound_again_is_connected_at_the_next_server(
     client::close(fd).unwrap();
 }
 
+/// Servers die one after the other over the request to open a socket again.
+#[test]
+fn a_receive_goes_on_however_many_servers_die_over_it() {
+    let (fake, _turn) = support::start();
+    let fd = bound("198.18.0.2:5300", 0);
+    assert_eq!(send_to(fd, b"one", PEER, 0), Ok(3));
+    assert_eq!(datagram(fd, 100, 0).1, b"one");
+    for _ in 0..3 {
+        let waiting = Sleeper::asleep(move || datagram(fd, 100, 0).1);
+        for _ in 0..3 {
+            fake.die();
+            let is_bind = |body: &RequestBody| matches!(body, RequestBody::BindDatagram { .. });
+            let death = fake.die_over(is_bind);
+            fake.rise();
+            death.join().unwrap();
+        }
+        while fake.datagrams() == 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(send_to(fd, b"two", PEER, 0), Ok(3));
+        assert_eq!(waiting.join().unwrap(), b"two");
+    }
+    client::close(fd).unwrap();
+}
+
 #[test]
 fn what_cannot_be_sent_is_refused_at_once() {
     let (_fake, _turn) = support::start();

@@ -14,7 +14,7 @@ use haypile_shm::stream::{RecordRead, status};
 use haypile_shm::sys;
 use haypile_shm::{DatagramHeader, Errno};
 
-use super::World;
+use super::{Doubt, World};
 use crate::addresses::{to_application, to_service};
 use crate::attach::Attachment;
 use crate::entry::{Pinned, flag};
@@ -92,6 +92,7 @@ pub fn receive_from(
         limit_us => blocking.then(|| sys::clock_monotonic_ns().saturating_add(limit_us * 1000)),
     };
     let mut wait: Option<Wait<'_>> = None;
+    let mut doubt = Doubt::default();
     loop {
         let Some(stream) = socket.stream() else { return Err(Errno::EAGAIN) };
         // Without a peer it would hear everybody.
@@ -101,6 +102,7 @@ pub fn receive_from(
                 Ok(Some(received)) => return Ok(received),
                 Ok(None) => stream.memory.is_past(),
                 Err(SERVICE_GONE) if super::has_lost_server(&socket, &stream) => true,
+                Err(SERVICE_GONE) if blocking && doubt.waits() => continue,
                 Err(errno) => return Err(errno),
             };
         if lost {

@@ -13,7 +13,7 @@ use haypile_shm::{CHUNK_SIZE, DatagramHeader, Errno};
 
 use super::control::SendControl;
 use super::routes::{self, Route};
-use super::{World, bind_implicitly};
+use super::{Doubt, World, bind_implicitly};
 use crate::addresses::to_service;
 use crate::entry::{Phase, Pinned, flag};
 use crate::errno::{SERVICE_GONE, TO_KERNEL};
@@ -58,10 +58,11 @@ pub fn send_to(
     if len > usize::from(u16::MAX) {
         return Err(Errno::EMSGSIZE);
     }
+    let blocking = flags & libc::MSG_DONTWAIT == 0 && !socket.has(flag::NONBLOCKING);
+    let mut doubt = Doubt::default();
     loop {
         match try_send(&socket, fd, data, flags, remote, control) {
             Err(SERVICE_GONE) if is_lost(&socket) => {
-                let blocking = flags & libc::MSG_DONTWAIT == 0 && !socket.has(flag::NONBLOCKING);
                 // As a wait for room: the server may be given some seconds before it is started again.
                 let deadline_ns = match socket.send_timeout_us.load(Ordering::Relaxed) {
                     0 => None,
@@ -69,6 +70,7 @@ pub fn send_to(
                 };
                 super::come_back(&socket, fd, blocking, deadline_ns)?;
             }
+            Err(SERVICE_GONE) if blocking && doubt.waits() => {}
             other => return other,
         }
     }

@@ -357,7 +357,7 @@ fn leaves(scheme: Scheme, [own_us, their_us]: [u32; 2], more: u32) -> bool {
     manager.set_peers(true);
     manager.handle(now, ToManager::ListenerOpened { listener, group, server: 0 });
     manager.handle(now, ToManager::Acceptor { listener, process: ours });
-    let mut arrives = |number: u32, manager: &mut ConnectionManager| {
+    let arrives = |number: u32, manager: &mut ConnectionManager| {
         let connection = ConnectionName { server: 0, id: SocketId::new(number, 1) };
         manager.handle(now, ToManager::Arrived { listener, connection });
         let Some(ToTransport::Offer { process, .. }) = manager.poll_action(now) else {
@@ -374,7 +374,9 @@ fn leaves(scheme: Scheme, [own_us, their_us]: [u32; 2], more: u32) -> bool {
     }
     let (busy, _) = arrives(2, &mut manager);
     manager.handle(now, ToManager::Claimed { connection: busy, counts: true });
-    (0..more).for_each(|number| drop(arrives(3 + number, &mut manager)));
+    for number in 0..more {
+        arrives(3 + number, &mut manager);
+    }
     let best =
         BetweenManagers::Best { group, listener, process: theirs, service_time_us: their_us };
     manager.handle_offer(now, 1, best);
