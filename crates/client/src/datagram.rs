@@ -340,8 +340,8 @@ pub(crate) fn come_back(
     Ok(())
 }
 
-/// Patience with a failure by the end of a server of which nothing is known yet: whoever ends says so in several places,
-/// one after the other.
+/// Patience with a failure by the end of a server of which nothing is known yet: whoever ends says so in several
+/// places, one after the other.
 #[derive(Default)]
 pub(crate) struct Doubt {
     looks: u32,

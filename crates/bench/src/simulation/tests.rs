@@ -199,3 +199,23 @@ fn estimates_are_right_after_a_window_of_connections() {
         off.len()
     );
 }
+
+/// Four workers that take a millisecond at 20 % load, one of them forty times slower: whoever has to wait for a busy
+/// worker of its own manager goes to one of another's. (When all waited it was 1.7 times as long; 1.3 since then.)
+#[test]
+fn one_slow_worker_of_four_does_not_spoil_the_tail() {
+    let p95_us = |plan: &str, delays: Delays| {
+        let shape = Shape::parse(plan).expect("a plan");
+        let base = setup(4, 800.0, 20.0);
+        let service = Service { base_ns: 1_000_000, jitter: 0.0, delays };
+        let outcome = World::new(Setup { shape, workers: 4, service, warmup_s: 1.0, ..base }).run();
+        outcome.latencies.quantile_ns(0.95) as f64 / 1000.0
+    };
+    for (plan, times) in [("TS1LS1CM1", 1.2), ("TS2LS2CM2", 1.5)] {
+        let (calm, slow) = (p95_us(plan, Delays::default()), p95_us(plan, Delays::one_slow(20.0)));
+        assert!(calm < 1_100.0 && slow < times * calm, "{plan}: {calm} us, then {slow}");
+    }
+    let plan = "TS4LS4CM4";
+    let (calm, slow) = (p95_us(plan, Delays::default()), p95_us(plan, Delays::one_slow(20.0)));
+    assert!(calm < 1_300.0 && slow < 1_800.0, "{calm} us, then {slow}");
+}

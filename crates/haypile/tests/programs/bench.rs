@@ -158,7 +158,7 @@ fn bench_messages_idle_and_generator() {
 fn bench_in_virtual_time() {
     on_stage("bench_in_virtual_time", &[], |stage| {
         for (experiment, tables, plots) in
-            [("schemes", 6, 2), ("balance", 4, 5), ("accept", 1, 1), ("configs", 2, 1)]
+            [("schemes", 6, 2), ("balance", 5, 5), ("accept", 1, 1), ("configs", 2, 1)]
         {
             let folder = stage.text(experiment);
             let words = [experiment, "--quick", "--only", "simulated", "--plots", &folder];
