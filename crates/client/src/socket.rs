@@ -656,8 +656,29 @@ pub fn set_nonblocking(fd: RawFd, on: bool) -> Result<(), Errno> {
     Ok(())
 }
 
-/// The server that knows a placeholder, the home first, and what it says of it.
+/// The server that knows a placeholder, and what it says of it. A connection may be on its way from one server to
+/// another, and then neither knows of it: all are asked again, for a quarter of a second in all.
 fn find_owner(fd: RawFd) -> Result<(attach::Current, (u32, u32, SocketKind)), Errno> {
+    const ROUNDS: u32 = 8;
+    for round in 1..ROUNDS {
+        match ask_all(fd) {
+            Err(TO_KERNEL) if may_be_on_its_way(fd) => attach::sleep_ms(1 << round),
+            other => return other,
+        }
+    }
+    ask_all(fd)
+}
+
+/// Listeners and UDP sockets stay where they are, and with one server everything does.
+fn may_be_on_its_way(fd: RawFd) -> bool {
+    let mut listening = [0; 4];
+    let asked = sys::getsockopt(fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN, &mut listening);
+    let listens = asked.is_ok() && listening != [0; 4];
+    !listens && attach::all_from_home().count() > 1 && sys::so_type(fd) == Ok(libc::SOCK_STREAM)
+}
+
+/// Asks one server after the other, the home first.
+fn ask_all(fd: RawFd) -> Result<(attach::Current, (u32, u32, SocketKind)), Errno> {
     drop(attach::current()?);
     // Servers may have come while this process only waited for descriptors.
     attach::hear_of_changes();
