@@ -38,6 +38,11 @@ impl<T: Send + 'static> Sleeper<T> {
         wait_until_asleep(self.number);
     }
 
+    /// Whether the call has ended.
+    pub fn is_over(&self) -> bool {
+        self.thread.is_finished()
+    }
+
     /// What the call gave.
     pub fn join(self) -> std::thread::Result<T> {
         self.thread.join()
