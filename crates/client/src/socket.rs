@@ -671,10 +671,14 @@ fn find_owner(fd: RawFd) -> Result<(attach::Current, (u32, u32, SocketKind)), Er
 
 /// Listeners and UDP sockets stay where they are, and with one server everything does.
 fn may_be_on_its_way(fd: RawFd) -> bool {
+    !listens(fd) && attach::all_from_home().count() > 1 && sys::so_type(fd) == Ok(libc::SOCK_STREAM)
+}
+
+/// Whether a placeholder listens as well, for both worlds.
+fn listens(fd: RawFd) -> bool {
     let mut listening = [0; 4];
     let asked = sys::getsockopt(fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN, &mut listening);
-    let listens = asked.is_ok() && listening != [0; 4];
-    !listens && attach::all_from_home().count() > 1 && sys::so_type(fd) == Ok(libc::SOCK_STREAM)
+    asked.is_ok() && listening != [0; 4]
 }
 
 /// Asks one server after the other, the home first.
@@ -710,11 +714,9 @@ pub(crate) fn adopt(fd: RawFd, domain: i32) -> Result<(), Errno> {
         return Ok(());
     }
     options::read_linger(&socket, fd);
-    let mut listening = [0; 4];
-    let asked = sys::getsockopt(fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN, &mut listening);
     let dual = match kind {
         SocketKind::Connection | SocketKind::Datagram => false,
-        SocketKind::Listener => asked.is_ok() && listening != [0; 4],
+        SocketKind::Listener => listens(fd),
         SocketKind::Plain => {
             sys::getsockname(fd)?.is_some_and(|name| is_wildcard(&name) && name.port() != 0)
         }

@@ -60,7 +60,7 @@ fn simulated(options: &Options, report: &mut Report) -> Result<(), String> {
     let heading = "Service times beside models of the kernel (paper: figure 5)";
     compare(options, report, [title, heading], "figure-5-service-times", &against)?;
     publish(report, local_shares(options, &costs));
-    publish(report, noiseless::table(options)?);
+    publish(report, noiseless::table(options, &costs)?);
     Ok(())
 }
 

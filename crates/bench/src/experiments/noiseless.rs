@@ -4,8 +4,8 @@
 
 use serde_json::json;
 
-use super::simulated::{costs, kernels};
-use super::workers::{BASE_US, HELD, PLANS, WORKERS, rate};
+use super::simulated::kernels;
+use super::workers::{BASE_US, HELD, PLANS, WORKERS, header, rate};
 use crate::latency::Latencies;
 use crate::options::Options;
 use crate::report::{Table, show};
@@ -28,9 +28,8 @@ const ONE_MANAGER: &str = "TS1LS1CM1";
 /// What one slow worker does to the tail of everybody.
 ///
 /// # Errors
-/// When a plan or the file of costs is of no use.
-pub fn table(options: &Options) -> Result<Table, String> {
-    let costs = costs(options)?;
+/// When a plan is of no use.
+pub fn table(options: &Options, costs: &Costs) -> Result<Table, String> {
     let mut plans: Vec<&str> = options.plans.iter().map(String::as_str).collect();
     if plans.is_empty() {
         plans = [&[ONE_MANAGER], &PLANS[..]].concat();
@@ -41,13 +40,13 @@ pub fn table(options: &Options) -> Result<Table, String> {
         let shape = Shape::parse(plan)?;
         let name = format!("tournament 2, {plan}");
         let both = over_seeds(options, |seed, delays| {
-            let setup = setup(options, &costs, shape.clone(), seed, delays);
+            let setup = setup(options, costs, shape.clone(), seed, delays);
             vec![World::new(setup).run().latencies]
         });
         found.extend(both.into_iter().map(|both| (name.clone(), both)));
     }
     let both = over_seeds(options, |seed, delays| {
-        let setup = setup(options, &costs, Shape::combined(1), seed, delays);
+        let setup = setup(options, costs, Shape::combined(1), seed, delays);
         kernels(&setup).into_iter().map(|model| model.outcome.latencies).collect()
     });
     found.extend(Kernel::ALL.map(|model| model.name().to_string()).into_iter().zip(both));
@@ -104,18 +103,13 @@ fn rows(found: &[(String, [Latencies; 2])], options: &Options) -> Table {
         rows.push(row);
         figures.push(figure);
     }
-    let mut header = vec![String::new()];
-    for percent in HELD {
-        let parts = ["undisturbed, us", "one slow, us", "ratio"];
-        header.extend(parts.map(|part| format!("p{percent} {part}")));
-    }
     Table {
         title: format!(
             "simulated: the measured half without noise: {WORKERS} workers that take {BASE_US} us, {:.0} \
              connections/s, the last worker forty times slower for half of the time",
             rate(options)
         ),
-        header,
+        header: header(),
         rows,
         figures: json!(figures),
     }

@@ -157,6 +157,13 @@ fn percentile(run: &frame::Run, percent: f64) -> f64 {
     run.outcome.histogram().quantile_ns(percent / 100.0) as f64 / 1000.0
 }
 
+/// Of a table of what one slow worker does to the tail.
+pub(super) fn header() -> Vec<String> {
+    let parts = ["undisturbed, us", "one slow, us", "ratio"];
+    let of = |percent| parts.map(|part| format!("p{percent} {part}"));
+    [String::new()].into_iter().chain(HELD.into_iter().flat_map(of)).collect()
+}
+
 /// What one slow worker does to the tail, round by round.
 fn ratios(cases: &[Case]) -> Table {
     let mut rows = Vec::new();
@@ -181,15 +188,10 @@ fn ratios(cases: &[Case]) -> Table {
         rows.push(row);
         figures.push(figure);
     }
-    let mut header = vec![String::new()];
-    for percent in HELD {
-        let parts = ["undisturbed, us", "one slow, us", "ratio"];
-        header.extend(parts.map(|part| format!("p{percent} {part}")));
-    }
     Table {
         title: "measured: what one slow worker does to the tail, median (least .. most) of rounds"
             .into(),
-        header,
+        header: header(),
         rows,
         figures: json!(figures),
     }
