@@ -5,14 +5,14 @@ mod support;
 
 use std::io::{IoSlice, IoSliceMut};
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use haypile_client::{self as client, Arrival, Errno, Received, SendControl, TO_KERNEL};
 use haypile_shm::messages::RequestBody;
 use haypile_shm::sys::{self, Fd, PollFd};
 use libc::{EPOLL_CTL_ADD, EPOLLIN, EPOLLOUT};
 use support::asleep::Sleeper;
-use support::{control_epoll, epoll, epoll_wait};
+use support::{PATIENCE, control_epoll, epoll, epoll_wait};
 
 const PEER: &str = "198.18.0.9:53";
 
@@ -124,7 +124,8 @@ fn a_connected_socket_that_was_only_bound_again_is_connected_at_the_next_server(
     let death = fake.die_over(is_connect);
     fake.rise();
     let mut sent = Err(Errno::EAGAIN);
-    while sent == Err(Errno::EAGAIN) {
+    let started = Instant::now();
+    while sent == Err(Errno::EAGAIN) && started.elapsed() < PATIENCE {
         sent = send_to(fd, b"two", "", libc::MSG_DONTWAIT);
     }
     assert_eq!(sent, Ok(3));
@@ -152,7 +153,9 @@ fn a_receive_goes_on_however_many_servers_die_over_it() {
             death.join().unwrap();
         }
         // What is sent while a socket is opened again may be lost, as datagrams may.
+        let started = Instant::now();
         while !waiting.is_over() {
+            assert!(started.elapsed() < PATIENCE, "nothing is heard");
             assert_eq!(send_to(fd, b"two", PEER, 0), Ok(3));
             std::thread::sleep(Duration::from_millis(5));
         }
