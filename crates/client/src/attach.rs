@@ -9,6 +9,7 @@
 //! a place of its own, is borrowed by a lock that nobody ever waits for, and goes, with its memory
 //! and descriptors, when the last borrower has left it.
 
+mod door;
 mod greeting;
 mod ties;
 
@@ -218,9 +219,9 @@ impl Attachment {
             return false;
         }
         self.tried_ms.store(now_ms, Ordering::Relaxed);
-        let reached = ties::path(self.server).map(|path| sys::unix_reach_seqpacket(&path));
-        self.reached.store(matches!(reached, Some(Ok(()))), Ordering::Relaxed);
-        matches!(reached, Some(Err(Errno::ECONNREFUSED | Errno::ENOENT)))
+        let reached = door::reach_supervisor(self.server);
+        self.reached.store(reached.is_ok(), Ordering::Relaxed);
+        matches!(reached, Err(Errno::ECONNREFUSED | Errno::ENOENT))
     }
 
     /// Whether it is time for another attempt to attach to the next server.

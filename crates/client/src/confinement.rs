@@ -39,6 +39,9 @@ pub fn get_ready() {
     if needed {
         // For those that move later. What goes wrong now goes wrong again, with an error, then.
         let _: Result<(), haypile_shm::Errno> = attach::all();
+        for attachment in attach::all_from_home().filter_map(attach::existing) {
+            attachment.memory().map_ahead(&attachment);
+        }
         poll::get_ready();
     }
 }

@@ -18,6 +18,8 @@ use crate::following::is_moved;
 
 /// Tables a process can map: 8 million sockets.
 const TABLES: usize = 64;
+/// Tables, and arenas, that a process maps before it needs them: 256 MiB of stream memory.
+const AHEAD: u32 = 4;
 /// Arenas a process can map: 256 GiB of stream memory.
 const ARENAS: usize = 4096;
 
@@ -130,6 +132,13 @@ impl Memory {
         for index in stream.arenas().chain([0]) {
             let _: Option<Arc<Segment>> = self.arena(index);
         }
+    }
+
+    /// Maps what connections may lie in that are to come, for a time when nothing can be mapped.
+    pub(crate) fn map_ahead(&self, attachment: &Attachment) {
+        let tables = (0..AHEAD).map_while(|index| self.table(attachment, index).ok());
+        let arenas = (0..AHEAD).map_while(|index| self.arena(index));
+        let _: usize = tables.count() + arenas.count();
     }
 
     #[cold]

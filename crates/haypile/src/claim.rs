@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use haypile_service::attach::ATTACH_SOCKET;
 use haypile_service::control::{CONTROL_SOCKET, Request};
 use haypile_service::error::Error;
-use haypile_shm::control::attach_path;
+use haypile_shm::control::{DOOR_SOCKET, attach_path};
 use haypile_shm::epoch::EPOCH_SERVERS;
 
 use crate::asking::{ask, stopped};
@@ -348,7 +348,7 @@ impl Leavings {
 
     /// Removes the sockets and the preload library, also one that was only half written.
     fn remove_sockets(&self) {
-        for name in [CONTROL_SOCKET, ATTACH_SOCKET, preload::FILE_NAME] {
+        for name in [CONTROL_SOCKET, ATTACH_SOCKET, DOOR_SOCKET, preload::FILE_NAME] {
             drop(fs::remove_file(self.path.join(name)));
         }
         let Ok(entries) = fs::read_dir(&self.path) else { return };
@@ -482,7 +482,7 @@ mod tests {
     /// As the kernel leaves a directory behind when its service is killed.
     fn abandon(mut owned: OwnedDirectory) {
         let path = owned.leavings.take().expect("not given away").path;
-        for name in [CONTROL_SOCKET, ATTACH_SOCKET, preload::FILE_NAME] {
+        for name in [CONTROL_SOCKET, ATTACH_SOCKET, DOOR_SOCKET, preload::FILE_NAME] {
             fs::write(path.join(name), "").expect("written");
         }
         fs::write(path.join(format!("{}.17", preload::FILE_NAME)), "half").expect("written");

@@ -64,7 +64,8 @@ impl Core {
         }
     }
 
-    fn add_connection(&mut self, fd: Fd, poller: &Poller) {
+    /// Takes a new control connection, from the attach socket, a parent or the supervisor's door.
+    pub(crate) fn add_connection(&mut self, fd: Fd, poller: &Poller) {
         let most = self.limits.processes as usize * CONNECTIONS_PER_PROCESS;
         if self.processes.connections.len() >= most {
             self.counters.refused_attaches += 1;
@@ -130,15 +131,15 @@ impl Core {
                 Ok(())
             }
             ControlRequest::MapTable { index } => {
-                let segment =
-                    self.domain_of(attached?).and_then(|domain| domain.table.segment(index)?.fd());
+                let domain = self.domain_of(attached?);
+                let segment = domain.and_then(|domain| domain.table.segment(index)?.fd());
                 let errno = if segment.is_some() { 0 } else { libc::ENOENT };
                 let reply = ControlReply::TableMapped { index, errno };
                 send(fd, &reply.encode(), segment.as_slice())
             }
             ControlRequest::MapArena { index } => {
-                let segment =
-                    self.domain_of(attached?).and_then(|domain| domain.arena.segment(index)?.fd());
+                let domain = self.domain_of(attached?);
+                let segment = domain.and_then(|domain| domain.arena.segment_ahead(index)?.fd());
                 let errno = if segment.is_some() { 0 } else { libc::ENOENT };
                 let reply = ControlReply::ArenaMapped { index, errno };
                 send(fd, &reply.encode(), segment.as_slice())
@@ -161,6 +162,8 @@ impl Core {
                 Ok(())
             }
             ControlRequest::Restored => attached.map(|process| self.end_inherited_of(process)),
+            // Said to the supervisor alone.
+            ControlRequest::Enter { .. } => Err(Errno::EPROTO),
             ControlRequest::Restore { shared } => {
                 attached?;
                 let placeholder = first.ok_or(Errno::EPROTO)?;

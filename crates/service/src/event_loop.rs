@@ -361,6 +361,12 @@ impl<P: Port> Service<P> {
                     let _: Result<(), Errno> = self.server.poller.add(fd, Token::Client(id));
                 }
             }
+            Order::Newcomer {} => {
+                if let Some(fd) = first {
+                    let Server { core, poller, .. } = &mut self.server;
+                    core.add_connection(fd, poller);
+                }
+            }
             Order::Peer { server, frames } => {
                 // Without it this end stays alone, and what is said to it is counted.
                 if let (Some(segment), Some(status), Some(bell)) = (first, second, third) {

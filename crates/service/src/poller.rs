@@ -22,6 +22,8 @@ pub enum Token {
     Peers,
     /// Sockets were destroyed.
     Diag,
+    /// Processes that come to the supervisor's door.
+    Door,
     /// New clients of the control socket.
     Control,
     /// A client of the control socket.
@@ -112,6 +114,7 @@ impl Token {
             Token::Answer(id) => (14, id),
             Token::User(id) => (15, id),
             Token::Peers => (16, 0),
+            Token::Door => (17, 0),
         };
         kind << KIND_SHIFT | (value & ((1 << KIND_SHIFT) - 1))
     }
@@ -135,6 +138,7 @@ impl Token {
             14 => Token::Answer(value),
             15 => Token::User(value),
             16 => Token::Peers,
+            17 => Token::Door,
             _ => return None,
         })
     }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use haypile_engine::Cidr;
 use haypile_link::address_plan::{self, Reservation};
-use haypile_shm::control::attach_path;
+use haypile_shm::control::{DOOR_SOCKET, attach_path};
 use haypile_shm::sys::{self, Errno, Fd};
 
 use crate::attach::ATTACH_SOCKET;
@@ -54,8 +54,9 @@ pub fn start(mut config: Config, owner: Option<i32>) -> Result<Started, Error> {
     let transports = config.plan.count(Component::Transport);
     let attach = (0..transports).map(|one| bind_attach(&attach_path_of(&config, one)));
     let attach = attach.collect::<Result<_, _>>()?;
+    let door = bind_for_all(&door_path_of(&config), "door", sys::unix_bind_datagram)?;
     let control = ControlSocket::bind(&config.control_dir)?;
-    let parts = Parts { config, link, attach, control, signals, owner, secret };
+    let parts = Parts { config, link, attach, door, control, signals, owner, secret };
     let supervisor = Supervisor::start(parts)?;
     Ok(Started { supervisor, _reservation: reservation })
 }
@@ -103,6 +104,7 @@ impl Drop for Started {
         for transport in 0..config.plan.count(Component::Transport) {
             drop(std::fs::remove_file(attach_path_of(config, transport)));
         }
+        drop(std::fs::remove_file(door_path_of(config)));
     }
 }
 
@@ -110,6 +112,11 @@ impl Drop for Started {
 pub(crate) fn attach_path_of(config: &Config, transport: u16) -> PathBuf {
     let first = config.control_dir.join(ATTACH_SOCKET);
     PathBuf::from(OsString::from_vec(attach_path(first.as_os_str().as_bytes(), transport)))
+}
+
+/// Where those come that no path leads to an attach socket.
+fn door_path_of(config: &Config) -> PathBuf {
+    config.control_dir.join(DOOR_SOCKET)
 }
 
 /// Each link server has queues of its own.
@@ -133,21 +140,28 @@ fn choose_addresses(config: &mut Config) -> Result<Option<Reservation>, Error> {
     Ok(Some(reservation))
 }
 
-/// The socket that applications attach to. Everyone may connect: who may reach a service is decided
-/// by who may pass its directory, and programs change their user after they were started.
+/// The socket that applications attach to.
 pub(crate) fn bind_attach(path: &Path) -> Result<Fd, Error> {
-    let fail = |why: String| {
+    let listen = |path: &[u8]| sys::unix_listen_seqpacket(path, ATTACH_BACKLOG);
+    bind_for_all(path, "attach socket", listen)
+}
+
+/// A socket in the control directory that everyone may connect to: who may reach a service is decided
+/// by who may pass its directory, and programs change their user after they were started.
+fn bind_for_all(
+    path: &Path,
+    what: &str,
+    bind: impl FnOnce(&[u8]) -> Result<Fd, Errno>,
+) -> Result<Fd, Error> {
+    let fail = |why: std::io::Error| {
         Error::new(
-            format_args!("attach socket {}", path.display()),
+            format_args!("{what} {}", path.display()),
             why,
             "choose another, shorter directory with --control-dir",
         )
     };
-    let bytes = path.as_os_str().as_bytes();
-    let fd = sys::unix_listen_seqpacket(bytes, ATTACH_BACKLOG)
-        .map_err(|errno| fail(std::io::Error::from(errno).to_string()))?;
-    std::fs::set_permissions(path, Permissions::from_mode(0o666))
-        .map_err(|error| fail(error.to_string()))?;
+    let fd = bind(path.as_os_str().as_bytes()).map_err(|errno| fail(errno.into()))?;
+    std::fs::set_permissions(path, Permissions::from_mode(0o666)).map_err(fail)?;
     Ok(fd)
 }
 

@@ -64,12 +64,17 @@ impl Arena {
     fn start_chunk(&mut self) -> Option<u32> {
         let chunk = self.started;
         if chunk_arena(chunk) as usize == self.segments.len() {
-            let segment = Segment::create("haypile-arena", ARENA_SIZE).ok()?;
-            self.segments.push(Arc::new(segment));
-            self.taken.resize(self.taken.len() + ARENA_CHUNKS as usize / 64, 0);
+            self.add_segment()?;
         }
         self.started += 1;
         Some(chunk)
+    }
+
+    fn add_segment(&mut self) -> Option<()> {
+        let segment = Segment::create("haypile-arena", ARENA_SIZE).ok()?;
+        self.segments.push(Arc::new(segment));
+        self.taken.resize(self.taken.len() + ARENA_CHUNKS as usize / 64, 0);
+        Some(())
     }
 
     fn bit(chunk: u32) -> (usize, u64) {
@@ -108,6 +113,16 @@ impl Arena {
     /// The segment of an arena number, to send its descriptor to an application.
     pub fn segment(&self, index: u32) -> Option<&Arc<Segment>> {
         self.segments.get(index as usize)
+    }
+
+    /// As [`Arena::segment`]; the one that will be needed next is made now, if the quota reaches so far: an application
+    /// may have no other time to map it.
+    pub fn segment_ahead(&mut self, index: u32) -> Option<&Arc<Segment>> {
+        let is_next = index as usize == self.segments.len();
+        if is_next && u64::from(index) * u64::from(ARENA_CHUNKS) < u64::from(self.quota) {
+            self.add_segment()?;
+        }
+        self.segment(index)
     }
 
     /// Copies `data` into a chunk, if wanted past the caches ([`Segment::copy_in_past_caches`]).

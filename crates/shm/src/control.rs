@@ -25,6 +25,16 @@ pub fn attach_path(path: &[u8], server: u16) -> Vec<u8> {
     [stem, format!("-{server}").as_bytes(), ending].concat()
 }
 
+/// The path of the supervisor's door, for processes that a path does not lead to a server any more: it lies beside the
+/// attach socket of server 0, at `path`.
+pub fn door_path(path: &[u8]) -> Vec<u8> {
+    let directory = path.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
+    [&path[..directory], DOOR_SOCKET.as_bytes()].concat()
+}
+
+/// File name of the door in the control directory.
+pub const DOOR_SOCKET: &str = "door.sock";
+
 /// A message that came in.
 #[derive(Debug)]
 pub struct Received {

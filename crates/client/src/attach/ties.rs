@@ -18,7 +18,7 @@ use haypile_shm::sys::{self, Fd};
 use haypile_shm::{EpochReader, Errno, control};
 
 use super::greeting::{AttachError, Greeting, Identity, greet};
-use super::{Attachment, DomainToken, Fate, sleep_ms};
+use super::{Attachment, DomainToken, Fate, door, sleep_ms};
 use crate::errno::{SERVICE_GONE, TO_KERNEL};
 use crate::lock::{Guard, Lock};
 use crate::memory::Memory;
@@ -178,6 +178,7 @@ pub fn attach(path: &[u8], domain: DomainToken) -> Result<(), AttachError> {
     }
     let _: Result<(), Vec<u8>> = PATH.set(path.to_vec());
     settle(find_home(domain)?);
+    door::find(path);
     tell_of_new_program();
     Ok(())
 }
@@ -362,7 +363,7 @@ fn reach(server: u16) -> Result<Fd, Errno> {
             return Ok(ours);
         }
     }
-    sys::unix_connect_seqpacket(&path(server).ok_or(SERVICE_GONE)?)
+    door::call(server)
 }
 
 /// The memory of the last attachment to a server.
@@ -634,8 +635,7 @@ fn renew(old: Current) -> Result<Current, Errno> {
         if old.fate() != Fate::Replaced {
             return Ok(old);
         }
-        let control = path(server).and_then(|path| sys::unix_connect_seqpacket(&path).ok());
-        let Some(new) = control.and_then(|control| greet_by_name(server, control).ok()) else {
+        let Ok(new) = door::call(server).and_then(|control| greet_by_name(server, control)) else {
             return Ok(old);
         };
         drop(old);
@@ -659,8 +659,11 @@ fn attach_again(server: u16) -> Result<Current, Errno> {
             return Ok(old);
         }
         placeholder::share_all(&old);
-        let control = path(server).and_then(|path| sys::unix_connect_seqpacket(&path).ok());
-        let Some(new) = control.and_then(|control| greet_by_name(server, control).ok()) else {
+        if let Some(path) = path(0) {
+            // Closed with the others, perhaps.
+            door::find(&path);
+        }
+        let Ok(new) = door::call(server).and_then(|control| greet_by_name(server, control)) else {
             old.note_gone();
             old.lost.store(false, Ordering::Release);
             return Err(SERVICE_GONE);
@@ -759,6 +762,7 @@ pub(crate) fn set_forked() {
 pub(crate) fn hold_for_fork() {
     FOLLOWING.hold_for_fork();
     ATTACHING.hold_for_fork();
+    door::hold_for_fork();
     for attachment in TIES.iter().filter_map(Tie::link) {
         attachment.offers.hold_for_fork();
         attachment.control.hold_for_fork();
@@ -771,6 +775,7 @@ pub(crate) fn release_after_fork() {
         attachment.control.release_after_fork();
         attachment.offers.release_after_fork();
     }
+    door::release_after_fork();
     ATTACHING.release_after_fork();
     FOLLOWING.release_after_fork();
 }

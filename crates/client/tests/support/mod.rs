@@ -601,7 +601,7 @@ impl State {
                 }
                 return;
             }
-            ControlRequest::Restored => return,
+            ControlRequest::Restored | ControlRequest::Enter { .. } => return,
             ControlRequest::Adopt | ControlRequest::Restore { .. } => {
                 (self.adopt(&first.unwrap()), vec![])
             }

@@ -151,7 +151,9 @@ fn the_next_service_starts_at_once() {
             assert_eq!(service_in(&stage.control()), Some(next.pid()));
             let mut names = names_in(&stage.control());
             names.sort();
-            assert_eq!(names, ["attach.sock", "control.sock", "libhaypile_shim.so", "lock"]);
+            let expected =
+                ["attach.sock", "control.sock", "door.sock", "libhaypile_shim.so", "lock"];
+            assert_eq!(names, expected);
             stage.run(&["true"]).finish(PATIENCE).expect_success("a program on the new service");
             service = next;
         }

@@ -18,6 +18,7 @@ mod following;
 mod growth;
 mod guardian;
 mod hostile;
+mod jailed;
 mod join;
 mod kills_under_load;
 mod kinds_of_servers;

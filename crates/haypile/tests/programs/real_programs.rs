@@ -208,6 +208,12 @@ fn report(stage: &Stage, lines: &[Line]) {
     assert!(failed.is_empty(), "{} failed:\n{}", failed.len(), failed.join("\n"));
 }
 
+/// So many log-ins by ssh, one after the other, at a server on the service; a page goes through each and comes back.
+pub fn log_ins(stage: &Stage, count: usize) {
+    content::write(&stage.served("page"), PAGE_BYTES);
+    shells::log_in(&World::new(stage, Link::Tap, Role::Server, 0), count);
+}
+
 #[test]
 fn real_programs_over_wire() {
     on_stage("real_programs_over_wire", &[], |stage| {

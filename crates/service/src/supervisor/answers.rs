@@ -182,7 +182,7 @@ impl Supervisor {
     }
 
     /// Gives a server a descriptor.
-    fn give(&self, server: ProcessNumber, order: &Order, fd: i32) -> Result<(), Value> {
+    pub(super) fn give(&self, server: ProcessNumber, order: &Order, fd: i32) -> Result<(), Value> {
         let seat = self.seats.get(usize::from(server)).filter(|seat| seat.has_begun());
         let life = seat.and_then(|seat| seat.life.as_ref()).ok_or_else(away)?;
         orders::send(life.channel.raw(), order, &[fd]).map_err(|_: Errno| away())

@@ -6,11 +6,12 @@
 //! Made by `start`, which also says what was taken; [`Supervisor::run`] is its loop. Read `servers`
 //! for how servers are started, introduced to each other and started again, [`orders`] for what is
 //! said to them, [`seat`] for their lives, [`backoff`] for the waits between them, `answers` for the
-//! control socket, `growth` and `shrinking` for servers that come and leave later, and
-//! `docs/decisions/0008` and `0011`.
+//! control socket, `door` for programs that no path leads here, `growth` and `shrinking` for servers
+//! that come and leave later, and `docs/decisions/0008` and `0011`.
 
 mod answers;
 pub mod backoff;
+mod door;
 mod growth;
 pub mod merge;
 pub mod orders;
@@ -50,6 +51,8 @@ pub struct Parts {
     pub link: LinkHandle,
     /// Where applications attach to each transport server.
     pub attach: Vec<Fd>,
+    /// Where those come that no path leads to any of these.
+    pub door: Fd,
     /// Where commands come from.
     pub control: ControlSocket,
     /// Readable when SIGTERM, SIGINT or SIGHUP has come.
@@ -155,6 +158,7 @@ impl Supervisor {
         let poller = Poller::new().map_err(fail)?;
         let wanted = [
             Some((parts.signals.as_raw_fd(), Token::Signal)),
+            Some((parts.door.raw(), Token::Door)),
             parts.owner.as_ref().map(|owner| (owner.pidfd.raw(), Token::Owner)),
         ];
         for (fd, token) in wanted.into_iter().flatten() {
@@ -307,6 +311,7 @@ impl Supervisor {
                     let _: Result<(), Errno> = self.poller.add(fd, Token::Client(id));
                 }
             }
+            Token::Door => self.open_door(),
             Token::Client(id) => self.serve_client(id),
             Token::Answer(id) => self.pass_answer(id),
             // What comes of one that has left comes too late.

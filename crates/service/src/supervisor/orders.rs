@@ -91,6 +91,8 @@ pub enum Order {
     Begin {},
     /// A connection that asks as on the control socket, with one descriptor.
     Client {},
+    /// A control connection of a process that came to the door, with one descriptor.
+    Newcomer {},
     /// The file for the next capture, with one descriptor.
     File {},
     /// Answer to `WantNotices`, with one descriptor if it is granted.
@@ -251,7 +253,10 @@ impl Carries for Order {
             Order::Start(_) => 1,
             Order::Peer { .. } => 3,
             Order::Link { count } => *count,
-            Order::Client {} | Order::File {} | Order::Notices { granted: true } => 1,
+            Order::Client {}
+            | Order::Newcomer {}
+            | Order::File {}
+            | Order::Notices { granted: true } => 1,
             _ => 0,
         }
     }

@@ -34,6 +34,21 @@ fn more_segments_come_on_demand() {
 }
 
 #[test]
+fn the_next_segment_can_be_had_ahead_within_the_quota() {
+    let mut arena = Arena::new(u64::from(ARENA_CHUNKS + 1) * CHUNK_SIZE as u64);
+    assert!(arena.segment(0).is_none());
+    assert!(arena.segment_ahead(1).is_none(), "it is not the next one");
+    assert!(arena.segment_ahead(0).is_some() && arena.segment_ahead(0).is_some());
+    assert_eq!(arena.segments(), 1);
+    assert!(arena.segment_ahead(1).is_some());
+    assert!(arena.segment_ahead(2).is_none(), "nothing will ever lie there");
+    let chunks: Vec<u32> = std::iter::from_fn(|| arena.allocate()).collect();
+    assert_eq!(chunks.last().copied(), Some(ARENA_CHUNKS));
+    assert_eq!(arena.segments(), 2);
+    assert!(arena.write(ARENA_CHUNKS, 0, b"x", false));
+}
+
+#[test]
 fn only_cold_chunks_give_their_memory_back() {
     let mut arena = Arena::new(1 << 22);
     let chunks: Vec<u32> = (0..4).filter_map(|_| arena.allocate()).collect();

@@ -33,4 +33,6 @@ fn the_attach_sockets_of_a_service_lie_beside_each_other() {
     assert_eq!(attach_path(b"/run/x/attach.sock", 0), b"/run/x/attach.sock");
     assert_eq!(attach_path(b"/run/x/attach.sock", 1), b"/run/x/attach-1.sock");
     assert_eq!(attach_path(b"/run/x/other", 62), b"/run/x/other-62");
+    assert_eq!(door_path(b"/run/x/attach.sock"), b"/run/x/door.sock");
+    assert_eq!(door_path(b"attach.sock"), b"door.sock");
 }

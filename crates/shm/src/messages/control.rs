@@ -88,6 +88,13 @@ pub enum ControlRequest {
     /// After `Restore` of every listener that the process has: what the service still holds of those
     /// that were its alone was closed while no server heard of it. Not answered.
     Restored,
+    /// Said at the supervisor's door, with one descriptor: an end of a socket pair, which becomes a control connection
+    /// of a transport server as if it had come to its attach socket; closed if that does not run. Without a descriptor
+    /// it asks for nothing, and who sends it learns whether the door is there. Not answered.
+    Enter {
+        /// The transport server.
+        server: u16,
+    },
 }
 
 /// Service to application.
@@ -191,6 +198,7 @@ mod kind {
     pub const RESTORE: u64 = 0x208;
     pub const RESTORED: u64 = 0x20a;
     pub const NEW_PROGRAM: u64 = 0x209;
+    pub const ENTER: u64 = 0x20b;
     /// With an errno: refused.
     pub const WELCOME: u64 = 0x301;
     pub const HOME: u64 = 0x302;
@@ -232,6 +240,7 @@ impl ControlRequest {
             ControlRequest::Adopt => [kind::ADOPT, 0, 0, 0, 0, 0, 0, 0],
             ControlRequest::Restore { shared } => number(kind::RESTORE, u32::from(shared)),
             ControlRequest::Restored => [kind::RESTORED, 0, 0, 0, 0, 0, 0, 0],
+            ControlRequest::Enter { server } => number(kind::ENTER, u32::from(server)),
         }
     }
 
@@ -264,6 +273,10 @@ impl ControlRequest {
                 _ => return Err(Malformed),
             },
             kind::RESTORED => ControlRequest::Restored,
+            kind::ENTER => match u16::try_from(value()?) {
+                Ok(server) if server < EPOCH_SERVERS => ControlRequest::Enter { server },
+                _ => return Err(Malformed),
+            },
             _ => return Err(Malformed),
         })
     }

@@ -382,6 +382,21 @@ pub fn unix_connect_seqpacket(path: &[u8]) -> Result<Fd> {
     Ok(fd)
 }
 
+/// A non-blocking `SOCK_DGRAM` socket at a path, which takes datagrams from everyone who may write there.
+pub fn unix_bind_datagram(path: &[u8]) -> Result<Fd> {
+    let kind = libc::SOCK_DGRAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    let fd = socket(libc::AF_UNIX, kind, 0)?;
+    unix_bind(fd.raw(), path)?;
+    Ok(fd)
+}
+
+/// A blocking `SOCK_DGRAM` socket whose datagrams go to the one at a path, also when the path leads there no more.
+pub fn unix_connect_datagram(path: &[u8]) -> Result<Fd> {
+    let fd = socket(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0)?;
+    unix_connect(fd.raw(), path)?;
+    Ok(fd)
+}
+
 /// Whether a `SOCK_SEQPACKET` listener is at a path, without waiting for room in its queue.
 ///
 /// # Errors

@@ -11,9 +11,9 @@ use haypile_shm::{EpochReader, Errno, sys};
 
 use super::{
     ATTACHING, COUNT, Current, FOLLOWED, FOLLOWING, GROWTH, HOME, NAME, NONE, PATIENCE_US, PRESENT,
-    REACH, existing, home, is_attached, is_forked, of, path, retire, servers, sleep_ms, tie,
+    REACH, existing, home, is_attached, is_forked, of, retire, servers, sleep_ms, tie,
 };
-use crate::attach::{Fate, now_ms};
+use crate::attach::{Fate, door, now_ms};
 use crate::errno::TO_KERNEL;
 
 /// Whether servers have come or left, and this process has not followed yet.
@@ -102,8 +102,7 @@ fn is_supervisor_gone() -> bool {
     let (now_ms, looked_ms) = (now_ms(), LOOKED_MS.load(Ordering::Relaxed));
     if now_ms >= looked_ms + INTERVAL_MS {
         LOOKED_MS.store(now_ms, Ordering::Relaxed);
-        let reached = path(0).map(|path| sys::unix_reach_seqpacket(&path));
-        let gone = matches!(reached, Some(Err(Errno::ECONNREFUSED | Errno::ENOENT)));
+        let gone = matches!(door::reach_supervisor(0), Err(Errno::ECONNREFUSED | Errno::ENOENT));
         GONE.store(gone, Ordering::Relaxed);
     }
     GONE.load(Ordering::Relaxed)

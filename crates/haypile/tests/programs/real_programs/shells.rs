@@ -57,6 +57,12 @@ pub fn perl(world: &World<'_>) -> String {
 
 /// A server that executes itself anew for each connection and lowers its rights; a file through it.
 pub fn ssh(world: &World<'_>) -> String {
+    log_in(world, 1);
+    "one page there and back, the same".to_string()
+}
+
+/// Starts such a server and logs in so many times.
+pub fn log_in(world: &World<'_>, count: usize) {
     for key in ["host_key", "user_key"] {
         world.prepare(&["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", &world.text(key)]);
     }
@@ -88,8 +94,9 @@ pub fn ssh(world: &World<'_>) -> String {
     options.iter().for_each(|option| words.extend(["-o", option]));
     let who = format!("root@{}", world.address());
     words.extend([who.as_str(), "cat"]);
-    world.echo_page(&words);
-    "one page there and back, the same".to_string()
+    for _ in 0..count {
+        world.echo_page(&words);
+    }
 }
 
 /// A server whose children give up their rights, further descriptors and most address space before they use the

@@ -64,6 +64,7 @@ fn orders_come_back_as_sent() {
         Order::Share { first: 2 },
         Order::Begin {},
         Order::Client {},
+        Order::Newcomer {},
         Order::Notices { granted: false },
         Order::End { patience_us: 5 },
     ];
