@@ -15,6 +15,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use haypile_shm::messages::{Offer, RequestBody};
 use haypile_shm::spin::Spinner;
+use haypile_shm::stream::status;
 use haypile_shm::sys::{self, Waited};
 use haypile_shm::{Consumer, Errno};
 
@@ -94,6 +95,12 @@ impl Offers {
         }
     }
 
+    /// Offers to this listener are void.
+    fn close(&mut self, listener: (u32, u32)) {
+        self.drain();
+        self.queues.retain(|queue| queue.listener != listener);
+    }
+
     fn holds(&mut self, listener: (u32, u32)) -> bool {
         self.drain();
         self.queue(listener).is_some_and(|queue| !queue.connections.is_empty())
@@ -111,6 +118,42 @@ pub(crate) fn has_offer(listener: &Socket) -> bool {
 fn holds(attachment: &Attachment, listener: &Socket) -> bool {
     let Some(name) = listener.name_in(attachment) else { return false };
     attachment.offers().lock().is_ok_and(|mut offers| offers.holds(name))
+}
+
+/// Whether a listener listens no more: shutdown(2) was called on it, perhaps by another process that has it.
+pub(crate) fn has_ended(listener: &Socket) -> bool {
+    if listener.phase() != Phase::Listening {
+        return true;
+    }
+    let Some(first) = attach::existing(listener.server()) else { return false };
+    // While its server is dead the record says nothing.
+    let ended = !first.is_gone()
+        && listener.name_in(&first).is_some()
+        && listener.stream().is_some_and(|record| record.status() & status::LISTENING == 0);
+    // A server that is gone by now says nothing either.
+    let ended = ended && !first.is_gone();
+    if ended {
+        end(listener);
+        forget_offers(listener);
+    }
+    ended
+}
+
+/// A listener is a bound socket from now on.
+pub(crate) fn end(listener: &Socket) {
+    listener.set_acceptor(0);
+    listener.set_phase(Phase::Bound);
+}
+
+/// What was offered of a listener that has ended at its servers is void.
+pub(crate) fn forget_offers(listener: &Socket) {
+    for attachment in attach::all_from_home().filter_map(attach::existing) {
+        if let Some(name) = listener.name_in(&attachment)
+            && let Ok(mut offers) = attachment.offers().lock()
+        {
+            offers.close(name);
+        }
+    }
 }
 
 /// What has become of the servers of a listener: the best of their fates. Whoever asks is attached
@@ -210,7 +253,7 @@ pub fn accept_sleeping(
             }
             attachment => attachment?,
         };
-        if listener.phase() != Phase::Listening || listener.has(flag::SHUT_READ) {
+        if has_ended(&listener) {
             return Err(Errno::EINVAL);
         }
         let fate = fate(&attachment, &listener);
@@ -427,7 +470,7 @@ fn wait(
         let ticket = channel.prepare_offer_wait();
         let now_ns = sys::clock_monotonic_ns();
         let more_servers = attach::has_changed() || listener.has(flag::EVERYWHERE);
-        if has_offer(listener) || listener.has(flag::SHUT_READ) || more_servers {
+        if has_offer(listener) || has_ended(listener) || more_servers {
             listener.gaps.note(now_ns - started_ns);
             return Ok(());
         }
@@ -462,7 +505,7 @@ fn wait_everywhere(listener: &Pinned, fd: RawFd) -> Result<(), Errno> {
     let present: Vec<Current> =
         attach::all_from_home().filter_map(attach::existing).filter(|at| !at.is_gone()).collect();
     let tickets: Vec<_> = present.iter().map(|at| at.channel().prepare_offer_wait()).collect();
-    if has_offer(listener) || listener.has(flag::SHUT_READ) || attach::has_changed() {
+    if has_offer(listener) || has_ended(listener) || attach::has_changed() {
         return Ok(());
     }
     let words: Vec<_> = present

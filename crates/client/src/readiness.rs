@@ -31,8 +31,8 @@ pub(crate) fn of_socket(socket: &Socket, wanted: u32) -> u32 {
         _ if socket.has(flag::DATAGRAM) => datagram::readiness(socket, wanted),
         Phase::Fresh | Phase::Bound if socket.has(flag::SHUT_READ) => IN | OUT | HUP | RDHUP,
         Phase::Fresh | Phase::Bound => OUT | HUP,
-        Phase::Listening if socket.has(flag::SHUT_READ) => IN | HUP | RDHUP,
         Phase::Listening if accept::has_offer(socket) => IN,
+        Phase::Listening if accept::has_ended(socket) => OUT | HUP,
         _ => 0,
     };
     let gone = if socket.has(flag::DATAGRAM) { over_before } else { is_over(socket) };

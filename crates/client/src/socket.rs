@@ -26,7 +26,7 @@ use crate::descriptors::{self, Owner};
 use crate::entry::{self, Phase, Pinned, flag};
 use crate::errno::{SERVICE_GONE, TO_KERNEL};
 use crate::memory::Record;
-use crate::{epoll, everywhere, options, placeholder, stream_io};
+use crate::{accept, epoll, everywhere, options, placeholder, stream_io};
 
 /// Ports tried when the service chooses one that the kernel has given away already.
 const PORT_TRIES: u32 = 32;
@@ -478,14 +478,11 @@ pub fn shutdown(fd: RawFd, how: i32) -> Result<(), Errno> {
     if socket.has(flag::DATAGRAM) {
         return datagram::shutdown(&socket, fd, how, flags, direction);
     }
-    if socket.phase() == Phase::Listening && how != libc::SHUT_WR {
-        socket.set(flag::SHUT_READ);
-        if socket.has(flag::DUAL) {
-            let _: Result<(), Errno> = sys::shutdown(fd, how);
+    if socket.phase() == Phase::Listening {
+        if how != libc::SHUT_WR {
+            listen_no_more(&socket, fd, direction);
         }
-        let attachment = attach::current()?;
-        attachment.channel().wake_offer_waiters();
-        return socket.tell_home(RequestBody::NotAcceptor);
+        return Ok(());
     }
     let is_open = |stream: &Record| stream.status() & (status::FAILED | status::CLOSED) == 0;
     let connected = options::is_connected(&socket) && socket.observe(is_open).unwrap_or(false);
@@ -495,6 +492,25 @@ pub fn shutdown(fd: RawFd, how: i32) -> Result<(), Errno> {
         return Err(Errno::ENOTCONN);
     }
     socket.tell(RequestBody::Shutdown { how: direction })
+}
+
+/// A listener becomes a socket that is bound, in every process that has it: connections that wait are reset, and
+/// nobody is answered when this returns. It may listen again.
+fn listen_no_more(listener: &Pinned, fd: RawFd, how: Shutdown) {
+    accept::end(listener);
+    if listener.has(flag::DUAL) {
+        let _: Result<(), Errno> = sys::shutdown(fd, how as i32);
+    }
+    listener.for_each_name(|attachment, (slot, generation)| {
+        let told = attachment.tell(slot, generation, RequestBody::Shutdown { how });
+        // An option that nobody has: its answer says that the server is so far.
+        let barrier = RequestBody::GetOption { option: 0 };
+        let _: Result<_, Errno> =
+            told.and_then(|()| attachment.ask_option(slot, generation, barrier));
+        attachment.channel().wake_offer_waiters();
+    });
+    accept::forget_offers(listener);
+    listener.for_each_epoll(|epoll| epoll::socket_changed(epoll, listener.index()));
 }
 
 /// close(2) of a number that is not the kernel's.

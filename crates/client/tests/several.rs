@@ -110,6 +110,41 @@ fn no_server_answers_before_all_have_the_listener() {
 }
 
 #[test]
+fn a_listener_that_is_shut_down_is_shut_at_all_servers() {
+    let (fakes, _turn) = start();
+    let listener = accepting(fakes, false);
+    fakes[2].arrive(listener.1, b"");
+    let acceptor = {
+        // The offer that waits is claimed first.
+        let (taken, _) = client::accept(listener.0, 0).unwrap();
+        client::close(taken).unwrap();
+        Sleeper::asleep(move || client::accept(listener.0, 0))
+    };
+    assert_eq!(client::shutdown(listener.0, libc::SHUT_WR), Ok(()));
+    assert!(!acceptor.is_over() && fakes.iter().all(|fake| fake.listens(listener.1)));
+    assert_eq!(client::shutdown(listener.0, libc::SHUT_RD), Ok(()));
+    assert!(fakes.iter().all(|fake| !fake.listens(listener.1)));
+    assert_eq!(acceptor.join().unwrap().err(), Some(Errno::EINVAL));
+    assert_eq!(client::shutdown(listener.0, libc::SHUT_RD), Err(Errno::ENOTCONN));
+    client::listen(listener.0, 5).unwrap();
+    assert!(fakes.iter().all(|fake| fake.listens(listener.1)));
+    close_listener(fakes, listener);
+}
+
+#[test]
+fn an_offer_of_a_listener_that_was_shut_down_is_void() {
+    let (fakes, _turn) = start();
+    let listener = accepting(fakes, true);
+    let slot = fakes[HOME].arrive(listener.1, b"");
+    client::shutdown(listener.0, libc::SHUT_RDWR).unwrap();
+    assert!(fakes[HOME].revoke(slot));
+    client::listen(listener.0, 5).unwrap();
+    let mut fds = [PollFd { fd: listener.0, events: libc::POLLIN, revents: 0 }];
+    assert_eq!(poll(&mut fds, Some(Duration::ZERO)), Ok(0));
+    close_listener(fakes, listener);
+}
+
+#[test]
 fn the_refusal_of_one_server_undoes_the_others() {
     let (fakes, _turn) = start();
     let fd = client::socket(libc::AF_INET, libc::SOCK_STREAM, 0).unwrap();

@@ -351,11 +351,42 @@ impl Core {
         }
     }
 
-    /// Ends a listener: offers are revoked, unclaimed connections reset (by the shard).
+    /// Ends a listener.
     pub(crate) fn close_listener(&mut self, now: Instant, key: Key) {
         let Some(socket) = self.store.sockets.get(key) else { return };
+        let (owner, binding) = (socket.owner, socket.binding);
+        self.end_listening(now, key);
+        if let Some(binding) = binding {
+            self.ports.release(key, binding.address.port());
+        }
+        if let Some(process) = owner.and_then(|owner| self.processes.get_mut(owner)) {
+            process.sockets.remove(&key);
+        }
+        self.processes.forget_listener(key);
+        self.store.remove(key);
+    }
+
+    /// A listener becomes a socket that is bound, as it was before; whoever waits on it hears so. It may listen
+    /// again.
+    pub(crate) fn listen_no_more(&mut self, now: Instant, key: Key) {
+        self.end_listening(now, key);
+        let Some(socket) = self.store.sockets.get_mut(key) else { return };
+        (socket.kind, socket.id, socket.listener) = (SocketKind::Plain, None, None);
+        socket.publish_status();
+        let bits = socket.ready_bits();
+        if let Some(binding) = socket.binding {
+            self.ports.listen_no_more(key, binding.address.port());
+        }
+        self.announce(key, bits);
+        self.processes.wake_acceptors_of(key);
+        self.processes.forget_listener(key);
+    }
+
+    /// Offers are revoked, unclaimed connections reset (by the shard), and nobody is answered any more.
+    fn end_listening(&mut self, now: Instant, key: Key) {
+        let Some(socket) = self.store.sockets.get(key) else { return };
         debug_assert_eq!(socket.kind, SocketKind::Listener);
-        let (id, owner, binding, name) = (socket.id, socket.owner, socket.binding, socket.listener);
+        let (id, name) = (socket.id, socket.listener);
         self.note_not_listening(key);
         if let Some(id) = id {
             // Whoever has claimed one already keeps it, although nobody has said so yet.
@@ -374,14 +405,6 @@ impl Core {
             self.run_manager(now);
             self.shard.close(now, id, Close::Graceful);
         }
-        if let Some(binding) = binding {
-            self.ports.release(key, binding.address.port());
-        }
-        if let Some(process) = owner.and_then(|owner| self.processes.get_mut(owner)) {
-            process.sockets.remove(&key);
-        }
-        self.processes.forget_listener(key);
-        self.store.remove(key);
     }
 
     /// Our connection manager was started again and knows nothing: it is told everything. Offers

@@ -78,6 +78,13 @@ impl Ports {
         true
     }
 
+    /// A socket listens no more, and stays bound.
+    pub fn listen_no_more(&mut self, socket: Key, port: u16) {
+        for entry in self.bound.get_mut(&port).into_iter().flatten() {
+            entry.listening &= entry.socket != socket;
+        }
+    }
+
     /// The socket is gone.
     pub fn release(&mut self, socket: Key, port: u16) {
         if let Some(entries) = self.bound.get_mut(&port) {

@@ -341,6 +341,21 @@ impl Processes {
         }
     }
 
+    /// Wakes the processes that accept from a listener, by a message about nothing.
+    pub fn wake_acceptors_of(&mut self, listener: Key) {
+        let (slot, generation) = (haypile_shm::NO_SLOT, 0);
+        let nothing = Offer { listener: slot, listener_generation: 0, slot, generation };
+        for id in 1..=self.highest() {
+            if let Some(process) = self.get_mut(id)
+                && process.accepts.contains(&listener)
+            {
+                // Who has no room for it has other reasons to look.
+                let _: bool = process.channel.push_offer(&nothing);
+                self.acceptors.push(id);
+            }
+        }
+    }
+
     /// Rings everybody who has news and sleeps: once a turn, after everything is published.
     pub fn flush(&mut self) {
         let mut rings = std::mem::take(&mut self.rings);

@@ -180,10 +180,13 @@ impl Core {
         }
     }
 
-    /// SHUTDOWN of one or both directions.
+    /// SHUTDOWN of one or both directions. A listener whose reading half is closed listens no more, as on Linux.
     pub(crate) fn shutdown_socket(&mut self, now: Instant, key: Key, how: Shutdown) {
-        if self.store.sockets.get(key).is_some_and(|socket| socket.kind == SocketKind::Datagram) {
-            return self.shutdown_datagrams(now, key, how);
+        match self.store.sockets.get(key).map(|socket| socket.kind) {
+            Some(SocketKind::Datagram) => return self.shutdown_datagrams(now, key, how),
+            Some(SocketKind::Listener) if how == Shutdown::Write => return,
+            Some(SocketKind::Listener) => return self.listen_no_more(now, key),
+            _ => {}
         }
         self.kick_tx(now, key);
         if how != Shutdown::Read {

@@ -735,6 +735,12 @@ impl State {
     }
 
     fn shut(&mut self, slot: u32, how: u32) {
+        if self.socket(slot).kind == SocketKind::Listener {
+            self.socket(slot).kind = SocketKind::Plain;
+            self.socket(slot).stream.set_status(0);
+            self.acceptors.retain(|(_, listener)| *listener != slot);
+            return self.announce(slot, ready::OUT | ready::HUP);
+        }
         let bits = [status::RX_SHUT, status::TX_SHUT, status::RX_SHUT | status::TX_SHUT];
         let stream = &mut self.socket(slot).stream;
         stream.set_status(stream.status() | bits[how as usize]);

@@ -1,6 +1,7 @@
 //! From a SYN to a process: claim, time-out, refusal, and death in every phase.
 
-use haypile_shm::messages::{RequestBody, ready};
+use haypile_shm::messages::{RequestBody, Shutdown, ready};
+use haypile_shm::stream::status;
 
 use super::harness::World;
 use crate::accepting::OFFERS_AT_ONCE;
@@ -168,6 +169,47 @@ fn closing_the_listener_resets_what_nobody_claimed() {
     assert!(!offered.stream.claim());
     assert_eq!(world.server.core.store.sockets.len(), 0);
     // The port is free again.
+    app.listen(&mut world, 80);
+}
+
+#[test]
+fn a_listener_that_is_shut_down_stays_bound_and_listens_again() {
+    let mut world = World::new();
+    let mut app = world.app();
+    let mut child = app.fork(&mut world);
+    let listener = app.bind(&mut world, "0.0.0.0:80").unwrap();
+    app.listen_on(&mut world, &listener, 10).unwrap();
+    let unassigned = world.dial(80);
+    for process in [&app, &child] {
+        process.tell(&mut world, &listener, RequestBody::Acceptor);
+    }
+    let waiting = world.dial(80);
+    let offered = [app.next_offer(), child.next_offer()];
+    assert!(offered.iter().any(Option::is_some));
+    let how = Shutdown::Write;
+    app.tell(&mut world, &listener, RequestBody::Shutdown { how });
+    assert!(world.peer.progress(waiting).error.is_none(), "no half of a listener is closed alone");
+    assert!(listener.stream.status() & status::LISTENING != 0);
+    for how in [Shutdown::Read, Shutdown::Both] {
+        app.tell(&mut world, &listener, RequestBody::Shutdown { how });
+    }
+    for peer in [waiting, unassigned] {
+        assert!(world.peer.progress(peer).error.is_some());
+    }
+    assert_eq!(listener.stream.status() & status::LISTENING, 0);
+    let refused = world.dial(80);
+    assert!(world.peer.progress(refused).error.is_some());
+    assert!(offered.into_iter().flatten().all(|stale| !stale.stream.claim()));
+    // Whoever has it may have it listen again.
+    child.listen_on(&mut world, &listener, 10).unwrap();
+    app.tell(&mut world, &listener, RequestBody::Acceptor);
+    let peer = world.dial(80);
+    world.peer_sends(peer, b"again");
+    let socket = app.accept(&mut world).unwrap();
+    assert_eq!(app.read(&mut world, &socket, 100), b"again");
+    // It may be let go while it is shut, too.
+    app.tell(&mut world, &listener, RequestBody::Shutdown { how: Shutdown::Read });
+    app.tell(&mut world, &listener, RequestBody::Close { abort: false });
     app.listen(&mut world, 80);
 }
 

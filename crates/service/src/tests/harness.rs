@@ -646,8 +646,13 @@ impl App {
 
     /// The next offer, if there is one.
     pub fn next_offer(&mut self) -> Option<Sock> {
-        let offer = Offer::decode(&self.offers.pop()?).unwrap();
-        Some(self.sock(offer.slot, offer.generation))
+        loop {
+            let offer = Offer::decode(&self.offers.pop()?).unwrap();
+            // One about nothing wakes, and no more.
+            if offer.slot != NO_SLOT {
+                return Some(self.sock(offer.slot, offer.generation));
+            }
+        }
     }
 
     /// Accepts: claims the next offer and says so.

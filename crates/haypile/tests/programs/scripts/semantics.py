@@ -1029,6 +1029,87 @@ def a_blocked_acceptor_and_shutdown():
 
 
 @case
+def a_listener_that_is_shut_down():
+    for how in (socket.SHUT_WR, socket.SHUT_RD, socket.SHUT_RDWR):
+        one = listener()
+        waiting = socket.create_connection((ADDRESS, PORT), LIMIT)
+        wait(one, select.POLLIN)
+        yield answer(one.shutdown, how), poll_now(one)
+        if how == socket.SHUT_WR:
+            # Nothing has changed.
+            waiting.close()
+            yield answer(one.accept)[:9]
+            one.close()
+            continue
+        yield answer(waiting.recv, 1), answer(one.accept), answer(one.shutdown, how)
+        yield answer(socket.create_connection, (ADDRESS, PORT), LIMIT)
+        yield one.getsockname()[1] == PORT, one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        second = socket.socket(FAMILY)
+        second.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        yield answer(second.bind, (ADDRESS, PORT))
+        second.close()
+        yield answer(one.listen, 5), poll_now(one)
+        client = socket.create_connection((ADDRESS, PORT), LIMIT)
+        wait(one, select.POLLIN)
+        accepted, _ = one.accept()
+        for each in (client, accepted, waiting, one):
+            each.close()
+
+
+@case
+def a_blocked_wait_and_shutdown_of_the_listener():
+    for kind in (select.poll, select.epoll):
+        one = listener()
+        got = []
+        poller = kind()
+        poller.register(one, select.POLLIN)
+        # Once for nothing, so that all who are asked know of it.
+        yield poller.poll(0)
+
+        def look(poller=poller, got=got):
+            got.extend(names(bits) for _, bits in poller.poll(LIMIT * 1000 if kind is select.poll else LIMIT))
+
+        waiter = threading.Thread(target=look)
+        waiter.start()
+        one.shutdown(socket.SHUT_RD)
+        waiter.join(LIMIT)
+        yield waiter.is_alive(), got
+        one.close()
+
+
+@case
+def a_child_and_shutdown_of_the_listener():
+    one = listener()
+    (mine, its) = socket.socketpair()
+    child = os.fork()
+    if child == 0:
+        its.sendall(answer(one.accept).encode()[:20])
+        its.recv(1)
+        its.sendall(f"{poll_now(one)} {answer(one.accept)[:1]}".encode())
+        os._exit(0)
+    # It accepts by now, or will find the listener shut.
+    client = socket.create_connection((ADDRESS, PORT), LIMIT)
+    yield mine.recv(20)[:9]
+    client.close()
+    one.shutdown(socket.SHUT_RD)
+    yield answer(socket.create_connection, (ADDRESS, PORT), LIMIT)
+    one.listen(5)
+    client = socket.create_connection((ADDRESS, PORT), LIMIT)
+    wait(one, select.POLLIN)
+    one.shutdown(socket.SHUT_RD)
+    yield answer(client.recv, 1)
+    mine.sendall(b"x")
+    yield mine.recv(40)
+    os.waitpid(child, 0)
+    # Whoever has it may have it listen again.
+    one.listen(5)
+    client = socket.create_connection((ADDRESS, PORT), LIMIT)
+    yield answer(one.accept)[:9]
+    for each in (client, one, mine, its):
+        each.close()
+
+
+@case
 def lowest_descriptor():
     before = os.open("/dev/null", os.O_RDONLY)
     os.close(before)
