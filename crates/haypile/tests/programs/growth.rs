@@ -18,9 +18,14 @@ const SILENCE: Duration = Duration::from_secs(60);
 
 /// `haypile plan set`.
 pub fn set_plan(stage: &Stage, plan: &str) -> Finished {
+    start_set_plan(stage, plan).finish(PATIENCE)
+}
+
+/// The same, under way.
+pub fn start_set_plan(stage: &Stage, plan: &str) -> Process {
     let mut command = Command::new(env!("CARGO_BIN_EXE_haypile"));
     command.args(["plan", "set", "--control-dir"]).arg(stage.control()).arg(plan);
-    stage.start_command("plan-set", command).finish(PATIENCE)
+    stage.start_command("plan-set", command)
 }
 
 fn rows(stage: &Stage) -> Vec<Value> {

@@ -1,16 +1,20 @@
 //! Programs that lock themselves in: another root, another user, no more descriptors, a filter of system calls. No
 //! path leads them to the service any more, and servers die, come and leave, and connections move nevertheless.
 
-use crate::growth::set_plan;
+use crate::growth::{set_plan, start_set_plan};
 use crate::moves::traffic::Restless;
 use crate::real_programs::log_ins;
 use crate::support::process::{Process, send_signal};
 use crate::support::stage::{Stage, on_stage, service};
 use crate::support::{PATIENCE, inspect, python, script, setting, wait_until};
+use haypile_shm::control::{self, DOOR_SOCKET};
+use haypile_shm::messages::ControlRequest;
+use haypile_shm::sys;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
+use std::thread;
 use std::time::Duration;
 
 const PORT: u16 = 8080;
@@ -100,6 +104,41 @@ fn servers_change_under_a_program_in_another_root() {
         let said = jailed.finish(PATIENCE).out;
         assert!(said.contains("error") && said.contains("end"), "{said}");
         drop(service.finish(PATIENCE));
+    });
+}
+
+#[test]
+fn a_flood_at_the_door_ends_nobody() {
+    on_stage("a_flood_at_the_door_ends_nobody", &["python3"], |stage| {
+        let service = stage.serve_with(&["--plan", "TS2LS2CM2"]);
+        let mut jailed = start_jailed(stage);
+        let door = stage.control().join(DOOR_SOCKET);
+        let door = sys::unix_connect_datagram(door.as_os_str().as_encoded_bytes()).expect("a door");
+        let flood = || {
+            for number in 0..4000u16 {
+                let (_ours, theirs) = sys::socketpair_seqpacket().expect("a pair of sockets");
+                let fds = [theirs.raw()];
+                let fds = if number % 5 == 0 { &[][..] } else { &fds };
+                let enter = ControlRequest::Enter { server: number % 3 };
+                control::send(door.raw(), &enter.encode(), fds).expect("room at the door");
+            }
+        };
+        let stopped = servers(stage)[1].to_string();
+        send_signal("STOP", &stopped);
+        flood();
+        let growth = start_set_plan(stage, "TS3LS3CM3");
+        // It is told of the plan while what strangers have sent waits.
+        thread::sleep(Duration::from_millis(300));
+        send_signal("CONT", &stopped);
+        flood();
+        growth.finish(PATIENCE).expect_success("TS3LS3CM3");
+        set_plan(stage, "TS2LS2CM2").expect_success("TS2LS2CM2");
+        assert_served(stage, &mut jailed, "after a flood");
+        let status = stage.ask("status", &[]).expect("haypile status");
+        let rows = status["servers"].as_array().expect("servers");
+        assert!(rows.iter().all(|row| row["restarts"] == 0), "{status}");
+        let said = service.err();
+        assert!(!said.contains("does not listen"), "{said}");
     });
 }
 

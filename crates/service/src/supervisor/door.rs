@@ -6,7 +6,7 @@
 
 use haypile_shm::control;
 use haypile_shm::messages::ControlRequest;
-use haypile_shm::sys::{Errno, Fd};
+use haypile_shm::sys::{self, Errno, Fd};
 
 use super::Supervisor;
 use super::orders::Order;
@@ -14,6 +14,9 @@ use super::seat::Seat;
 
 /// Datagrams taken in one turn.
 const NEWCOMERS_PER_TURN: usize = 64;
+/// Memory of messages that a server has not received, in bytes, beyond which newcomers are turned away: strangers may
+/// not fill the channel by which it is given orders.
+const UNRECEIVED_MAX: usize = 32 << 10;
 
 /// What came to the door.
 enum Knock {
@@ -41,8 +44,8 @@ fn hear(door: &Fd) -> Result<Knock, Errno> {
 }
 
 impl Supervisor {
-    /// Hands on who is at the door. Whoever names a server that does not run hears the end of its
-    /// connection.
+    /// Hands on who is at the door. Whoever names a server that does not run, or has too much to do, hears the end of
+    /// its connection.
     pub(super) fn open_door(&self) {
         for _ in 0..NEWCOMERS_PER_TURN {
             let (end, server) = match hear(&self.parts.door) {
@@ -51,17 +54,22 @@ impl Supervisor {
                 Err(_) => return,
             };
             let seat = self.seats.iter().find(|seat| seat.spec.transport == Some(server));
-            if let Some(number) = seat.map(Seat::number) {
+            if let Some(number) = seat.filter(|seat| has_room(seat)).map(Seat::number) {
                 drop(self.give(number, &Order::Newcomer {}, end.raw()));
             }
         }
     }
 }
 
+/// Whether a server receives what it is sent.
+fn has_room(seat: &Seat) -> bool {
+    let waiting = seat.life.as_ref().map(|life| sys::unreceived(life.channel.raw()));
+    waiting.is_some_and(|waiting| waiting.is_ok_and(|bytes| bytes < UNRECEIVED_MAX))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use haypile_shm::sys;
 
     #[test]
     fn one_descriptor_and_a_possible_server_enter_and_nothing_else_does() {

@@ -141,6 +141,13 @@ fn control_fds(control: &[u8]) -> [Option<Fd>; MESSAGE_FDS] {
     fds
 }
 
+/// Memory, in bytes, that messages sent on a Unix socket take until the other end has received them.
+pub fn unreceived(fd: RawFd) -> Result<usize> {
+    let mut bytes = 0i32;
+    call(libc::SYS_ioctl, fd, libc::TIOCOUTQ as usize, (&raw mut bytes) as usize, 0)?;
+    Ok(usize::try_from(bytes).unwrap_or(0))
+}
+
 /// Sets an option given as bytes.
 pub fn setsockopt(fd: RawFd, level: i32, name: i32, value: &[u8]) -> Result<()> {
     // SAFETY: the kernel reads `value.len()` bytes.

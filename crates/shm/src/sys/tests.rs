@@ -114,6 +114,17 @@ fn addresses_survive_encoding() {
 }
 
 #[test]
+fn what_nobody_has_received_is_counted() {
+    let (left, right) = socketpair_seqpacket().unwrap();
+    assert_eq!(unreceived(left.raw()), Ok(0));
+    send(left.raw(), &[1; 1000], 0).unwrap();
+    assert!(unreceived(left.raw()).unwrap() >= 1000);
+    assert_eq!(recv(right.raw(), &mut [0; 2000], 0), Ok(1000));
+    assert_eq!(unreceived(left.raw()), Ok(0));
+    assert!(unreceived(-1).is_err());
+}
+
+#[test]
 fn unix_paths_connect() {
     // An abstract name leaves no file behind.
     let name = format!("\0haypile-shm-test-{}", getpid());
