@@ -24,6 +24,7 @@ use crate::attach::{self, Attachment, Current, Fate};
 use crate::entry::{self, Phase, Pinned, Socket, flag};
 use crate::errno::SERVICE_GONE;
 use crate::memory::Record;
+use crate::places::StreamRef;
 use crate::poll::until_readable;
 use crate::sleep::{Plain, Sleeper};
 use crate::{memory, placeholder, socket};
@@ -126,12 +127,11 @@ pub(crate) fn has_ended(listener: &Socket) -> bool {
         return true;
     }
     let Some(first) = attach::existing(listener.server()) else { return false };
-    // While its server is dead the record says nothing.
-    let ended = !first.is_gone()
-        && listener.name_in(&first).is_some()
-        && listener.stream().is_some_and(|record| record.status() & status::LISTENING == 0);
-    // A server that is gone by now says nothing either.
-    let ended = ended && !first.is_gone();
+    let is_shut = |record: StreamRef<'_>| record.status() & status::RX_SHUT != 0;
+    // What the record at a dead server says is past.
+    let ended = listener.name_in(&first).is_some()
+        && listener.stream().is_some_and(is_shut)
+        && !first.is_gone();
     if ended {
         end(listener);
         forget_offers(listener);

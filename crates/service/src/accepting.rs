@@ -372,6 +372,7 @@ impl Core {
         self.end_listening(now, key);
         let Some(socket) = self.store.sockets.get_mut(key) else { return };
         (socket.kind, socket.id, socket.listener) = (SocketKind::Plain, None, None);
+        socket.rx_shut = true;
         socket.publish_status();
         let bits = socket.ready_bits();
         if let Some(binding) = socket.binding {

@@ -324,6 +324,7 @@ impl Core {
             .listen(binding.address, options)
             .map_err(|error| errno::of_listen_error(error).errno())?;
         socket.kind = SocketKind::Listener;
+        socket.rx_shut = false;
         socket.publish_status();
         self.store.set_id(key, id);
         self.listener_opened(now, key, cookie);
@@ -362,6 +363,8 @@ impl Core {
             .connect(now, local, remote, socket.options)
             .map_err(errno::of_connect_error)?;
         socket.kind = SocketKind::Connection;
+        // It may have been a listener that was shut down.
+        socket.rx_shut = false;
         socket.local = self.shard.local_address(id).or(local);
         socket.remote = Some(remote);
         let domain = socket.domain.and_then(|domain| self.store.domains.get_mut(domain));

@@ -737,7 +737,7 @@ impl State {
     fn shut(&mut self, slot: u32, how: u32) {
         if self.socket(slot).kind == SocketKind::Listener {
             self.socket(slot).kind = SocketKind::Plain;
-            self.socket(slot).stream.set_status(0);
+            self.socket(slot).stream.set_status(status::RX_SHUT);
             self.acceptors.retain(|(_, listener)| *listener != slot);
             return self.announce(slot, ready::OUT | ready::HUP);
         }

@@ -196,12 +196,14 @@ fn a_listener_that_is_shut_down_stays_bound_and_listens_again() {
     for peer in [waiting, unassigned] {
         assert!(world.peer.progress(peer).error.is_some());
     }
-    assert_eq!(listener.stream.status() & status::LISTENING, 0);
+    let bits = status::LISTENING | status::RX_SHUT;
+    assert_eq!(listener.stream.status() & bits, status::RX_SHUT);
     let refused = world.dial(80);
     assert!(world.peer.progress(refused).error.is_some());
     assert!(offered.into_iter().flatten().all(|stale| !stale.stream.claim()));
     // Whoever has it may have it listen again.
     child.listen_on(&mut world, &listener, 10).unwrap();
+    assert_eq!(listener.stream.status() & bits, status::LISTENING);
     app.tell(&mut world, &listener, RequestBody::Acceptor);
     let peer = world.dial(80);
     world.peer_sends(peer, b"again");

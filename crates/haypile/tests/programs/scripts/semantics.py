@@ -1052,8 +1052,17 @@ def a_listener_that_is_shut_down():
         client = socket.create_connection((ADDRESS, PORT), LIMIT)
         wait(one, select.POLLIN)
         accepted, _ = one.accept()
-        for each in (client, accepted, waiting, one):
+        for each in (client, accepted, waiting):
             each.close()
+        # Or it becomes a connection.
+        one.shutdown(how)
+        with listener(PORT + 1) as other:
+            yield answer(one.connect, (ADDRESS, PORT + 1)), poll_now(one)
+            accepted, _ = other.accept()
+            accepted.sendall(b"x")
+            yield answer(one.recv, 1)
+            accepted.close()
+        one.close()
 
 
 @case
