@@ -3,6 +3,7 @@
 
 use crate::growth::{set_plan, start_set_plan};
 use crate::moves::traffic::Restless;
+use crate::moves::{kill_server, pids};
 use crate::real_programs::log_ins;
 use crate::support::process::{Process, send_signal};
 use crate::support::stage::{Stage, on_stage, service};
@@ -65,23 +66,6 @@ fn assert_served(stage: &Stage, jailed: &mut Process, when: &str) {
     assert!(!said.contains("error"), "{when}: {said}");
 }
 
-/// The process of each server.
-fn servers(stage: &Stage) -> Vec<u64> {
-    // One that is being started again does not answer.
-    let status = wait_until("haypile status answers", PATIENCE, || stage.ask("status", &[]).ok());
-    let rows = status["servers"].as_array().cloned().unwrap_or_default();
-    rows.iter().map(|row| row["pid"].as_u64().unwrap_or_default()).collect()
-}
-
-fn kill_server(stage: &Stage, number: usize) {
-    let old = servers(stage)[number];
-    send_signal("KILL", &old.to_string());
-    wait_until("another server takes its place", PATIENCE, || {
-        let now = servers(stage)[number];
-        (now != 0 && now != old).then_some(())
-    });
-}
-
 #[test]
 fn servers_change_under_a_program_in_another_root() {
     let test = "servers_change_under_a_program_in_another_root";
@@ -123,7 +107,7 @@ fn a_flood_at_the_door_ends_nobody() {
                 control::send(door.raw(), &enter.encode(), fds).expect("room at the door");
             }
         };
-        let stopped = servers(stage)[1].to_string();
+        let stopped = pids(stage)[1].to_string();
         send_signal("STOP", &stopped);
         flood();
         let growth = start_set_plan(stage, "TS3LS3CM3");

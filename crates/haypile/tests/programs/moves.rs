@@ -325,11 +325,22 @@ fn is_explained(failure: &str) -> bool {
         .any(|kind| failure.contains(kind))
 }
 
-fn pids(stage: &Stage) -> Vec<u64> {
+/// The process of each server.
+pub fn pids(stage: &Stage) -> Vec<u64> {
     // One that is being started again does not answer.
     let status = wait_until("haypile status answers", PATIENCE, || stage.ask("status", &[]).ok());
     let rows = status["servers"].as_array().cloned().unwrap_or_default();
     rows.iter().map(|row: &Value| row["pid"].as_u64().unwrap_or_default()).collect()
+}
+
+/// A server dies by -9; returns when there is another.
+pub fn kill_server(stage: &Stage, number: usize) {
+    let old = pids(stage)[number];
+    send_signal("KILL", &old.to_string());
+    wait_until("another server takes its place", PATIENCE, || {
+        let now = pids(stage)[number];
+        (now != 0 && now != old).then_some(())
+    });
 }
 
 #[test]
@@ -349,12 +360,7 @@ fn servers_die_while_connections_move() {
             wait_until("requests are answered", PATIENCE * 2, || {
                 (traffic.right() > enough).then_some(())
             });
-            let (server, old) = ((kill % 3) as usize, pids(stage));
-            send_signal("KILL", &old[server].to_string());
-            wait_until("another server takes its place", PATIENCE, || {
-                let now = pids(stage)[server];
-                (now != 0 && now != old[server]).then_some(())
-            });
+            kill_server(stage, (kill % 3) as usize);
         }
         let moved = restless.stop();
         let (right, failures) = traffic.stop();
