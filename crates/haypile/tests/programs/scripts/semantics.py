@@ -1054,10 +1054,13 @@ def a_listener_that_is_shut_down():
         accepted, _ = one.accept()
         for each in (client, accepted, waiting):
             each.close()
-        # Or it becomes a connection.
+        # Or it becomes a connection. Each to a port of its own: whether the first one is over by now, or waits
+        # in TIME-WAIT because both ends closed at once, is chance.
         one.shutdown(how)
-        with listener(PORT + 1) as other:
-            yield answer(one.connect, (ADDRESS, PORT + 1)), poll_now(one)
+        port = PORT + 1 + how
+        with listener(port) as other:
+            yield answer(one.connect, (ADDRESS, port)), poll_now(one)
+            other.settimeout(LIMIT)
             accepted, _ = other.accept()
             accepted.sendall(b"x")
             yield answer(one.recv, 1)
