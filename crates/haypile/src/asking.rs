@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use haypile_service::control::{self, CONTROL_SOCKET, Reason, Request};
+use haypile_service::control::{self, Reason, Request};
 use haypile_service::error::Error;
 use serde_json::Value;
 
@@ -28,10 +28,13 @@ pub fn ask(directory: &Path, request: &Request) -> Result<Value, Error> {
 /// # Errors
 /// As [`ask`], after `limit` when nothing is known to be in the way.
 pub fn ask_within(directory: &Path, request: &Request, limit: Duration) -> Result<Value, Error> {
-    // One that has just begun to start has a socket soon.
-    let socket = directory.join(CONTROL_SOCKET);
-    claim::wait_for_answer(directory, || Ok(socket.exists().then_some(())))?;
-    control::ask_within(directory, request, limit, &mut || stopped(directory))
+    // One that has just begun to start listens soon.
+    match claim::wait_for_answer(directory, || control::connect(directory))? {
+        Some(stream) => {
+            control::ask_over(stream, directory, request, limit, &mut || stopped(directory))
+        }
+        None => Err(control::nobody(directory)),
+    }
 }
 
 /// Which process of the service that holds a directory is stopped, and what to do about it.

@@ -5,6 +5,7 @@
 //! `echo '{"command":"status"}' | socat - UNIX-CONNECT:/run/haypile/control.sock`.
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::fs::Permissions;
 use std::io::{BufRead, ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
@@ -325,27 +326,55 @@ pub type Reason = (String, String);
 /// # Errors
 /// When no service answers at that directory, or it refuses.
 pub fn ask(directory: &Path, request: &Request) -> Result<Value, Error> {
-    ask_within(directory, request, Duration::from_secs(30), &mut || None)
+    let stream = connect(directory)?.ok_or_else(|| nobody(directory))?;
+    ask_over(stream, directory, request, Duration::from_secs(30), &mut || None)
 }
 
-/// As [`ask`], with another limit. Every second without an answer `reason` is asked why; with one there is no more
-/// to wait for.
+/// Connects to the service at a directory. `None` when nobody listens there, or not yet.
+///
+/// # Errors
+/// When there is a socket that does not let us in.
+pub fn connect(directory: &Path) -> Result<Option<UnixStream>, Error> {
+    match UnixStream::connect(directory.join(CONTROL_SOCKET)) {
+        Ok(stream) => Ok(Some(stream)),
+        // The second: it is bound, and will listen in a moment, or has ended and left it behind.
+        Err(error)
+            if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(unreached(directory, error)),
+    }
+}
+
+/// There is nobody to be asked at a directory.
+pub fn nobody(directory: &Path) -> Error {
+    unreached(directory, "no service runs there")
+}
+
+fn unreached(directory: &Path, why: impl Display) -> Error {
+    let remedy = "start one with haypile serve, or name its directory with --control-dir";
+    Error::new(asking(directory), why, remedy)
+}
+
+fn asking(directory: &Path) -> String {
+    format!("ask the service at {}", directory.join(CONTROL_SOCKET).display())
+}
+
+/// As [`ask`], over a connection that is there, with another limit. Every second without an answer `reason` is asked
+/// why; with one there is no more to wait for.
 ///
 /// # Errors
 /// As [`ask`]. [`Error::is_silence`] when somebody listens there and does not answer.
-pub fn ask_within(
+pub fn ask_over(
+    mut stream: UnixStream,
     directory: &Path,
     request: &Request,
     limit: Duration,
     reason: &mut dyn FnMut() -> Option<Reason>,
 ) -> Result<Value, Error> {
-    let path = directory.join(CONTROL_SOCKET);
-    let what = format!("ask the service at {}", path.display());
-    let fail = |why: String| {
-        let remedy = "start one with haypile serve, or name its directory with --control-dir";
-        Error::new(&what, why, remedy)
-    };
-    let mut stream = UnixStream::connect(&path).map_err(|error| fail(error.to_string()))?;
+    let what = asking(directory);
+    let fail = |why: String| unreached(directory, why);
     let timeouts =
         stream.set_read_timeout(Some(SILENCE)).and(stream.set_write_timeout(Some(limit)));
     timeouts.map_err(|error| fail(error.to_string()))?;
