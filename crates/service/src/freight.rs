@@ -113,7 +113,7 @@ impl Freight for Hands<'_> {
         let mut needs = Needs::default();
         for bytes in baggage {
             match Baggage::decode(bytes) {
-                Ok(Baggage::Empty) => {}
+                Ok(Baggage::Empty | Baggage::Lost) => {}
                 // What was packed here had room here, and would be lost if it were refused.
                 Ok(Baggage::Unclaimed { server, .. }) if server == self.depot.server => {}
                 Ok(Baggage::Held(held)) if held.server == self.depot.server => {}
@@ -136,7 +136,11 @@ impl Freight for Hands<'_> {
                 self.store.put_unclaimed(id, &bytes);
                 Positions::default()
             }
-            Ok(Baggage::Empty) | Err(_) => Positions::default(),
+            Ok(Baggage::Empty) => Positions::default(),
+            Ok(Baggage::Lost) | Err(_) => {
+                self.depot.lost.push(id);
+                Positions::default()
+            }
         }
     }
 
@@ -216,7 +220,14 @@ impl Hands<'_> {
             socket.stub.get_or_insert_default().stage = StubStage::Packed;
             self.depot.packed.push(key);
         }
-        Some(Baggage::Held(Box::new(held)))
+        if held.check().is_ok() {
+            return Some(Baggage::Held(Box::new(held)));
+        }
+        // Nobody would take the bucket with it: it ends alone.
+        if !held.closed {
+            self.depot.failed.push(key);
+        }
+        Some(Baggage::Lost)
     }
 
     /// Nothing of it stays here but its flow, which is ours until another server has it.
@@ -259,7 +270,8 @@ impl Hands<'_> {
             orphan_until: socket.orphan_until,
             found: socket.came.as_ref().is_none_or(|came| came.arrived),
             owner: owner.filter(|_| !socket.shared && !socket.closed),
-            shared: socket.shared,
+            // Its placeholder is gone with whoever closed it.
+            shared: socket.shared && !socket.closed,
             cookie: socket.cookie.unwrap_or_default(),
             options: socket.options,
             resets: socket.resets,

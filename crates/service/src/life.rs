@@ -124,7 +124,8 @@ impl Core {
     /// placeholder (ADOPT) and are left to the witness.
     pub(crate) fn share(&mut self, process: ProcessId, key: Key, cookie: u64) {
         let Some(socket) = self.store.sockets.get_mut(key) else { return };
-        if socket.cookie == Some(cookie) && socket.shared || socket.closed {
+        // The kernel numbers sockets from 1.
+        if cookie == 0 || socket.cookie == Some(cookie) && socket.shared || socket.closed {
             return;
         }
         socket.shared = true;

@@ -61,6 +61,8 @@ pub struct Exported {
     pub bytes: Vec<u8>,
     /// The names that its connections had.
     pub ids: Vec<SocketId>,
+    /// Their two ends, ours first.
+    pub flows: Vec<(SocketAddr, SocketAddr)>,
     /// How many TIME-WAIT records it had.
     pub time_wait: usize,
 }

@@ -29,8 +29,10 @@
 //! | UDP, fragments, listeners | do not move: by port, by addresses, everywhere |
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
 
 use super::{Freight, Imported, NotExported};
+use crate::Knocked;
 use crate::carry::{Carry, Reader, Refusal, Writer, demand};
 use crate::control::names::ServerNumber;
 use crate::shard::Shard;
@@ -180,7 +182,7 @@ pub enum Outcome {
     Left,
     /// The other server did not take it, and it is ours again.
     TakenBack(Imported),
-    /// As before, but it could not be put back: its connections are lost.
+    /// As before, but it could not be put back: its connections are lost, and their peers asked about them.
     Lost(Refusal),
     /// The move is over.
     Settled,
@@ -196,6 +198,8 @@ struct Leaving {
     version: u32,
     /// Kept until the other has taken it.
     state: Option<Vec<u8>>,
+    /// The two ends of its connections.
+    flows: Vec<(SocketAddr, SocketAddr)>,
     /// Who has yet to switch, once the other has taken it.
     steered_by: BTreeSet<Steerer>,
 }
@@ -303,8 +307,8 @@ impl Mover {
         }
         let (connections, time_wait) = (exported.ids.len(), exported.time_wait);
         let given = Given { connections, time_wait, bytes: state.len() };
-        let steered_by = BTreeSet::new();
-        self.leaving.insert(bucket, Leaving { to, version, state: Some(state), steered_by });
+        let (flows, steered_by) = (exported.flows, BTreeSet::new());
+        self.leaving.insert(bucket, Leaving { to, version, state: Some(state), flows, steered_by });
         Ok(given)
     }
 
@@ -575,7 +579,7 @@ impl Mover {
         shard: &mut Shard,
         freight: &mut impl Freight,
     ) -> Option<Outcome> {
-        let Leaving { version, state, .. } = self.leaving.remove(&bucket)?;
+        let Leaving { version, state, flows, .. } = self.leaving.remove(&bucket)?;
         let state = state?;
         shard.expect_bucket(bucket, version + 1);
         // Nobody has heard that it was to leave, but who came meanwhile was told nothing of it at all.
@@ -586,6 +590,10 @@ impl Mover {
             Ok(imported) => Outcome::TakenBack(imported),
             Err(refusal) => {
                 shard.stop_expecting(now, bucket, freight);
+                // Their peers hear so when they answer.
+                for (local, remote) in flows {
+                    let _: Knocked = shard.knock(now, local, remote);
+                }
                 Outcome::Lost(refusal)
             }
         })

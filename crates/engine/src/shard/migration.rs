@@ -116,7 +116,9 @@ impl Shard {
         self.counters.add(Counter::ConnectionsExported, cargo.connections.len() as u64);
         self.counters.add(Counter::TimeWaitExported, cargo.time_wait.len() as u64);
         let time_wait = cargo.time_wait.len();
-        Ok(Exported { version, bytes: cargo.encode(bucket, now), ids: connections, time_wait })
+        let flows = cargo.connections.iter().map(|one| (one.local, one.remote)).collect();
+        let bytes = cargo.encode(bucket, now);
+        Ok(Exported { version, bytes, ids: connections, flows, time_wait })
     }
 
     /// A bucket is on its way to us by move number `version`: its packets wait, as many as fit. False, and nothing

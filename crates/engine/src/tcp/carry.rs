@@ -21,6 +21,7 @@ const RETRIES_MAX: u8 = 127;
 impl Connection {
     /// Writes everything another server needs to go on with this connection.
     pub fn export(&self, out: &mut Writer) {
+        debug_assert_eq!(self.check(), Ok(()), "whoever gets it will refuse it");
         self.write(out);
     }
 

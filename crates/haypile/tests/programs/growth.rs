@@ -222,6 +222,7 @@ fn connections_change_hands(test: &'static str, kind: &'static str, children: &'
         };
         let (served, ()) = under_load_and(10, |_| get_many(address), change);
         stage.say(&format!("{served} times many requests while servers came and left"));
+        assert_eq!(lost_buckets(stage), 0);
         program.assert_alive();
     });
 }
@@ -235,6 +236,60 @@ fn children_have_connections_of_servers_that_leave() {
 #[test]
 fn descriptors_are_passed_of_servers_that_come() {
     connections_change_hands("descriptors_are_passed_of_servers_that_come", "passing", "4");
+}
+
+/// Buckets that could not be moved and could not be put back either: all of their connections are gone.
+fn lost_buckets(stage: &Stage) -> u64 {
+    let report = stage.ask("steer", &[]).expect("steer");
+    let rows = report["servers"].as_array().expect("servers");
+    rows.iter().map(|row| row["counters"]["lost"].as_u64().expect("a count")).sum()
+}
+
+/// Half-closed connections of which the children that had them are gone, and so their placeholders.
+#[test]
+fn what_ended_children_leave_moves_on() {
+    const HELD: usize = 60;
+    on_stage("what_ended_children_leave_moves_on", &["python3"], |stage| {
+        let _service = stage.serve();
+        let (address, port) = (service(8080), "8080");
+        let words = [python(), &script("short_server.py"), "forking", "198.18.0.2", port, "100"];
+        let mut program = stage.run(&words);
+        program.wait_for_output("ready");
+        stage.wait_for_listener(address, &mut program);
+        let held: Vec<TcpStream> = (0..HELD)
+            .map(|_| {
+                let mut stream = TcpStream::connect_timeout(&address, SILENCE).expect("connect");
+                stream.set_read_timeout(Some(SILENCE)).expect("set a limit");
+                stream.write_all(b"GET /5000 HTTP/1.0\r\n\r\n").expect("ask");
+                let mut answer = Vec::new();
+                stream.read_to_end(&mut answer).expect("an answer and its end");
+                assert!(answer.len() > 5000);
+                stream
+            })
+            .collect();
+        let ports: Vec<u16> =
+            held.iter().map(|stream| stream.local_addr().expect("bound").port()).collect();
+        let half_closed = || {
+            let its = |row: &Value| {
+                let remote = row["remote"].as_str().and_then(|text| text.parse().ok());
+                let port = remote.map(|remote: SocketAddr| remote.port());
+                inspect::state(row).starts_with("FIN-WAIT")
+                    && port.is_some_and(|one| ports.contains(&one))
+            };
+            inspect::sockets(stage).iter().filter(|row| its(row)).count()
+        };
+        for plan in ["TS2LS2CM2", "TS4LS4CM2", "TS2LS2CM2", "TS4LS4CM2", "TS1LS1CM1"] {
+            set_plan(stage, plan).expect_success(plan);
+            assert_eq!((half_closed(), lost_buckets(stage)), (HELD, 0), "{plan}");
+        }
+        drop(held);
+        wait_until("they end", PATIENCE, || (half_closed() == 0).then_some(()));
+        let status = stage.ask("status", &[]).expect("status");
+        let drops = status["drops"].as_array().expect("drops").iter();
+        let unknown: Vec<&Value> = drops.filter(|row| row["name"] == "TcpNoFlow").collect();
+        assert!(unknown.is_empty(), "{unknown:?}");
+        program.assert_alive();
+    });
 }
 
 #[test]

@@ -20,7 +20,7 @@ use crate::domains::Token;
 use crate::sockets::Served;
 
 /// Of what is written here. A server takes its own version only: those of a service are of one build.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// What a connection brings along, beside what the engine knows of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,6 +36,8 @@ pub enum Baggage {
     },
     /// An application has it, or had until it closed it.
     Held(Box<Held>),
+    /// What an application has made of it cannot be written down: it ends where it comes.
+    Lost,
 }
 
 /// A socket.
@@ -108,6 +110,7 @@ impl Baggage {
                 2_u8.write(&mut out);
                 held.write(&mut out);
             }
+            Baggage::Lost => 3_u8.write(&mut out),
         }
         bytes.extend(out.into_bytes());
     }
@@ -129,6 +132,7 @@ impl Baggage {
                 Baggage::Unclaimed { server, bytes: input.bytes(FIFO_BYTES)?.to_vec() }
             }
             2 => Baggage::Held(Box::new(Held::read(&mut input)?)),
+            3 => Baggage::Lost,
             _ => return Err(Refusal::Impossible("kind of baggage")),
         };
         input.end()?;
@@ -262,7 +266,10 @@ impl Held {
     }
 
     /// That the parts fit each other.
-    fn check(&self) -> Result<(), Refusal> {
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub fn check(&self) -> Result<(), Refusal> {
         let StreamPositions { rx_head, rx_tail, rx_end, tx_head, tx_tail } = self.positions;
         demand(self.positions.is_possible(), "positions of a stream")?;
         demand(self.token != Token::default(), "no trust domain")?;
@@ -374,6 +381,8 @@ pub enum Said {
         /// To what.
         value: i64,
     },
+    /// ARRIVE: whoever has it has found it at the server that says so, and finds the way from there.
+    Arrived,
 }
 
 impl Said {
@@ -383,6 +392,7 @@ impl Said {
             Said::End(abort) => RequestBody::Close { abort },
             Said::Shared(cookie) => RequestBody::Shared { cookie },
             Said::SetOption { option, value } => RequestBody::SetOption { option, value },
+            Said::Arrived => RequestBody::Arrive,
         }
     }
 
@@ -392,6 +402,7 @@ impl Said {
             RequestBody::Close { abort } => Said::End(abort),
             RequestBody::Shared { cookie } => Said::Shared(cookie),
             RequestBody::SetOption { option, value } => Said::SetOption { option, value },
+            RequestBody::Arrive => Said::Arrived,
             _ => return None,
         })
     }

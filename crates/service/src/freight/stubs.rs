@@ -330,6 +330,12 @@ impl Core {
         match said {
             Said::End(abort) => self.close_socket(now, key, abort),
             Said::Shared(cookie) => self.share(0, key, cookie),
+            Said::Arrived => {
+                let socket = self.store.sockets.get_mut(key);
+                if let Some(came) = socket.and_then(|socket| socket.came.as_mut()) {
+                    came.found = true;
+                }
+            }
             said if is_stub => self.pass_on(0, key, said),
             Said::Shutdown(how) => self.shutdown_socket(now, key, how),
             Said::SetOption { option, value } => {
@@ -426,11 +432,19 @@ impl Core {
         true
     }
 
-    /// Connections that have left and that their program, which has them alone, has yet to follow.
+    /// A connection has come here, and nobody who has it has.
+    fn is_unfound(&self, key: Key) -> bool {
+        let came = self.store.sockets.get(key).and_then(|socket| socket.came.as_deref());
+        came.is_some_and(|came| !came.arrived)
+    }
+
+    /// Connections that have left and that nobody will find any more once this server is gone: a program that has one
+    /// alone has yet to follow it; or several may have it, and none has been here, so that all look for it here first.
     pub fn stubs(&self) -> usize {
         let keys = self.store.sockets.keys().into_iter();
         let waits = |key: &Key| {
-            self.store.sockets.get(*key).is_some_and(|one| one.stub.is_some() && !one.shared)
+            let socket = self.store.sockets.get(*key).filter(|socket| socket.stub.is_some());
+            socket.is_some_and(|socket| !socket.shared || self.is_unfound(*key))
         };
         keys.filter(waits).count()
     }
@@ -565,7 +579,11 @@ impl Core {
             }
             RequestBody::Left => self.left(process, key),
             RequestBody::Arrive => {
+                let is_first = self.is_unfound(key);
                 let errno = self.arrive(process, key);
+                if is_first && errno == 0 {
+                    self.pass_on(process, key, Said::Arrived);
+                }
                 self.answer_about(process, key, reply, errno);
             }
             RequestBody::GetOption { .. }

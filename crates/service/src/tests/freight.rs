@@ -115,11 +115,17 @@ impl Pair {
 
     /// The peer connects, from such a port that server 0 has the flow.
     fn dial(&mut self, port: u16) -> SocketId {
+        self.dial_in(port, None)
+    }
+
+    /// As [`Pair::dial`], into one bucket.
+    fn dial_in(&mut self, port: u16, bucket: Option<u16>) -> SocketId {
         let now = self.worlds[0].now;
         for local in 20_000.. {
             let local = SocketAddr::new(super::harness::PEER.parse().unwrap(), local);
             let steered = self.worlds[0].server.core.shard.steered().unwrap();
-            if steered.steering.owner_of_flow(server_at(port), local) != 0 {
+            let its = steered.steering.bucket_of_flow(server_at(port), local);
+            if steered.steering.owner_of_flows(its) != 0 || bucket.is_some_and(|one| one != its) {
                 continue;
             }
             let peer = &mut self.worlds[0].peer.shard;
@@ -792,6 +798,30 @@ fn who_cannot_find_the_way_any_more_is_waited_for_by_nobody() {
     }
 }
 
+/// A server that leaves waits until somebody who has a shared connection has been there, if it only passed through:
+/// from there on he finds the way without it.
+#[test]
+fn a_server_on_the_way_of_a_shared_connection_waits_until_it_is_found() {
+    let (mut pair, program, place, peer, bucket) = connected();
+    let (fd, cookie) = placeholder();
+    program.tell(&mut pair, &place, RequestBody::Shared { cookie });
+    assert!(pair.move_bucket(0, bucket).moved);
+    assert_eq!(pair.core(0).stubs(), 0, "where it was accepted, its record is known");
+    assert!(pair.move_bucket(1, bucket).moved);
+    assert_eq!(pair.core(1).stubs(), 1);
+    let at = place.socket.stream.new_place().unwrap();
+    let name = (at.slot, at.generation);
+    program.apps[1].ask(&mut pair.worlds[1], name, RequestBody::Arrive).unwrap();
+    pair.settle();
+    assert_eq!(pair.core(1).stubs(), 0);
+    let now = pair.worlds[0].now;
+    pair.worlds[0].server.leave_peer(now, 1);
+    pair.run_for(10_000);
+    assert!(pair.worlds[0].peer.progress(peer).error.is_none());
+    assert_eq!(pair.core(0).counters.moved_lost, 0);
+    drop(fd);
+}
+
 #[test]
 fn the_death_of_a_process_ends_what_it_has_not_followed() {
     let (mut pair, program, _, peer, bucket) = connected();
@@ -834,6 +864,64 @@ fn a_shared_connection_is_followed_by_each_process_and_ends_with_its_placeholder
         pair.settle();
     }
     assert!(sockets(&mut pair, 0) <= 1 && child.process_id > 0);
+}
+
+/// What is closed goes on wherever it is, and keeps its bucket from going nowhere.
+#[test]
+fn a_shared_connection_that_was_closed_moves_as_often_as_it_is_asked_to() {
+    let (mut pair, program, place, peer, bucket) = connected();
+    let (fd, cookie) = placeholder();
+    program.tell(&mut pair, &place, RequestBody::Shared { cookie });
+    drop(fd);
+    let start = std::time::Instant::now();
+    while !pair.worlds[0].peer.progress(peer).rx_fin {
+        assert!(start.elapsed().as_secs() < 60, "the kernel never said so");
+        pair.settle();
+    }
+    for round in 0..4 {
+        let row = pair.move_bucket(round % 2, bucket);
+        assert!(row.moved && row.connections == 1, "{round}: {row:?}");
+    }
+    // It is there to hear the end of its peer.
+    let now = pair.worlds[0].now;
+    pair.worlds[0].peer.close(now, peer);
+    pair.run_for(1_000_000);
+    assert_eq!(pair.worlds[0].peer.progress(peer).error, None);
+    assert_eq!(pair.core(0).counters.moved_lost + pair.core(1).counters.moved_lost, 0);
+}
+
+/// No placeholder has the number 0, and no bucket is lost by who says so.
+#[test]
+fn a_placeholder_that_there_cannot_be_is_none() {
+    let (mut pair, program, mut place, peer, bucket) = connected();
+    program.tell(&mut pair, &place, RequestBody::Shared { cookie: 0 });
+    for round in 0..2 {
+        assert!(pair.move_bucket(round % 2, bucket).moved);
+        program.follow(&mut pair, &mut place);
+    }
+    assert_talk(&mut pair, &program, &place, peer);
+}
+
+#[test]
+fn what_cannot_be_written_down_ends_alone() {
+    let (mut pair, mut program, place, peer, bucket) = connected();
+    let core = pair.core(0);
+    let key = core.store.sockets.iter().find(|(_, one)| one.came_to.is_some()).unwrap().0;
+    // There is no placeholder by which it could be.
+    core.store.sockets.get_mut(key).unwrap().shared = true;
+    let neighbour = pair.dial_in(80, Some(bucket));
+    let mut its_place = program.accept(&mut pair, 0).unwrap();
+    let row = pair.move_bucket(0, bucket);
+    assert!(row.moved && row.connections == 2, "{row:?}");
+    pair.run_for(10_000);
+    assert_eq!(
+        pair.worlds[0].peer.progress(peer).error,
+        Some(haypile_engine::SocketError::ConnectionReset)
+    );
+    assert_eq!(place.socket.stream.take_error(), libc::ECONNRESET);
+    assert_ne!(place.socket.stream.status() & status::FAILED, 0);
+    program.follow(&mut pair, &mut its_place);
+    assert_talk(&mut pair, &program, &its_place, neighbour);
 }
 
 #[test]

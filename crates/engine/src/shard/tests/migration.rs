@@ -381,3 +381,21 @@ fn what_is_not_taken_comes_back() {
         assert_eq!(host.memory.received[&id], bytes);
     }
 }
+
+/// Nobody takes what nobody can read: its peer is not left waiting for data that never come.
+#[test]
+fn who_is_lost_on_the_way_is_told() {
+    let mut stage = stage(Limits::default());
+    let mut movers = [Mover::new([0, 1]), Mover::new([0, 1])];
+    give(&mut movers, &mut stage).expect("it is ours");
+    stage.depot.clear();
+    let (outcomes, _) = carry(&mut movers, &mut stage, 0);
+    assert!(matches!(outcomes[..], [Outcome::Refused(_)]), "{outcomes:?}");
+    let (outcomes, _) = carry(&mut movers, &mut stage, 1);
+    assert!(matches!(outcomes[..], [Outcome::Lost(_)]), "{outcomes:?}");
+    assert!(movers[0].is_idle() && movers[1].is_idle());
+    let client = stage.client;
+    stage.pair.run(100_000);
+    let error = stage.pair.hosts[0].progress(client).error;
+    assert_eq!(error, Some(SocketError::ConnectionReset));
+}

@@ -122,6 +122,7 @@ proptest! {
             Said::End(value > 0),
             Said::Shared(value as u64),
             Said::SetOption { option: slot as u16, value },
+            Said::Arrived,
         ] {
             let notice = LateNotice { epoch, token, slot, generation, said };
             let bytes = notice.encode();
