@@ -306,11 +306,13 @@ fn is_keeper(attachment: &Attachment, record: &Record) -> bool {
 impl Record {
     /// Sends a kick: that there is something in this very record.
     pub(crate) fn kick(&self, body: RequestBody) -> Result<(), Errno> {
-        let attachment = attach::near(self.memory.server())?;
-        if attachment.life() != self.memory.life() {
-            return Ok(());
-        }
-        match attachment.tell(self.slot(), self.generation(), body) {
+        let told = attach::near(self.memory.server()).and_then(|attachment| {
+            match attachment.life() == self.memory.life() {
+                true => attachment.tell(self.slot(), self.generation(), body),
+                false => Ok(()),
+            }
+        });
+        match told {
             // Whoever has it now knows what was in it.
             Err(_) if is_moved(self.status()) => Ok(()),
             told => told,

@@ -59,7 +59,11 @@ impl<'a> Wait<'a> {
             0 => u64::MAX,
             limit_us => sys::clock_monotonic_ns().saturating_add(limit_us.saturating_mul(1000)),
         };
-        let attachment = socket.attachment()?;
+        let attachment = match socket.attachment() {
+            // Nobody waits for a server that has left, but looks where the connection is now.
+            Err(_) if socket.is_moved() => attach::current()?,
+            attachment => attachment?,
+        };
         Ok(Wait { attachment, socket, fd, deadline_ns, spin_left: true })
     }
 
@@ -220,8 +224,13 @@ fn look_again<'a>(
 /// the owner words bear its own number.
 pub(crate) fn connection(fd: RawFd) -> Result<Pinned, Errno> {
     let socket = entry::ours(fd)?;
-    if attach::is_forked_from(socket.server()) && !socket.is_moved() {
-        drop(socket.attachment()?);
+    if attach::is_forked_from(socket.server())
+        && !socket.is_moved()
+        && let Err(errno) = socket.attachment()
+        // It may have moved meanwhile, and its server have left.
+        && !socket.is_moved()
+    {
+        return Err(errno);
     }
     Ok(socket)
 }

@@ -318,8 +318,21 @@ impl Fake {
     /// The server dies over the next message on a control connection, and what tells everybody comes a
     /// moment later. Waits until messages may come.
     pub fn die_over_the_next_message(&'static self) -> std::thread::JoinHandle<()> {
+        self.over_the_next_message(|fake| {
+            std::thread::sleep(Duration::from_millis(20));
+            fake.die();
+            fake.rise();
+        })
+    }
+
+    /// The server takes no message any more from the next one on, and then does as it is told. Waits until messages
+    /// may come.
+    pub(crate) fn over_the_next_message(
+        &'static self,
+        act: impl FnOnce(&'static Fake) + Send + 'static,
+    ) -> std::thread::JoinHandle<()> {
         let (ready, is_ready) = std::sync::mpsc::channel();
-        let death = std::thread::spawn(move || {
+        let thread = std::thread::spawn(move || {
             let mut state = self.settle();
             ready.send(()).unwrap();
             let controls =
@@ -330,14 +343,11 @@ impl Fake {
             for process in &mut state.processes {
                 process.control = Fd::from_raw(-1);
             }
-            std::thread::sleep(Duration::from_millis(20));
-            state.die();
             drop(state);
-            self.poke();
-            self.rise();
+            act(self);
         });
         is_ready.recv().unwrap();
-        death
+        thread
     }
 
     /// Another server takes its place.

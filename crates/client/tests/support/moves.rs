@@ -66,6 +66,18 @@ impl Fake {
         self.hand_over(slot, to)
     }
 
+    /// A connection moves to another server and this one leaves, when somebody asks it something.
+    pub fn leave_over_the_next_message(
+        &'static self,
+        slot: u32,
+        to: &'static Fake,
+    ) -> std::thread::JoinHandle<()> {
+        self.over_the_next_message(move |fake| {
+            let _: u32 = fake.move_to(slot, to);
+            fake.die();
+        })
+    }
+
     /// Whether a process has said that it has followed a connection here.
     pub fn is_arrived(&self, slot: u32) -> bool {
         self.settle().socket(slot).arrived
