@@ -330,6 +330,8 @@ impl Restless {
             let (mut moved, mut random) = (Moved::default(), Random::new(seed));
             while !over.load(Ordering::Relaxed) {
                 if let Some(report) = look(&control) {
+                    let lost = report.servers.iter().map(|row| row.counters.lost).sum::<u64>();
+                    assert_eq!(lost, 0, "buckets that could not be put back: {report:?}");
                     round(&control, &report, &mut random, &mut moved);
                 } else {
                     moved.unanswered += 1;
