@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 /// The longest that a tiny experiment may take on a busy machine.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(300);
 
 fn start(stage: &Stage, words: &[&str]) -> Process {
     let mut command = Command::new(env!("CARGO_BIN_EXE_haypile"));
