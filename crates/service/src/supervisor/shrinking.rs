@@ -107,7 +107,7 @@ impl Supervisor {
         if stubs > 0 {
             complain(&format!(
                 "server {server} leaves before programs have followed {stubs} connections: they have \
-                 60 s"
+                 60 s, and those that had only passed through it end"
             ));
         }
         self.note_done(server, Phase::Parting);
